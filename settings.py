@@ -165,7 +165,6 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description, knobs=()):
         verbatim = argparse.RawDescriptionHelpFormatter
-        description = (description or "").replace("%", "%%")
         super().__init__(description=description, allow_abbrev=False, formatter_class=verbatim)
         self.knobs = ["ON_COLAB", *knobs, "DEBUG"]
         ways = "each also by the environment variable CLIP_<NAME>, or by editing settings.py"
