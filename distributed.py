@@ -1,0 +1,141 @@
+"""Several processes, one training: what `torchrun --nproc-per-node=N clipFineTuner.py` needs of torch.distributed.
+
+Every function also works in a single process, where there is nothing to exchange. Each process embeds its share of
+the global batch, all gather all embeddings (`gather_with_gradient`), compute the same loss, and average their
+gradients (`average_gradients`); the result is the gradient of one process with the whole batch.
+"""
+
+import os
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+# A rank that waits longer than this for another one gives up, so that a dead rank never holds the others for ever.
+TIMEOUT = timedelta(minutes=15)
+BUCKET_BYTES = 64 * 2**20  # gradients travel in buckets of about this size: few calls, little extra memory
+
+
+class Ranks(NamedTuple):
+    """This process's place among all: `rank` of `world_size`, the `local_rank`-th one on its machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def start(device="auto", timeout=TIMEOUT):
+    """Join the processes that torchrun started -> Ranks; without torchrun's environment, Ranks(0, 1, 0).
+
+    `device` is the knob DEVICE: "auto" and "cuda" give every process the GPU of its local rank.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return Ranks(0, 1, 0)
+    ranks = Ranks(*(int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        raise ValueError("RANK and WORLD_SIZE are set but MASTER_ADDR or MASTER_PORT is not: start with torchrun")
+    if device.startswith("cuda:") and ranks.world_size > 1:
+        raise ValueError(f"DEVICE={device} would put every process on one GPU: with torchrun, leave it at auto or cuda")
+    backend = "gloo"
+    if torch.cuda.is_available() and device.startswith(("auto", "cuda")):
+        gpus = torch.cuda.device_count()
+        if ranks.local_rank >= gpus:
+            raise ValueError(
+                f"local rank {ranks.local_rank} has no GPU of its own, the machine shows {gpus}: lower --nproc-per-node"
+            )
+        torch.cuda.set_device(ranks.local_rank)
+        backend = "cpu:gloo,cuda:nccl"  # flags and objects travel between the CPUs, without waiting for the GPU
+    dist.init_process_group(backend, timeout=timeout)
+    return ranks
+
+
+def stop():
+    """Leave the group; call it at the regular end only: after an error, exiting is what lets torchrun end the rest."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size():
+    """How many processes take part."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather_objects(value):
+    """The `value` of every rank, in the order of ranks, on every rank. Also a barrier."""
+    values = [value]
+    if world_size() > 1:
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def any_rank(flag):
+    """True on every rank if `flag` is true on any: how ranks agree on what only one of them saw."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor([int(flag)])
+    if "gloo" not in dist.get_backend_config():
+        flags = flags.to(torch.accelerator.current_accelerator())
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+def gather(tensor):
+    """(n, ...) of every rank -> (world_size * n, ...) in the order of ranks, without a graph.
+
+    Every rank must bring the same n.
+    """
+    if world_size() == 1:
+        return tensor.detach()
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return torch.cat(parts)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        ctx.rows = len(tensor)
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        first = dist.get_rank() * ctx.rows
+        return gradient[first : first + ctx.rows] * world_size()
+
+
+def gather_with_gradient(tensor):
+    """(n, ...) of every rank -> (world_size * n, ...), with a gradient for this rank's own rows.
+
+    It is for a loss that every rank computes alike over the whole batch. Each rank's own rows then receive their
+    whole gradient without communication. It comes multiplied by the world size, since `average_gradients` divides by
+    it; parameters of the loss itself, such as the logit scale, have the same gradient everywhere and stay as they are.
+    """
+    return _GatherWithGradient.apply(tensor) if world_size() > 1 else tensor
+
+
+def average_gradients(parameters):
+    """Replace every gradient by its mean over the ranks."""
+    if world_size() == 1:
+        return
+    bucket, size = [], 0
+    for gradient in [p.grad for p in parameters if p.grad is not None] + [None]:
+        # One dtype a bucket; the None at the end sends the last one.
+        if bucket and (gradient is None or size >= BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+            flat = torch.cat([g.flatten() for g in bucket])
+            dist.all_reduce(flat)
+            flat /= world_size()
+            for g, mean in zip(bucket, flat.split([g.numel() for g in bucket])):
+                g.copy_(mean.view_as(g))
+            bucket, size = [], 0
+        if gradient is not None:
+            bucket.append(gradient)
+            size += gradient.numel() * gradient.element_size()
+
+
+def broadcast(tensors):
+    """Overwrite every tensor by rank 0's: parameters and buffers, so that all ranks start from the same model."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
