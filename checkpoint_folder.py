@@ -1,0 +1,148 @@
+"""The folder of a training run: one trainer at a time, the newest checkpoint that can be read, and the run's numbers.
+
+    checkpoint_00001000.pt   every CHECKPOINT_INTERVAL steps, the newest KEEP_CHECKPOINTS of them
+    best_checkpoint.pt       the best mean Recall@10 on the validation shards so far
+    final_checkpoint.pt      the end of the training
+    metrics.jsonl            one JSON object a line: everything that was logged
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from atomic_write import atomic_write
+from openClipManagement import read_checkpoint, save_checkpoint
+
+FINAL, BEST, METRICS = "final_checkpoint.pt", "best_checkpoint.pt", "metrics.jsonl"
+
+
+def warn(text):
+    """A line that is seen among progress bars and redirected output alike."""
+    print(f"WARNING: {text}", file=sys.stderr, flush=True)
+
+
+class CheckpointFolder:
+    """The checkpoints and metrics of one run."""
+
+    def __init__(self, path, keep=3):
+        self.path, self.keep = Path(path), keep
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self):
+        """Hold the folder for this process; ValueError if another trainer holds it. A killed one's lock is void."""
+        file = open(self.path / ".lock", "a+")  # noqa: SIM115 - it stays open as long as the lock is held
+        try:
+            _lock_file(file)
+        except BlockingIOError:
+            raise ValueError(
+                f"another trainer is writing to {self.path}; wait for it, or choose another CHECKPOINT_DIR"
+            ) from None
+        except OSError as error:  # network folders such as Google Drive may not know locks
+            warn(f"{self.path} cannot be locked ({error}): make sure that no other trainer writes there")
+        with file:
+            yield
+
+    # ------------------------------------------------------------------------------------------ writing
+
+    def periodic(self, step):
+        """The path of the checkpoint of a step."""
+        return self.path / f"checkpoint_{step:08d}.pt"
+
+    def save(self, path, clip_model, **fields):
+        """Write a checkpoint whole or not at all -> True; on a full disk warn, keep the older ones -> False."""
+        try:
+            save_checkpoint(path, clip_model, **fields)
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
+            if isinstance(error, RuntimeError) and not re.search("write|PytorchStreamWriter|file", str(error)):
+                raise
+            free = shutil.disk_usage(self.path).free / 2**20
+            warn(
+                f"{path} could not be written ({str(error).splitlines()[0]}; {free:,.0f} MiB free): earlier checkpoints "
+                "are whole, training goes on; free some space, or lower KEEP_CHECKPOINTS"
+            )
+            return False
+        for old in self._periodic_files()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return True
+
+    def log(self, record):
+        """Append one line to metrics.jsonl."""
+        try:
+            with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            warn(f"{self.path / METRICS} could not be written ({error}); training goes on")
+
+    # ------------------------------------------------------------------------------------------ reading
+
+    def _periodic_files(self):
+        """Periodic checkpoints, newest first."""
+        return sorted(self.path.glob("checkpoint_*.pt"), reverse=True)
+
+    def newest(self):
+        """(path, checkpoint) of the furthest step that can be read, or None; damaged files are passed over loudly."""
+        found = None
+        for path in [self.path / FINAL, *self._periodic_files()]:
+            if not path.exists():
+                continue
+            try:
+                checkpoint = read_checkpoint(path)
+                step = checkpoint["step"]
+            except (ValueError, KeyError) as error:
+                warn(f"{path} is damaged and passed over: {error}")
+                continue
+            if found is None or step > found[1]["step"]:
+                found = (path, checkpoint)
+            if path.name != FINAL:
+                break
+        return found
+
+    def records(self):
+        """The objects of metrics.jsonl; a last line that was cut by a crash is left out."""
+        try:
+            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        records = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records
+
+    def forget_after(self, step):
+        """Drop the lines of metrics.jsonl behind a step: the resumed run writes them again."""
+        kept = [record for record in self.records() if record.get("step", 0) <= step]
+        with atomic_write(self.path / METRICS) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def start_afresh(self):
+        """Refuse to mix two runs: a folder with checkpoints in it needs RESUME, or must be emptied by its owner."""
+        present = [path.name for path in [*self._periodic_files(), self.path / FINAL] if path.exists()]
+        if present:
+            raise ValueError(
+                f"{self.path} already holds {present[0]}; go on from it with --resume, "
+                "choose another CHECKPOINT_DIR, or empty the folder"
+            )
+        (self.path / METRICS).unlink(missing_ok=True)
+
+
+def _lock_file(file):
+    if os.name == "nt":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
