@@ -1,13 +1,15 @@
 """The folder of a training run: one trainer at a time, the newest checkpoint that can be read, and the run's numbers.
 
-    checkpoint_00001000.pt   every CHECKPOINT_INTERVAL steps, the newest KEEP_CHECKPOINTS of them
-    best_checkpoint.pt       the best mean Recall@10 on the validation shards so far
-    final_checkpoint.pt      the end of the training
-    metrics.jsonl            one JSON object a line: everything that was logged
+checkpoint_00001000.pt   every CHECKPOINT_INTERVAL steps, the newest KEEP_CHECKPOINTS of them
+best_checkpoint.pt       the best mean Recall@10 on the validation shards so far
+final_checkpoint.pt      the end of the training
+metrics.jsonl            one JSON object a line: everything that was logged
+training_curves.png      the same as a picture
 """
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -18,7 +20,8 @@ from pathlib import Path
 from atomic_write import atomic_write
 from openClipManagement import read_checkpoint, save_checkpoint
 
-FINAL, BEST, METRICS = "final_checkpoint.pt", "best_checkpoint.pt", "metrics.jsonl"
+FINAL, BEST = "final_checkpoint.pt", "best_checkpoint.pt"
+METRICS, CURVES = "metrics.jsonl", "training_curves.png"
 
 
 def warn(text):
@@ -123,15 +126,18 @@ class CheckpointFolder:
         with atomic_write(self.path / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
-    def start_afresh(self):
-        """Refuse to mix two runs: a folder with checkpoints in it needs RESUME, or must be emptied by its owner."""
-        present = [path.name for path in [*self._periodic_files(), self.path / FINAL] if path.exists()]
-        if present:
-            raise ValueError(
-                f"{self.path} already holds {present[0]}; go on from it with --resume, "
-                "choose another CHECKPOINT_DIR, or empty the folder"
-            )
-        (self.path / METRICS).unlink(missing_ok=True)
+    def set_aside(self):
+        """Move an earlier run's files into a folder of their own, so that a new run neither mixes with nor loses them."""
+        names = [FINAL, BEST, METRICS, CURVES, *(path.name for path in self._periodic_files())]
+        present = [self.path / name for name in names if (self.path / name).exists()]
+        if not present:
+            return
+        number = next(n for n in itertools.count(1) if not (self.path / f"earlier_run_{n}").exists())
+        aside = self.path / f"earlier_run_{number}"
+        aside.mkdir()
+        for path in present:
+            path.rename(aside / path.name)
+        print(f"{self.path} held another run; it is now in {aside} (delete it if you do not need it; --resume goes on)")
 
 
 def _lock_file(file):

@@ -61,6 +61,11 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank():
+    """This process's number, 0 in a single one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def gather_objects(value):
     """The `value` of every rank, in the order of ranks, on every rank. Also a barrier."""
     values = [value]

@@ -70,13 +70,14 @@ def create_model(name, pretrained="", cache_dir=None, device="cpu", seed=0):
     return clip_model
 
 
-def load_model(path, device="cpu", cache_dir=None, name=None, default_name=None):
+def load_model(path, device="cpu", cache_dir=None, name=None, default_name=None, checkpoint=None):
     """Build the model of a checkpoint file and load its weights.
 
     The architecture comes from the checkpoint. A `name` that contradicts it is refused; a file that does not say what
-    it holds (bare weights, another trainer's file) is taken to be of `name`, else of `default_name`.
+    it holds (bare weights, another trainer's file) is taken to be of `name`, else of `default_name`. `checkpoint` is what
+    `read_checkpoint(path)` returned, if it was read already.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = checkpoint or read_checkpoint(path)
     saved_name, saved_config = checkpoint.get("model_name"), checkpoint.get("model_config")
     if name is not None and saved_name is not None:
         name = _known_name(name)
@@ -149,7 +150,9 @@ def _known_name(name):
     name = name.replace("/", "-")
     if open_clip.get_model_config(name) is None:
         near = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3, 0.5)) or "ViT-B-32"
-        raise ValueError(f"MODEL_NAME={name} is no OpenCLIP model; near names: {near}; or give the path of a config JSON")
+        raise ValueError(
+            f"MODEL_NAME={name} is no OpenCLIP model; near names: {near}; or give the path of a config JSON"
+        )
     return name
 
 
@@ -307,7 +310,9 @@ def read_checkpoint(path):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and safetensors errors have no common class
         reason = str(error).split("\n")[0][:160]
-        raise ValueError(f"checkpoint {path} cannot be read: it is damaged or holds more than plain weights ({reason})") from error
+        raise ValueError(
+            f"checkpoint {path} cannot be read: it is damaged or holds more than plain weights ({reason})"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds no weights: expected a dictionary, found {type(content).__name__}")
     found = next((key for key in ("state_dict", "model_state_dict") if isinstance(content.get(key), dict)), None)

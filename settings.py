@@ -63,7 +63,7 @@ class Settings:
 
     # Training
     EPOCHS: int = knob(5, "passes over the training shards", at_least=1)
-    MAX_STEPS: int | None = knob(None, "stop after this many steps, whatever EPOCHS says", at_least=1)
+    MAX_STEPS: int | None = knob(None, "stop after this many steps; takes the place of EPOCHS unless that is set by flag or environment too", at_least=1)
     LOSS: str = knob("clip", "clip: multi-positive InfoNCE; siglip: multi-positive sigmoid", choices=("clip", "siglip"))
     LEARNING_RATE: float = knob(1e-5, "peak learning rate (1e-5 suits pretrained weights, 1e-3 small models from random)", above=0)
     LR_SCHEDULE: str = knob("cosine", "learning rate after the warmup", choices=("cosine", "constant"))
@@ -81,9 +81,10 @@ class Settings:
     CHECKPOINT_INTERVAL: int = knob(1000, "steps between checkpoints", at_least=1)
     KEEP_CHECKPOINTS: int = knob(3, "periodic checkpoints kept; older ones are deleted", at_least=1)
     RESUME: str = knob("none", "none, auto (the newest checkpoint of CHECKPOINT_DIR, if any), or a checkpoint file")
-    EVAL_INTERVAL: int | None = knob(500, "steps between evaluations while training; none switches them off", at_least=1)
+    EVAL_INTERVAL: int | None = knob(1000, "steps between evaluations while training; none switches them off", at_least=1)
     PATIENCE: int | None = knob(None, "stop after this many evaluations without a better mean Recall@10", at_least=1)
     LOG_INTERVAL: int = knob(10, "steps between log lines", at_least=1)
+    TENSORBOARD: bool = knob(False, "write TensorBoard event files beside the checkpoints")
     DEBUG: bool = knob(False, "show the traceback of an error, not its one line")
 # fmt: on
 
@@ -202,6 +203,7 @@ class Parser(argparse.ArgumentParser):
         leading = [f"{_flag(name)}={os.environ['CLIP_' + name]}" for name in self.knobs if "CLIP_" + name in os.environ]
         values = super().parse_args(leading + args, namespace)
         given = {name.upper(): value for name, value in vars(values).items() if name.upper() in self.knobs}
+        values.given = set(given)  # the knobs that this call set, by flag or environment
         resolved = _resolve(given)
         for name in self.knobs:
             try:  # a default that was edited in this file obeys the same rule

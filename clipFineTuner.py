@@ -1,0 +1,509 @@
+"""Fine-tune an OpenCLIP model on the training shards.
+
+    python clipFineTuner.py
+    python clipFineTuner.py --max-steps 500 --batch-size 128
+    python clipFineTuner.py --resume                                  # go on from the newest checkpoint
+    torchrun --nproc-per-node=2 clipFineTuner.py                      # BATCH_SIZE is shared among the processes
+
+CHECKPOINT_DIR receives checkpoint_NNNNNNNN.pt every CHECKPOINT_INTERVAL steps, best_checkpoint.pt, final_checkpoint.pt,
+metrics.jsonl and training_curves.png. Ctrl-C and SIGTERM save a checkpoint and leave; Ctrl-C twice ends at once.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import sys
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import dBManagement
+import distributed
+import evaluate_clip
+import gradient_cache
+import losses
+import openClipManagement as clip
+import optimization
+import settings
+import training_log
+from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, warn
+
+MODEL_KNOBS = ["MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR"]
+DATA_KNOBS = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN", "NUM_WORKERS"]
+# A resumed run with another value of one of these would no longer be the same training.
+MATHEMATICAL_KNOBS = [
+    "BATCH_SIZE", "VIEWS", "SEED", "PRECISION", "LOSS", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "WEIGHT_DECAY",
+    "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY",
+]  # fmt: skip
+OTHER_KNOBS = [
+    "EPOCHS", "MAX_STEPS", "DEVICE", "MICRO_BATCH_SIZE", "GRAD_CHECKPOINTING", "CHECKPOINT_DIR", "CHECKPOINT_INTERVAL",
+    "KEEP_CHECKPOINTS", "RESUME", "EVAL_INTERVAL", "PATIENCE", "LOG_INTERVAL", "TENSORBOARD",
+]  # fmt: skip
+MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+@dataclass
+class Progress:
+    """Where the training is; every checkpoint holds it."""
+
+    step: int = 0  # steps done, skipped ones included
+    epoch: int = 0
+    batch: int = 0  # batches done in this epoch
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    first_score: float | None = None  # mean Recall@10 before the first step
+    best_score: float | None = None
+    evaluations_since_best: int = 0
+
+
+@dataclass
+class Training:
+    """What a run consists of, made by `setup` and used by `fit`."""
+
+    clip_model: clip.ClipModel
+    loader: object
+    valid_loader: object | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    folder: CheckpointFolder
+    recorder: training_log.Recorder
+    precision: str
+    total_steps: int
+    micro_batch_size: int | None
+    progress: Progress
+    settings: dict
+    is_main: bool  # rank 0: the one that writes
+
+
+def main(argv=None):
+    """Settings, then everything the training needs, then the training."""
+    args = parse_arguments(argv)
+    ranks = distributed.start(args.device)
+    with contextlib.ExitStack() as stack:
+        if ranks.rank > 0:  # one console, one writer
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        folder = CheckpointFolder(args.checkpoint_dir, args.keep_checkpoints)
+        if ranks.rank == 0:
+            stack.enter_context(folder.lock())
+        training = setup(args, ranks, folder)
+        announce(training, args, ranks)
+        fit(training, args, stack.enter_context(StopSignals()))
+    distributed.stop()
+
+
+def parse_arguments(argv):
+    """The knobs of a training run, checked against each other."""
+    parser = settings.Parser(__doc__, MODEL_KNOBS + DATA_KNOBS + MATHEMATICAL_KNOBS + OTHER_KNOBS)
+    parser.add_argument(
+        "--force", action="store_true", help="resume although settings differ that change the mathematics"
+    )
+    args = parser.parse_args(argv)
+    if args.max_steps is not None and "EPOCHS" not in args.given:
+        args.epochs = None
+    if args.micro_batch_size is not None and args.micro_batch_size > args.batch_size:
+        parser.error(
+            f"MICRO_BATCH_SIZE={args.micro_batch_size} exceeds BATCH_SIZE={args.batch_size}, of which it is a part"
+        )
+    if args.patience is not None and args.eval_interval is None:
+        parser.error("PATIENCE counts evaluations, but EVAL_INTERVAL is none: set EVAL_INTERVAL too")
+    return args
+
+
+# --------------------------------------------------------------------------------------------------- setup
+
+
+def setup(args, ranks, folder):
+    """Build or restore everything: model, data, optimizer, progress."""
+    device = clip.pick_device(args.device, ranks.local_rank)
+    torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
+    checkpoint = find_checkpoint(args, folder)
+    if checkpoint is None:
+        clip_model = clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed)
+        if args.loss == "siglip":
+            clip.add_logit_bias(clip_model)
+    else:
+        same_name = checkpoint["settings"]["MODEL_NAME"] == args.model_name
+        clip_model = clip.load_model(
+            checkpoint["path"],
+            device,
+            args.model_cache_dir,
+            None if same_name else args.model_name,
+            checkpoint=checkpoint,
+        )
+        args.precision = checkpoint["settings"]["PRECISION"] if args.precision == "auto" else args.precision
+    precision = args.precision = clip.pick_precision(args.precision, device)
+    if args.grad_checkpointing:
+        clip_model.model.set_grad_checkpointing()
+    distributed.broadcast([*clip_model.model.parameters(), *clip_model.model.buffers()])
+
+    loader, valid_loader = load_data(args, ranks, clip_model)
+    steps = len(loader) * args.epochs if args.epochs else args.max_steps
+    total_steps = min(steps, args.max_steps or steps)
+    optimization.check_warmup(args.warmup_steps, total_steps)
+    average = None
+    if args.ema_decay is not None:
+        average = AveragedModel(clip_model.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+    training = Training(
+        clip_model=clip_model,
+        loader=loader,
+        valid_loader=valid_loader,
+        optimizer=optimization.make_optimizer(
+            clip_model.model, args.learning_rate, (args.beta1, args.beta2), args.eps, args.weight_decay
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        average=average,
+        folder=folder,
+        recorder=training_log.Recorder(folder, args.tensorboard and ranks.rank == 0),
+        precision=precision,
+        total_steps=total_steps,
+        micro_batch_size=args.micro_batch_size,
+        progress=Progress(),
+        settings={
+            name: getattr(args, name.lower()) for name in MODEL_KNOBS + DATA_KNOBS + MATHEMATICAL_KNOBS + OTHER_KNOBS
+        },
+        is_main=ranks.rank == 0,
+    )
+    if checkpoint is not None:
+        restore(training, checkpoint, args.force)
+    elif training.is_main:
+        folder.set_aside()
+    return training
+
+
+def load_data(args, ranks, clip_model):
+    """(training loader, validation loader or None), each giving this process its share."""
+    if args.batch_size % ranks.world_size:
+        raise ValueError(
+            f"BATCH_SIZE={args.batch_size} does not divide among {ranks.world_size} processes; make it a multiple"
+        )
+    mine = {"rank": ranks.rank, "world_size": ranks.world_size, "num_workers": args.num_workers}
+    loader = dBManagement.train_loader(
+        args.train_dataset_pattern,
+        clip.image_transform(clip_model, train=True),
+        clip_model.tokenizer,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        views=args.views,
+        **mine,
+    )
+    if args.eval_interval is None:
+        return loader, None
+    try:
+        transform = clip.image_transform(clip_model, train=False)
+        pattern, size = args.valid_dataset_pattern, args.batch_size // ranks.world_size
+        return loader, dBManagement.eval_loader(pattern, transform, clip_model.tokenizer, batch_size=size, **mine)
+    except FileNotFoundError as error:
+        if "VALID_DATASET_PATTERN" in args.given:
+            raise
+        warn(f"training goes on without evaluation, so without best_checkpoint.pt: {error}")
+        return loader, None
+
+
+# -------------------------------------------------------------------------------------------------- resume
+
+
+def find_checkpoint(args, folder):
+    """The checkpoint that RESUME asks for, with its `path`, or None for a new run."""
+    if args.resume == "none":
+        return None
+    if args.resume == "auto":
+        found = folder.newest()
+        if found is None:
+            print(f"nothing to resume in {folder.path}: this is a new run")
+            return None
+        path, checkpoint = found
+    else:
+        path, checkpoint = args.resume, clip.read_checkpoint(args.resume)
+    absent = [key for key in ("step", "optimizer", "progress", "data", "settings") if key not in checkpoint]
+    if absent:
+        raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
+    return {**checkpoint, "path": str(path)}
+
+
+def restore(training, checkpoint, force):
+    """Put a run back to where the checkpoint was written; settings that differ are listed, grave ones refused."""
+    saved, now = checkpoint["settings"], training.settings
+    different = [name for name in now if name != "RESUME" and saved.get(name, now[name]) != now[name]]
+    grave = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in MATHEMATICAL_KNOBS]
+    grave += training.loader.check_state(checkpoint["data"])
+    if grave and not force:
+        raise ValueError(
+            f"{checkpoint['path']} was written by another training: {'; '.join(grave)}; restore these, or add --force to go "
+            "on all the same"
+        )
+    for name in different:
+        print(f"resuming with another {name}: was {saved[name]}, is {now[name]}")
+    for line in grave:
+        warn(f"forced: {line}")
+    if training.average is not None and "raw_state_dict" in checkpoint:
+        # `state_dict` holds the average, which `load_model` put into the model that the average was copied from.
+        training.average.n_averaged.fill_(checkpoint["averaged_steps"])
+        training.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])
+    training.optimizer.load_state_dict(checkpoint["optimizer"])
+    training.scaler.load_state_dict(checkpoint["scaler"])
+    training.progress = Progress(**checkpoint["progress"])
+    training.micro_batch_size = (
+        checkpoint["micro_batch_size"] if now["MICRO_BATCH_SIZE"] is None else training.micro_batch_size
+    )
+    if training.is_main:
+        training.folder.forget_after(training.progress.step)
+    print(f"resumed {checkpoint['path']}: step {training.progress.step}, epoch {training.progress.epoch + 1}")
+
+
+def checkpoint_fields(training):
+    """What a checkpoint holds beside the weights of the model."""
+    progress, model = training.progress, training.clip_model.model
+    fields = {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "progress": asdict(progress),
+        "data": training.loader.state(),
+        "settings": training.settings,
+        "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        # Before each step torch is seeded from these two and the rank: they are the whole random state.
+        "random": {"seed": training.settings["SEED"], "step": progress.step},
+        "micro_batch_size": training.micro_batch_size,
+        "metrics": training.recorder.last,
+    }
+    if training.average is not None:
+        fields["state_dict"] = training.average.module.state_dict()
+        fields["raw_state_dict"] = model.state_dict()
+        fields["averaged_steps"] = int(training.average.n_averaged)
+    return fields
+
+
+def save(training, path):
+    """Write a checkpoint; only rank 0 does."""
+    if training.is_main and training.folder.save(path, training.clip_model, **checkpoint_fields(training)):
+        print(f"saved {path}")
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def fit(training, args, stop):
+    """Train from the current progress to the end, with logs, evaluations and checkpoints on the way."""
+    progress, folder = training.progress, training.folder
+    if progress.step == 0:
+        evaluate(training)
+    clock = training_log.Clock()
+    bar = tqdm(
+        total=training.total_steps, initial=progress.step, unit="step", disable=None if training.is_main else True
+    )
+    with bar:
+        for batch in batches(training):
+            clock.data_arrived()
+            record = train_step(training, args, batch)
+            clock.step_done(args.batch_size)
+            bar.update()
+            step, last = progress.step, progress.step == training.total_steps
+            if step % args.log_interval == 0 or last:
+                training.recorder.log_training(record, clock.lap(), progress, training.total_steps)
+            stopped = distributed.any_rank(stop.requested)
+            if args.eval_interval and (step % args.eval_interval == 0 or last) and not stopped:
+                evaluate(training)
+                stopped = args.patience is not None and progress.evaluations_since_best >= args.patience
+                if stopped and not last:
+                    print(
+                        f"step {step}: no better mean Recall@10 in {args.patience} evaluations, so the training ends here"
+                    )
+                    break
+            if (step % args.checkpoint_interval == 0 and not last) or (stopped and not last):
+                save(training, folder.periodic(step))
+            if stopped and not last:
+                print(f"stopped by {stop.requested or 'another process'} at step {step}; go on with --resume")
+                return
+            clock.restart()
+    save(training, folder.path / FINAL)
+    finish(training)
+
+
+def batches(training):
+    """Batches from the current position on, epoch after epoch, until all steps are done."""
+    progress = training.progress
+    while progress.step < training.total_steps:
+        training.loader.set_epoch(progress.epoch, progress.batch)
+        for batch in training.loader:
+            progress.batch += 1
+            yield batch
+            if progress.step == training.total_steps:
+                return
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+
+
+def train_step(training, args, batch):
+    """One optimizer step -> {loss, learning_rate, grad_norm} as tensors and numbers."""
+    progress, optimizer, scaler = training.progress, training.optimizer, training.scaler
+    clip_model, model = training.clip_model, training.clip_model.model
+    device = clip_model.device
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss_function = {"clip": losses.clip_loss, "siglip": losses.siglip_loss}[args.loss]
+
+    def embed(images, tokens):
+        with clip.autocast(device, training.precision):
+            return clip.encode_images(clip_model, images), clip.encode_texts(clip_model, tokens)
+
+    def loss_of(image_embeddings, text_embeddings, products):
+        bias = getattr(model, "logit_bias", None)
+        return loss_function(image_embeddings, text_embeddings, products, model.logit_scale.exp(), bias)
+
+    # ---- the step ------------------------------------------------------------------------------------
+    model.train()
+    learning_rate = optimization.learning_rate(
+        progress.step, training.total_steps, args.warmup_steps, args.learning_rate, args.lr_schedule
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    torch.manual_seed(step_seed(args.seed, progress.step, distributed.rank()))  # dropout repeats after a resume
+    images, tokens, products = (t.to(device, non_blocking=True) for t in (batch.images, batch.tokens, batch.products))
+    loss, training.micro_batch_size = gradient_cache.backward_with_retry(
+        embed, loss_of, images, tokens, products, parameters,
+        micro_batch_size=training.micro_batch_size, scaler=scaler, say=warn,
+    )  # fmt: skip
+    scaler.unscale_(optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, args.grad_clip_norm or math.inf)
+    finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))  # the one value fetched from the device each step
+    if finite:
+        scaler.step(optimizer)
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        if training.average is not None:
+            training.average.update_parameters(model)
+    scaler.update()
+    # ----------------------------------------------------------------------------------------------------
+    progress.step += 1
+    count_skipped(training, finite, loss)
+    return {
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "grad_norm": grad_norm,
+        "logit_scale": model.logit_scale.exp(),
+    }
+
+
+def step_seed(seed, step, rank):
+    """A seed for one step of one process: a resumed run needs no saved random state."""
+    return (seed * 1_000_003 + step) * 1_000_003 + rank
+
+
+def count_skipped(training, finite, loss):
+    """Count a step without update; ValueError after ten in a row, with a checkpoint if the weights are still sound."""
+    progress = training.progress
+    if finite:
+        progress.skipped_in_a_row = 0
+        return
+    progress.skipped_steps += 1
+    progress.skipped_in_a_row += 1
+    what = "gradient" if torch.isfinite(loss) else "loss"
+    print(f"step {progress.step}: the {what} is not finite, so the weights stay as they were")
+    if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+        return
+    first = progress.step - MAX_SKIPPED_IN_A_ROW + 1
+    sound = all(torch.isfinite(p).all() for p in training.clip_model.model.parameters())
+    if sound:
+        save(training, training.folder.periodic(progress.step))
+    raise ValueError(
+        f"the loss or its gradient was not finite in steps {first} to {progress.step}, so the training stops "
+        f"({'a checkpoint of the last sound weights is saved' if sound else 'the weights are not finite either'}); "
+        "lower LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32"
+    )
+
+
+def evaluate(training):
+    """Measure Recall@k on the validation shards, log it, keep the best model, and warn if it got worse than at the start."""
+    if training.valid_loader is None:
+        return
+    progress, clip_model = training.progress, training.clip_model
+    if training.average is not None and progress.step > 0:
+        clip_model = replace(clip_model, model=training.average.module)
+    results = evaluate_clip.measure(clip_model, training.valid_loader, training.precision)
+    score = sum(results["recall@10"].values()) / 2
+    if progress.first_score is None:
+        progress.first_score = score
+    better = progress.best_score is None or score > progress.best_score
+    progress.best_score = score if better else progress.best_score
+    progress.evaluations_since_best = 0 if better else progress.evaluations_since_best + 1
+    training.recorder.log_evaluation(results, score, progress)
+    if score < progress.first_score:
+        warn(
+            f"step {progress.step}: mean Recall@10 is {score:.4f}, below the {progress.first_score:.4f} before training; "
+            "LEARNING_RATE may be too high for these weights"
+        )
+    if better and progress.step > 0:
+        save(training, training.folder.path / BEST)
+
+
+def finish(training):
+    """Say how it went and draw the curves."""
+    progress, folder = training.progress, training.folder
+    if training.is_main:
+        training_log.draw_curves(folder.records(), folder.path / CURVES)
+    if progress.best_score is not None:
+        best = f"best mean Recall@10 {progress.best_score:.4f}, at the start {progress.first_score:.4f}"
+        print(f"{progress.step} steps done, {progress.skipped_steps} skipped; {best}")
+    lost = sum(training.loader.skipped.values())
+    if lost:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in training.loader.skipped.most_common())
+        warn(f"{lost} training samples could not be used: {reasons}")
+
+
+def announce(training, args, ranks):
+    """One block that says what will happen."""
+    clip_model, folder = training.clip_model, training.folder
+    everything, trainable = clip.count_parameters(clip_model.model)
+    copies = 3 + 2 * (training.average is not None)  # weights, two moments of AdamW, average and raw weights
+    size = 4 * everything * copies
+    number = (
+        min(args.keep_checkpoints, training.total_steps // args.checkpoint_interval)
+        + 1
+        + (training.valid_loader is not None)
+    )
+    free = shutil.disk_usage(folder.path).free
+    micro = training.micro_batch_size or args.batch_size // ranks.world_size
+    lines = {
+        "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
+        "parameters": f"{everything:,}, trainable {trainable:,}",
+        "device": f"{clip_model.device}, {training.precision}"
+        + (f", {ranks.world_size} processes" if ranks.world_size > 1 else ""),
+        "data": f"{training.loader.num_samples:,} samples, {len(training.loader):,} batches an epoch",
+        "validation": f"{training.valid_loader.num_samples:,} samples" if training.valid_loader else "none",
+        "steps": f"{training.total_steps:,} of {args.batch_size} samples, {micro} on the device at once",
+        "learning rate": f"{args.learning_rate:g}, {args.warmup_steps} steps of warmup, then {args.lr_schedule}",
+        "checkpoints": f"{number} of {size / 2**20:,.0f} MiB in {folder.path}, {free / 2**20:,.0f} MiB free",
+    }
+    print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)
+    if number * size > free:
+        warn(
+            f"{number} checkpoints of {size / 2**20:,.0f} MiB may not fit into {folder.path}: free space or lower KEEP_CHECKPOINTS"
+        )
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM ask the training to stop after the current step; the second Ctrl-C ends it at once."""
+
+    def __init__(self):
+        self.requested = ""
+
+    def __enter__(self):
+        self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number, _):
+        self.requested = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the system's own handler works even where Python's cannot run
+        print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    settings.run(main)

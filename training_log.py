@@ -1,0 +1,100 @@
+"""The numbers of a training run: a console line, metrics.jsonl, TensorBoard, and curves as a picture."""
+
+import time
+
+from tqdm import tqdm
+
+
+class Clock:
+    """Throughput and the share of time spent waiting for data, over the steps since the last log line."""
+
+    def __init__(self):
+        self._samples, self._waiting, self._working = 0, 0.0, 0.0
+        self.restart()
+
+    def restart(self):
+        """Time that passed since the last step, on an evaluation or a checkpoint say, does not count."""
+        self._mark = time.perf_counter()
+
+    def data_arrived(self):
+        """The batch is here: what passed was waiting."""
+        self._waiting += self._since_mark()
+
+    def step_done(self, samples):
+        """The step is done: what passed was work."""
+        self._working += self._since_mark()
+        self._samples += samples
+
+    def lap(self):
+        """{samples_per_second, data_wait} since the last lap; data_wait is a share between 0 and 1."""
+        seconds = max(self._waiting + self._working, 1e-9)
+        numbers = {"samples_per_second": self._samples / seconds, "data_wait": self._waiting / seconds}
+        self._samples, self._waiting, self._working = 0, 0.0, 0.0
+        return numbers
+
+    def _since_mark(self):
+        now = time.perf_counter()
+        passed, self._mark = now - self._mark, now
+        return passed
+
+
+class Recorder:
+    """Writes every logged number to the console, to metrics.jsonl and, if asked, to TensorBoard."""
+
+    def __init__(self, folder, tensorboard=False):
+        self._folder, self._board = folder, None
+        self.last = {}  # the last evaluation's and the last log line's numbers
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError("TENSORBOARD is true, but tensorboard is missing: pip install tensorboard") from error
+            self._board = SummaryWriter(str(folder.path))
+
+    def log_training(self, record, speed, progress, total_steps):
+        """One line of the training: `record` of the step, `speed` from the clock."""
+        numbers = {name: float(value) for name, value in record.items()} | speed
+        numbers["skipped_steps"] = progress.skipped_steps
+        tqdm.write(
+            f"step {progress.step}/{total_steps}  loss {numbers['loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
+            f"logit scale {numbers['logit_scale']:.2f}  {numbers['samples_per_second']:.0f} samples/s  "
+            f"data wait {numbers['data_wait']:.0%}"
+        )
+        self._write({"step": progress.step, "epoch": progress.epoch, **numbers})
+
+    def log_evaluation(self, results, score, progress):
+        """One line of an evaluation: Recall@k in both directions."""
+        recalls = {name: value for name, value in results.items() if name.startswith("recall@")}
+        numbers = {f"{name}/{way}": recall for name, ways in recalls.items() for way, recall in ways.items()}
+        words = "  ".join(f"{way.replace('_to_', '->')} {recall:.4f}" for way, recall in recalls["recall@10"].items())
+        tqdm.write(f"step {progress.step}  validation Recall@10  {words}  mean {score:.4f}")
+        self._write({"step": progress.step, "epoch": progress.epoch, "mean_recall@10": score, **numbers})
+
+    def _write(self, numbers):
+        self.last = {**self.last, **numbers}
+        self._folder.log(numbers)
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, numbers["step"])
+
+
+def draw_curves(records, path):
+    """Draw loss, learning rate, mean Recall@10 and throughput over the steps into a PNG."""
+    from matplotlib.figure import Figure  # without pyplot there is no window system to ask for
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    panels = [
+        ("loss", "loss"),
+        ("learning_rate", "learning rate"),
+        ("mean_recall@10", "mean Recall@10 (validation)"),
+        ("samples_per_second", "samples/s"),
+    ]
+    for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels):
+        points = [(record["step"], record[key]) for record in records if key in record]
+        if points:
+            axes.plot(*zip(*points), marker="o" if len(points) < 30 else None, markersize=3)
+        else:
+            axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, format="png", dpi=110)
