@@ -45,6 +45,7 @@ OTHER_KNOBS = [
 ]  # fmt: skip
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 MAX_SKIPPED_IN_A_ROW = 10
+MAX_DEFAULT_WARMUP = 500
 
 
 @dataclass
@@ -136,7 +137,9 @@ def setup(args, ranks, folder):
             None if same_name else args.model_name,
             checkpoint=checkpoint,
         )
-        args.precision = checkpoint["settings"]["PRECISION"] if args.precision == "auto" else args.precision
+        saved = checkpoint["settings"]
+        args.precision = saved["PRECISION"] if args.precision == "auto" else args.precision
+        args.warmup_steps = saved["WARMUP_STEPS"] if args.warmup_steps is None else args.warmup_steps
     precision = args.precision = clip.pick_precision(args.precision, device)
     if args.grad_checkpointing:
         clip_model.model.set_grad_checkpointing()
@@ -145,6 +148,8 @@ def setup(args, ranks, folder):
     loader, valid_loader = load_data(args, ranks, clip_model)
     steps = len(loader) * args.epochs if args.epochs else args.max_steps
     total_steps = min(steps, args.max_steps or steps)
+    if args.warmup_steps is None:
+        args.warmup_steps = min(MAX_DEFAULT_WARMUP, total_steps // 10)
     optimization.check_warmup(args.warmup_steps, total_steps)
     average = None
     if args.ema_decay is not None:
@@ -153,8 +158,12 @@ def setup(args, ranks, folder):
         clip_model=clip_model,
         loader=loader,
         valid_loader=valid_loader,
-        optimizer=optimization.make_optimizer(
-            clip_model.model, args.learning_rate, (args.beta1, args.beta2), args.eps, args.weight_decay
+        optimizer=optimization.create_optimizer(
+            clip_model.model,
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            betas=(args.beta1, args.beta2),
+            eps=args.eps,
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         average=average,
@@ -356,11 +365,14 @@ def train_step(training, args, batch):
 
     # ---- the step ------------------------------------------------------------------------------------
     model.train()
-    learning_rate = optimization.learning_rate(
-        progress.step, training.total_steps, args.warmup_steps, args.learning_rate, args.lr_schedule
+    learning_rate = optimization.learning_rate_at(
+        progress.step,
+        peak=args.learning_rate,
+        total_steps=training.total_steps,
+        warmup_steps=args.warmup_steps,
+        schedule=args.lr_schedule,
     )
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    optimization.set_learning_rate(optimizer, learning_rate)
     torch.manual_seed(step_seed(args.seed, progress.step, distributed.rank()))  # dropout repeats after a resume
     images, tokens, products = (t.to(device, non_blocking=True) for t in (batch.images, batch.tokens, batch.products))
     loss, training.micro_batch_size = gradient_cache.backward_with_retry(

@@ -67,7 +67,7 @@ class Settings:
     LOSS: str = knob("clip", "clip: multi-positive InfoNCE; siglip: multi-positive sigmoid", choices=("clip", "siglip"))
     LEARNING_RATE: float = knob(1e-5, "peak learning rate (1e-5 suits pretrained weights, 1e-3 small models from random)", above=0)
     LR_SCHEDULE: str = knob("cosine", "learning rate after the warmup", choices=("cosine", "constant"))
-    WARMUP_STEPS: int = knob(100, "steps of linear warmup", at_least=0)
+    WARMUP_STEPS: int | None = knob(None, "steps of linear warmup; none: a tenth of the training, at most 500", at_least=0)
     WEIGHT_DECAY: float = knob(0.1, "AdamW's decoupled decay, on matrices only", at_least=0)
     BETA1: float = knob(0.9, "AdamW's first moment decay", at_least=0, below=1)
     BETA2: float = knob(0.98, "AdamW's second moment decay (0.98: CLIP; 0.95: SigLIP)", at_least=0, below=1)
