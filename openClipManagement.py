@@ -19,6 +19,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
+import packed_text
 from atomic_write import atomic_write
 from image_transforms import ImageTransform, normalize
 
@@ -263,7 +264,7 @@ def encode_images(clip_model, images):
 def encode_texts(clip_model, tokens):
     """(B, context_length) int64 -> (B, D) float32 of unit length, on the model's device."""
     tokens = tokens.to(clip_model.device, non_blocking=True)
-    return F.normalize(clip_model.model.encode_text(tokens).float(), dim=-1)
+    return F.normalize(packed_text.encode_text(clip_model.model, tokens).float(), dim=-1)
 
 
 # -------------------------------------------------------------------------------------------- checkpoints

@@ -1,0 +1,442 @@
+"""The training loop: what it writes, and that it never loses work. Kills are real: a child process gets SIGKILL."""
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import write_config
+
+import checkpoint_folder
+import clipFineTuner
+import losses
+import openClipManagement as clip
+import settings
+
+PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, make_shards):
+    """A folder with training and validation shards and a model's config."""
+    folder = tmp_path_factory.mktemp("data")
+    make_shards(folder / "train", products=PRODUCTS, views=VIEWS, shards=2)
+    make_shards(folder / "valid", products=6, views=VIEWS, shards=1, first_product=100)
+    write_config(folder)
+    return folder
+
+
+def flags(data, run, **changes):
+    """The command line of a small run; `changes` replace or add knobs."""
+    knobs = {
+        "model_name": data / "tiny-test.json",
+        "model_pretrained": "",
+        "train_dataset_pattern": data / "train.{000000..000001}.tar",
+        "valid_dataset_pattern": data / "valid.{000000..000000}.tar",
+        "checkpoint_dir": run,
+        "batch_size": BATCH,
+        "num_workers": 0,
+        "device": "cpu",
+        "precision": "fp32",
+        "learning_rate": 1e-3,
+        "max_steps": 12,
+        "checkpoint_interval": 4,
+        "eval_interval": 6,
+        "log_interval": 1,
+        **changes,
+    }
+    return [f"--{name.replace('_', '-')}={value}" for name, value in knobs.items() if value is not None]
+
+
+def train(data, run, *more, **changes):
+    clipFineTuner.main(flags(data, run, **changes) + list(more))
+    return Path(run)
+
+
+def records(run, *keys):
+    """The named numbers of every line of metrics.jsonl that has them."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [tuple(line[key] for key in keys) for line in lines if all(key in line for key in keys)]
+
+
+def weights(run):
+    return clip.read_checkpoint(run / "final_checkpoint.pt")["state_dict"]
+
+
+def assert_same_weights(run, other, tolerance=0.0):
+    mine, theirs = weights(run), weights(other)
+    for name in theirs:
+        assert torch.allclose(mine[name], theirs[name], atol=tolerance, rtol=0), name
+
+
+CONTEXT = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+if os.name == "posix":
+    CONTEXT.set_forkserver_preload(["clipFineTuner"])
+
+
+def _child(arguments, console):
+    with open(console, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    settings.run(lambda: clipFineTuner.main(arguments))
+
+
+def start(data, run, *more, **changes):
+    """Train in a process of its own."""
+    run.mkdir(exist_ok=True)
+    arguments = flags(data, run, **changes) + list(more)
+    process = CONTEXT.Process(target=_child, args=(arguments, str(run / "console.txt")))
+    process.start()
+    return process
+
+
+def wait_for_step(run, step, process):
+    """Until metrics.jsonl shows the step."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.is_alive():
+        if (run / "metrics.jsonl").exists():
+            text = (run / "metrics.jsonl").read_text()
+            if f'"step": {step},' in text:
+                return
+        time.sleep(0.005)
+    assert process.exitcode is None, (run / "console.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """An undisturbed run, to compare others with."""
+    return train(data, tmp_path_factory.mktemp("undisturbed"))
+
+
+# --------------------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_what_is_documented(finished, capsys):
+    names = {path.name for path in finished.iterdir()}
+    assert {"final_checkpoint.pt", "best_checkpoint.pt", "metrics.jsonl", "training_curves.png"} <= names
+    assert {"checkpoint_00000004.pt", "checkpoint_00000008.pt"} <= names
+    assert not [name for name in names if name.endswith(".partial")]
+    assert (finished / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_step_is_logged_with_its_numbers(finished):
+    logged = records(finished, "step", "loss", "learning_rate", "logit_scale", "samples_per_second", "data_wait")
+    assert [line[0] for line in logged] == list(range(1, 13))
+    for _, loss, rate, scale, speed, wait in logged:
+        assert math.isfinite(loss)
+        assert 0 < rate <= 1e-3
+        assert 1 <= scale <= 100
+        assert speed > 0
+        assert 0 <= wait <= 1
+
+
+def test_training_is_evaluated_at_the_start_on_the_way_and_at_the_end(finished):
+    assert [step for step, _ in records(finished, "step", "recall@10/text_to_image")] == [0, 6, 12]
+
+
+def test_the_checkpoint_says_where_it_was_written(finished):
+    checkpoint = clip.read_checkpoint(finished / "final_checkpoint.pt")
+    assert (checkpoint["step"], checkpoint["model_name"], checkpoint["pretrained"]) == (12, "tiny-test", "")
+    assert checkpoint["settings"]["BATCH_SIZE"] == BATCH
+    assert checkpoint["metrics"]["step"] == 12
+    assert {"optimizer", "scaler", "random", "data", "preprocess"} <= set(checkpoint)
+
+
+def test_the_loss_goes_down(data, tmp_path):
+    run = train(data, tmp_path, max_steps=60, learning_rate=3e-3, eval_interval="none")
+    losses_seen = [loss for (loss,) in records(run, "loss")]
+    assert sum(losses_seen[-5:]) < 0.7 * sum(losses_seen[:5])
+    assert not (run / "best_checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_mixed_precision_trains_on_the_cpu(data, tmp_path, precision, loss):
+    run = train(data, tmp_path, precision=precision, loss=loss, max_steps=4)
+    assert len(records(run, "loss")) == 4
+    assert all(value.dtype == torch.float32 for value in weights(run).values() if value.is_floating_point())
+
+
+def test_micro_batches_give_the_same_training(data, tmp_path, finished):
+    assert_same_weights(train(data, tmp_path, micro_batch_size=3), finished, tolerance=1e-5)
+
+
+def test_epochs_end_the_training_and_max_steps_limits_it(data, tmp_path):
+    run = train(data, tmp_path / "a", max_steps=None, epochs=2, eval_interval="none")
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 12
+    run = train(data, tmp_path / "b", max_steps=7, epochs=2, eval_interval="none")
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 7
+
+
+def test_old_periodic_checkpoints_are_deleted(data, tmp_path):
+    run = train(data, tmp_path, checkpoint_interval=2, keep_checkpoints=2, eval_interval="none")
+    assert sorted(path.name for path in run.glob("checkpoint_*.pt")) == ["checkpoint_00000008.pt", "checkpoint_00000010.pt"]
+
+
+def test_an_average_of_the_weights_is_what_is_saved(data, tmp_path):
+    run = train(data, tmp_path, ema_decay=0.9)
+    checkpoint = clip.read_checkpoint(run / "final_checkpoint.pt")
+    raw, average = checkpoint["raw_state_dict"], checkpoint["state_dict"]
+    assert not torch.equal(raw["visual.proj"], average["visual.proj"])
+    resumed = train(data, tmp_path, "--resume", ema_decay=0.9, max_steps=16)
+    whole = train(data, tmp_path / "whole", ema_decay=0.9, max_steps=16, warmup_steps=1)
+    assert set(weights(resumed)) == set(weights(whole))
+
+
+def test_training_ends_early_without_gain(data, tmp_path, monkeypatch):
+    recall = {"text_to_image": 0.5, "image_to_text": 0.5}
+    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", lambda *_, **__: {"recall@10": recall})
+    run = train(data, tmp_path, patience=2, eval_interval=2)
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 4
+
+
+def test_a_score_below_the_first_is_warned_of(data, tmp_path, monkeypatch, capsys):
+    scores = iter([0.9, 0.4, 0.5])
+    monkeypatch.setattr(
+        clipFineTuner.evaluate_clip, "measure",
+        lambda *_, **__: {"recall@10": dict.fromkeys(("text_to_image", "image_to_text"), next(scores))},
+    )  # fmt: skip
+    train(data, tmp_path)
+    assert "WARNING: step 6: mean Recall@10 is 0.4000, below the 0.9000 before training" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_killed_runs_end_bit_identical(data, tmp_path, workers, micro_batch_size, finished):
+    """SIGKILL at steps 3, 6 and 9, resumed from the last checkpoint each time."""
+    changes = {"num_workers": workers, "micro_batch_size": micro_batch_size}
+    undisturbed = start(data, tmp_path / "undisturbed", **changes)
+    undisturbed.join()
+    run, kills = tmp_path / "killed", 0
+    for step in (3, 6, 9):
+        process = start(data, run, "--resume", **changes)
+        wait_for_step(run, step, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    process = start(data, run, "--resume", **changes)
+    process.join()
+    assert process.exitcode == 0, (run / "console.txt").read_text()
+    assert kills >= 2  # a step may be over before the signal arrives
+    assert_same_weights(run, tmp_path / "undisturbed")
+    keys = ("step", "loss", "learning_rate", "grad_norm", "logit_scale")
+    assert records(run, *keys) == records(tmp_path / "undisturbed", *keys)
+    keys = ("step", "recall@10/text_to_image", "recall@10/image_to_text")
+    assert records(run, *keys) == records(tmp_path / "undisturbed", *keys)
+
+
+def test_a_finished_run_goes_on_with_more_steps(data, tmp_path, capsys):
+    run = train(data, tmp_path, max_steps=8)
+    train(data, tmp_path, "--resume", max_steps=12)
+    assert "resumed" in capsys.readouterr().out
+    assert [step for step, _ in records(run, "step", "loss")] == list(range(1, 13))
+
+
+def test_resume_without_a_checkpoint_is_a_new_run(data, tmp_path, capsys):
+    train(data, tmp_path, "--resume", max_steps=2)
+    assert "nothing to resume" in capsys.readouterr().out
+
+
+def test_a_damaged_newest_checkpoint_falls_back_loudly(data, tmp_path, capsys):
+    run = train(data, tmp_path, eval_interval="none")
+    whole = (run / "checkpoint_00000008.pt").read_bytes()
+    (run / "checkpoint_00000008.pt").write_bytes(whole[: len(whole) // 2])
+    (run / "final_checkpoint.pt").unlink()
+    train(data, tmp_path, "--resume", eval_interval="none")
+    told = capsys.readouterr()
+    assert "checkpoint_00000008.pt is damaged" in told.err
+    assert "checkpoint_00000004.pt: step 4" in told.out
+
+
+def test_settings_that_change_the_mathematics_need_force(data, tmp_path, capsys):
+    run = train(data, tmp_path, eval_interval="none")
+    with pytest.raises(ValueError, match=r"LEARNING_RATE was 0\.001, is 0\.002.*--force"):
+        train(data, run, "--resume", learning_rate=2e-3, max_steps=16, eval_interval="none")
+    train(data, run, "--resume", "--force", learning_rate=2e-3, max_steps=16, log_interval=2, eval_interval="none")
+    told = capsys.readouterr()
+    assert "forced: LEARNING_RATE" in told.err
+    assert "another LOG_INTERVAL: was 1, is 2" in told.out
+
+
+def test_another_architecture_is_refused_by_name(data, tmp_path):
+    run = train(data, tmp_path, max_steps=2, eval_interval="none")
+    with pytest.raises(ValueError, match="checkpoint of tiny-test, but MODEL_NAME is ViT-B-32"):
+        train(data, run, "--resume", model_name="ViT-B-32")
+
+
+def test_weights_alone_cannot_be_resumed(data, tmp_path, finished):
+    torch.save(weights(finished), tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="cannot be resumed"):
+        train(data, tmp_path / "run", f"--resume={tmp_path / 'bare.pt'}")
+
+
+def test_a_new_run_sets_the_old_one_aside(data, tmp_path, capsys):
+    run = train(data, tmp_path, max_steps=2)
+    old = (run / "final_checkpoint.pt").read_bytes()
+    train(data, tmp_path, max_steps=3)
+    assert (run / "earlier_run_1" / "final_checkpoint.pt").read_bytes() == old
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 3
+
+
+# -------------------------------------------------------------------------------------------- interruptions
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_and_leaves_cleanly(data, tmp_path, number):
+    run = tmp_path / "run"
+    process = start(data, run, max_steps=5000, checkpoint_interval=5000, eval_interval="none")
+    wait_for_step(run, 3, process)
+    os.kill(process.pid, number)
+    process.join(60)
+    console = (run / "console.txt").read_text()
+    assert process.exitcode == 0, console
+    assert "Traceback" not in console
+    (path,) = run.glob("checkpoint_*.pt")
+    step = clip.read_checkpoint(path)["step"]
+    assert step >= 3
+    assert f"at step {step}; go on with --resume" in console
+
+
+def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
+    run = tmp_path / "run"
+    process = start(data, run, max_steps=5000, checkpoint_interval=5000, eval_interval="none")
+    wait_for_step(run, 2, process)
+    os.kill(process.pid, signal.SIGSTOP)  # both signals arrive before Python can look
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    deadline = time.monotonic() + 20
+    while process.is_alive() and time.monotonic() < deadline:
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.002)
+    process.join(20)
+    assert not process.is_alive()
+
+
+def test_two_trainers_on_one_folder_the_second_refuses(data, tmp_path):
+    with checkpoint_folder.CheckpointFolder(tmp_path).lock(), pytest.raises(ValueError, match="another trainer"):
+        train(data, tmp_path)
+    train(data, tmp_path, max_steps=1)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_training_goes_on(data, tmp_path, monkeypatch, capsys):
+    real_save = torch.save
+
+    def save(content, path):
+        if content["step"] == 8:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_save(content, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    run = train(data, tmp_path, eval_interval="none")
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in run.glob("*.pt")) == ["checkpoint_00000004.pt", "final_checkpoint.pt"]
+    assert not list(run.glob(".*.partial"))
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 12
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(data, tmp_path, monkeypatch, capsys, finished):
+    real_encode = clip.encode_images
+
+    def encode(clip_model, images):
+        if len(images) > BATCH // 2 and clip_model.model.training:
+            raise torch.OutOfMemoryError("injected")
+        return real_encode(clip_model, images)
+
+    monkeypatch.setattr(clip, "encode_images", encode)
+    run = train(data, tmp_path)
+    assert f"MICRO_BATCH_SIZE goes from {BATCH} to {BATCH // 2}" in capsys.readouterr().err
+    assert_same_weights(run, finished, tolerance=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(data, tmp_path, monkeypatch, capsys):
+    real_loss, calls = losses.clip_loss, []
+
+    def loss(*arguments):
+        calls.append(1)
+        return real_loss(*arguments) * (math.nan if len(calls) in (3, 5) else 1)
+
+    monkeypatch.setattr(losses, "clip_loss", loss)
+    run = train(data, tmp_path, eval_interval="none")
+    assert "step 3: the loss is not finite" in capsys.readouterr().out
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["progress"]["skipped_steps"] == 2
+    assert all(torch.isfinite(value).all() for value in weights(run).values())
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_stop_with_a_checkpoint(data, tmp_path, monkeypatch):
+    real_loss, calls = losses.clip_loss, []
+
+    def loss(*arguments):
+        calls.append(1)
+        return real_loss(*arguments) * (math.inf if len(calls) > 1 else 1)
+
+    monkeypatch.setattr(losses, "clip_loss", loss)
+    with pytest.raises(ValueError, match="not finite in steps 2 to 11.*lower LEARNING_RATE"):
+        train(data, tmp_path, eval_interval="none")
+    assert clip.read_checkpoint(tmp_path / "checkpoint_00000011.pt")["step"] == 11
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"micro_batch_size": 99}, "MICRO_BATCH_SIZE=99"),
+        ({"patience": 2, "eval_interval": "none"}, "PATIENCE"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(data, tmp_path, capsys, changes, words):
+    with pytest.raises(SystemExit):
+        train(data, tmp_path, **changes)
+    assert words in capsys.readouterr().err
+
+
+def test_a_warmup_longer_than_half_of_the_training_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="WARMUP_STEPS=7"):
+        train(data, tmp_path, warmup_steps=7)
+
+
+def test_missing_validation_shards_end_a_run_only_if_they_were_asked_for(data, tmp_path, monkeypatch, capsys):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(data, tmp_path / "a", valid_dataset_pattern="nowhere.{000000..000001}.tar")
+    monkeypatch.chdir(tmp_path)
+    train(data, tmp_path / "b", valid_dataset_pattern=None)
+    assert "without evaluation" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ several processes
+
+
+def _rank(arguments, rank, port, console):
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    _child(arguments, console)
+
+
+def test_two_processes_train_like_one(data, tmp_path, finished):
+    run = tmp_path / "run"
+    run.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = flags(data, run)
+    ranks = [CONTEXT.Process(target=_rank, args=(arguments, r, port, str(run / f"{r}.txt"))) for r in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0], (run / "0.txt").read_text() + (run / "1.txt").read_text()
+    assert_same_weights(run, finished, tolerance=2e-5)
+    one, two = records(finished, "step", "loss"), records(run, "step", "loss")
+    assert [step for step, _ in one] == [step for step, _ in two]
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
