@@ -115,7 +115,7 @@ def _build(name, pretrained, cache_dir, device, seed=0):
             "tokenizer: connect to the network once, or set MODEL_CACHE_DIR to a folder that holds them, or "
             "MODEL_PRETRAINED to a local file, or to nothing for random weights"
         ) from error
-    preprocess = dict(open_clip.get_model_preprocess_cfg(model))
+    preprocess = _plain(open_clip.get_model_preprocess_cfg(model))
     return ClipModel(model, tokenizer, preprocess, name, pretrained, torch.device(device))
 
 
@@ -262,9 +262,14 @@ def encode_images(clip_model, images):
 
 
 def encode_texts(clip_model, tokens):
-    """(B, context_length) int64 -> (B, D) float32 of unit length, on the model's device."""
+    """(B, context_length) int64 -> (B, D) float32 of unit length, on the model's device.
+
+    In training without the padding, which is faster and differs in the last bits; else exactly open_clip's embeddings.
+    """
     tokens = tokens.to(clip_model.device, non_blocking=True)
-    return F.normalize(packed_text.encode_text(clip_model.model, tokens).float(), dim=-1)
+    model = clip_model.model
+    features = packed_text.encode_text(model, tokens) if model.training else model.encode_text(tokens)
+    return F.normalize(features.float(), dim=-1)
 
 
 # -------------------------------------------------------------------------------------------- checkpoints
@@ -285,7 +290,7 @@ def save_checkpoint(path, clip_model, state_dict=None, **fields):
         "model_name": clip_model.name,
         "model_config": clip_model.config,
         "pretrained": clip_model.pretrained,
-        "preprocess": _plain(clip_model.preprocess),
+        "preprocess": clip_model.preprocess,
         **extra,
         **fields,
     }
@@ -362,7 +367,7 @@ def _load_weights(clip_model, checkpoint, path):
 
 
 def _plain(value):
-    """Tuples become lists, so that the file stays readable with `weights_only=True` and compares equal after a round trip."""
+    """Tuples become lists, as they do in a checkpoint that is read back."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
