@@ -1,0 +1,77 @@
+"""Which samples make which batch of an epoch: integers only, a function of (products, batch size, seed, epoch, views).
+
+No batch holds two samples of one product, every batch is full, and samples spread as in a full shuffle.
+"""
+
+import numpy as np
+
+
+def generator(*numbers):
+    """A random generator that depends on these non-negative whole numbers alone."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))
+
+
+def plan_size(products, batch_size, views="all"):
+    """(batches, samples a batch) of an epoch over samples of these products (N,).
+
+    A batch cannot hold more samples than there are products, and a product gives each batch at most one sample.
+    """
+    views_of_product = np.unique(products, return_counts=True)[1]
+    if views == "random":
+        views_of_product = np.ones_like(views_of_product)
+    batch_size = min(batch_size, len(views_of_product))
+    if not batch_size:
+        return 0, 0
+    batches = views_of_product.sum() // batch_size
+    while (fewer := np.minimum(views_of_product, batches).sum() // batch_size) < batches:
+        batches = fewer
+    return int(batches), batch_size
+
+
+def plan_epoch(products, batch_size, seed, epoch, views="all"):
+    """Sample numbers (batches, batch size) of one epoch; `products` (N,) int64 are equal iff the product is the same.
+
+    Samples left over by full batches are drawn anew each epoch. `views="random"` takes one sample of each product.
+    """
+    batches, batch_size = plan_size(products, batch_size, views)
+    if not batches:
+        return np.empty((0, 0), dtype=np.int64)
+    random = generator(seed, epoch)
+    codes = np.unique(products, return_inverse=True)[1]
+    order = random.permutation(len(codes))
+    view = _occurrence(codes[order])  # 0 for the first sample of a product in this order, 1 for the next, ...
+    order = order[view < (1 if views == "random" else batches)][: batches * batch_size]
+    rank_of_product = random.permutation(codes.max() + 1)
+    order = order[np.argsort(rank_of_product[codes[order]], kind="stable")]  # a product's samples side by side
+    return _deal(order, codes[order], batches, batch_size, random)
+
+
+def _occurrence(codes):
+    """How many equal codes stand before each of them."""
+    grouped = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(codes[grouped]) != 0])
+    run_lengths = np.diff(np.r_[starts, len(codes)])
+    occurrence = np.empty(len(codes), dtype=np.int64)
+    occurrence[grouped] = np.arange(len(codes)) - np.repeat(starts, run_lengths)
+    return occurrence
+
+
+def _deal(cards, codes, batches, batch_size, random):
+    """Deal the cards (equal codes side by side, none more often than `batches`) like a pack, round after round.
+
+    Each round gives every batch one card, in a random order of the batches. Equal codes meet in a batch only if they
+    straddle two rounds, and there the later round keeps clear of the batches that the earlier one gave them to.
+    """
+    batch_of_card = random.permuted(np.tile(np.arange(batches), (batch_size, 1)), axis=1)  # (rounds, batches)
+    codes = codes.reshape(batch_size, batches)
+    for this_round in np.flatnonzero(codes[1:, 0] == codes[:-1, -1]) + 1:
+        code, before, now = codes[this_round, 0], batch_of_card[this_round - 1], batch_of_card[this_round]
+        taken = before[codes[this_round - 1] == code]
+        width = np.searchsorted(codes[this_round] != code, True)  # its cards open this round
+        clashes = np.flatnonzero(np.isin(now[:width], taken))
+        free = width + np.flatnonzero(~np.isin(now[width:], taken))
+        swapped = random.choice(free, len(clashes), replace=False)
+        now[clashes], now[swapped] = now[swapped], now[clashes]
+    plan = np.empty((batches, batch_size), dtype=cards.dtype)
+    plan[batch_of_card, np.arange(batch_size)[:, None]] = cards.reshape(batch_size, batches)
+    return plan
