@@ -55,7 +55,10 @@ class TarIndex:
         self.lost = []
         self._keys, self._shards, products = [], array.array("l"), array.array("q")
         self._suffixes, self._suffix_codes = [], {}
-        self._first, self._member_suffix = array.array("q", [0]), array.array("l")  # members of sample i: from _first[i]
+        self._first, self._member_suffix = (
+            array.array("q", [0]),
+            array.array("l"),
+        )  # members of sample i: from _first[i]
         self._member_offset, self._member_size = array.array("q"), array.array("q")
         self._files, self._process = {}, os.getpid()
         expected = expected_sizes(self.paths)
@@ -85,7 +88,7 @@ class TarIndex:
         if path not in self._files:
             while len(self._files) >= MAX_OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
-            self._files[path] = open(path, "rb", buffering=0)
+            self._files[path] = open(path, "rb", buffering=0)  # noqa: SIM115
         return self._files[path]
 
     def __getstate__(self):
@@ -253,5 +256,7 @@ def _extended_records(data):
 
 def _no_tar_message(path, header):
     if header.startswith(COMPRESSED):
-        return f"{path} is compressed, and pictures gain nothing by that; unpack it, or stream it: 'pipe:gzip -dc {path}'"
+        return (
+            f"{path} is compressed, and pictures gain nothing by that; unpack it, or stream it: 'pipe:gzip -dc {path}'"
+        )
     return f"{path} is not a tar file"
