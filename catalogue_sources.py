@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import pickletools
 from pathlib import Path
 from typing import NamedTuple
 

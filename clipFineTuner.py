@@ -168,7 +168,7 @@ def setup(args, ranks, folder):
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         average=average,
         folder=folder,
-        recorder=training_log.Recorder(folder, args.tensorboard and ranks.rank == 0),
+        recorder=training_log.Recorder(folder if ranks.rank == 0 else None, args.tensorboard),
         precision=precision,
         total_steps=total_steps,
         micro_batch_size=args.micro_batch_size,
@@ -191,12 +191,13 @@ def load_data(args, ranks, clip_model):
         raise ValueError(
             f"BATCH_SIZE={args.batch_size} does not divide among {ranks.world_size} processes; make it a multiple"
         )
+    size = args.batch_size // ranks.world_size
     mine = {"rank": ranks.rank, "world_size": ranks.world_size, "num_workers": args.num_workers}
     loader = dBManagement.train_loader(
         args.train_dataset_pattern,
         clip.image_transform(clip_model, train=True),
         clip_model.tokenizer,
-        batch_size=args.batch_size,
+        batch_size=size,
         seed=args.seed,
         views=args.views,
         **mine,
@@ -205,8 +206,8 @@ def load_data(args, ranks, clip_model):
         return loader, None
     try:
         transform = clip.image_transform(clip_model, train=False)
-        pattern, size = args.valid_dataset_pattern, args.batch_size // ranks.world_size
-        return loader, dBManagement.eval_loader(pattern, transform, clip_model.tokenizer, batch_size=size, **mine)
+        valid = args.valid_dataset_pattern
+        return loader, dBManagement.eval_loader(valid, transform, clip_model.tokenizer, batch_size=size, **mine)
     except FileNotFoundError as error:
         if "VALID_DATASET_PATTERN" in args.given:
             raise
@@ -315,7 +316,7 @@ def fit(training, args, stop):
             step, last = progress.step, progress.step == training.total_steps
             if step % args.log_interval == 0 or last:
                 training.recorder.log_training(record, clock.lap(), progress, training.total_steps)
-            stopped = distributed.any_rank(stop.requested)
+            stopped = distributed.any_rank(bool(stop.requested))
             if args.eval_interval and (step % args.eval_interval == 0 or last) and not stopped:
                 evaluate(training)
                 stopped = args.patience is not None and progress.evaluations_since_best >= args.patience
@@ -396,7 +397,7 @@ def train_step(training, args, batch):
         "loss": loss,
         "learning_rate": learning_rate,
         "grad_norm": grad_norm,
-        "logit_scale": model.logit_scale.exp(),
+        "logit_scale": model.logit_scale.detach().exp(),
     }
 
 

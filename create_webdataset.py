@@ -10,9 +10,8 @@ two ranges share no product. The same input gives the same bytes, whatever the n
 import io
 import json
 import random
-import sys
 import tarfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple

@@ -39,12 +39,12 @@ class Clock:
 
 
 class Recorder:
-    """Writes every logged number to the console, to metrics.jsonl and, if asked, to TensorBoard."""
+    """Writes every logged number to the console, to metrics.jsonl and, if asked, to TensorBoard; nowhere without a folder."""
 
     def __init__(self, folder, tensorboard=False):
         self._folder, self._board = folder, None
         self.last = {}  # the last evaluation's and the last log line's numbers
-        if tensorboard:
+        if tensorboard and folder is not None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
@@ -72,7 +72,8 @@ class Recorder:
 
     def _write(self, numbers):
         self.last = {**self.last, **numbers}
-        self._folder.log(numbers)
+        if self._folder is not None:
+            self._folder.log(numbers)
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, numbers["step"])

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import write_config
 
 import checkpoint_folder
 import clipFineTuner
 import losses
 import openClipManagement as clip
 import settings
+from tiny_models import write_config
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
 
@@ -178,7 +178,10 @@ def test_epochs_end_the_training_and_max_steps_limits_it(data, tmp_path):
 
 def test_old_periodic_checkpoints_are_deleted(data, tmp_path):
     run = train(data, tmp_path, checkpoint_interval=2, keep_checkpoints=2, eval_interval="none")
-    assert sorted(path.name for path in run.glob("checkpoint_*.pt")) == ["checkpoint_00000008.pt", "checkpoint_00000010.pt"]
+    assert sorted(path.name for path in run.glob("checkpoint_*.pt")) == [
+        "checkpoint_00000008.pt",
+        "checkpoint_00000010.pt",
+    ]
 
 
 def test_an_average_of_the_weights_is_what_is_saved(data, tmp_path):

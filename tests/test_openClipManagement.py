@@ -7,9 +7,9 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from tiny_models import TINY, write_config
 
 import openClipManagement as clip
+from tiny_models import TINY, write_config
 
 
 @pytest.fixture
@@ -59,7 +59,9 @@ def test_a_checkpoint_loads_in_plain_open_clip_with_identical_embeddings(tiny, i
     with torch.inference_mode():
         theirs = model.encode_image(preprocess(picture)[None], normalize=True)
         tiny.model.eval()
-        assert torch.allclose(clip.encode_images(tiny, ours[None]), theirs, atol=1e-3)  # uint8 and float resize round apart
+        assert torch.allclose(
+            clip.encode_images(tiny, ours[None]), theirs, atol=1e-3
+        )  # uint8 and float resize round apart
         assert torch.equal(clip.encode_texts(tiny, inputs[1]), model.encode_text(inputs[1], normalize=True))
     for name, value in model.state_dict().items():
         assert torch.equal(value, tiny.model.state_dict()[name])
@@ -89,7 +91,12 @@ def rewrite_bare(weights):
 
 
 def rewrite_open_clip_train(weights):
-    return {"epoch": 2, "name": "run", "state_dict": {f"module.{k}": v for k, v in weights.items()}, "optimizer": {"state": {}}}
+    return {
+        "epoch": 2,
+        "name": "run",
+        "state_dict": {f"module.{k}": v for k, v in weights.items()},
+        "optimizer": {"state": {}},
+    }
 
 
 def rewrite_model_state_dict(weights):

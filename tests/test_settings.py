@@ -26,7 +26,7 @@ def test_documented_defaults():
     assert settings.VALID_DATASET_PATTERN == "webdataset_shards/clip_dataset_valid.{000000..000006}.tar"
     assert settings.TEST_DATASET_PATTERN == "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
     assert settings.TRAIN_DATASET_PATTERN.startswith("webdataset_shards/clip_dataset_train.{000000..")
-    for name in "ON_COLAB BATCH_SIZE NUM_WORKERS MODEL_CACHE_DIR CHECKPOINT_DIR EVAL_CHECKPOINT".split():
+    for name in ["ON_COLAB", "BATCH_SIZE", "NUM_WORKERS", "MODEL_CACHE_DIR", "CHECKPOINT_DIR", "EVAL_CHECKPOINT"]:
         assert hasattr(settings, name)
 
 
