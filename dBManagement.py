@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 class Batch(NamedTuple):
     """B samples. In training B is the same for every batch; in evaluation unusable samples are left out."""
 
-    images: torch.Tensor  # uint8 (B, 3, H, W)
+    images: torch.Tensor  # uint8 (B, 3, H, W), channels_last
     tokens: torch.Tensor  # int64 (B, L)
     products: torch.Tensor  # int64 (B,), equal if and only if the product is the same
     keys: list[str]
@@ -258,6 +258,7 @@ class Loader:
         self._loader = DataLoader(
             dataset,
             batch_size=None,
+            collate_fn=_unchanged,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -378,10 +379,13 @@ def mixed(*numbers):
 
 
 def _empty_images(count, shape):
-    """uint8 (count, *shape), channels_last; in a worker in shared memory, which spares a copy on the way out."""
-    size = (count, *shape)
-    images = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)
+    """uint8 (count, *shape), channels_last as the pictures come (twenty times as fast to copy); shared in a worker."""
+    images = torch.empty((count, *shape), dtype=torch.uint8, memory_format=torch.channels_last)
     return images.share_memory_() if get_worker_info() else images
+
+
+def _unchanged(batch):
+    return batch  # torch's default would walk through every string
 
 
 def _start_worker(_):

@@ -21,11 +21,10 @@ except ImportError:  # PIL decodes the same pixels, in 1.4 times the time
     simplejpeg = None
 
 RATIO = (3 / 4, 4 / 3)  # width to height of a training crop, relative to the picture's own pixels (torchvision's range)
-EXIF_SEARCHED = 64 * 1024  # an Exif segment stands at the front and is no longer than this
 
 
 class ImageTransform:
-    """A picture's bytes -> uint8 tensor (3, H, W) in channels_last memory order.
+    """A picture's bytes -> uint8 tensor (3, H, W), in memory (H, W, 3).
 
     Keywords are those of open_clip's preprocessing config; `size` is one number or (height, width). In training: a
     random crop of `scale` of the area, resized by bicubic interpolation with antialiasing, as torchvision's
@@ -83,9 +82,9 @@ class ImageTransform:
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
     def _resize(self, pixels, size):
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # (1, 3, H, W), channels_last
-        if image.shape[2:] == size:
-            return image[0]
+        # The new axis goes in front before the others move: only so does torch see channels_last, and keep it, which
+        # spares a third of the time at 256 pixels.
+        image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
         return torch.nn.functional.interpolate(image, size, mode=self.interpolation, antialias=True)[0]
 
     def _center(self, image):
@@ -101,10 +100,11 @@ class ImageTransform:
 
 
 def normalize(images, mean, std):
-    """uint8 (B, 3, H, W) -> float32 of the same shape: (pixel / 255 - mean) / std for each channel."""
+    """uint8 (B, 3, H, W) -> float32 of the same shape, contiguous: (pixel / 255 - mean) / std for each channel."""
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
     std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+    return pixels.mul_(1 / (255 * std)).sub_(mean / std)
 
 
 def random_crop_box(height, width, scale, generator):
@@ -145,6 +145,16 @@ def _is_plain_jpeg(data):
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     if colorspace not in ("YCbCr", "Gray", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
         return False
-    if b"Exif\0\0" not in data[:EXIF_SEARCHED]:
+    if not _has_exif(data):
         return True
     return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) == 1  # the orientation tag
+
+
+def _has_exif(data):
+    """Whether one of the segments in front of a JPEG's first scan is Exif."""
+    position = 2
+    while data[position : position + 2] not in (b"\xff\xda", b""):
+        if data[position : position + 2] == b"\xff\xe1" and data[position + 4 : position + 10] == b"Exif\0\0":
+            return True
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
