@@ -1,0 +1,335 @@
+"""Measure text->image and image->text retrieval of a model on shards, exactly, and say what was measured.
+
+    python evaluate_clip.py                                        # the base model, on the validation shards
+    python evaluate_clip.py --use-checkpoint                       # settings.EVAL_CHECKPOINT
+    python evaluate_clip.py --checkpoint checkpoints/best_checkpoint.pt --protocol all
+    python evaluate_clip.py --dataset-path "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
+    python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
+    python evaluate_clip.py --from-embeddings anybodys.npz
+
+Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint. Runs under torchrun too.
+"""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import dBManagement
+import distributed
+import openClipManagement as clip
+import retrieval_comparison
+import retrieval_protocols as protocols
+import settings
+import zero_shot
+from atomic_write import atomic_write
+
+RECALLS = (5, 10)  # always reported at the top level of the results
+KNOBS = [
+    "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "CHECKPOINT_DIR", "EVAL_CHECKPOINT",
+    "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
+]  # fmt: skip
+
+
+def main(argv=None):
+    """Settings, embeddings, numbers, files."""
+    args = parse_arguments(argv)
+    if args.compare:
+        print(retrieval_comparison.compare(*(load_results(path, args) for path in args.compare), args.seed))
+        return
+    ranks = distributed.start(args.device)
+    if args.from_embeddings:
+        embeddings, about = load_embeddings(args.from_embeddings), {"embeddings": args.from_embeddings}
+        clip_model = None
+    else:
+        clip_model = load_model(args, ranks)
+        embeddings, about = embed_shards(clip_model, args, ranks)
+    if ranks.rank == 0:
+        results = measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidate_lists(embeddings, args))
+        results.update(about)
+        if args.zero_shot:
+            precision = clip.pick_precision(args.precision, clip_model.device)
+            results["zero_shot"] = zero_shot.classify(clip_model, embeddings, precision)
+        write_outputs(args, embeddings, results)
+    distributed.stop()
+
+
+def parse_arguments(argv):
+    """The script's own arguments and its knobs."""
+    parser = settings.Parser(__doc__, KNOBS)
+    parser.add_argument("--use-checkpoint", action="store_true", help="evaluate EVAL_CHECKPOINT, not the base model")
+    parser.add_argument("--checkpoint", metavar="PATH", help="evaluate this checkpoint")
+    parser.add_argument("--dataset-path", metavar="PATTERN", help="shards to evaluate on [VALID_DATASET_PATTERN]")
+    parser.add_argument("--output", metavar="FILE", help="the result file [evaluation_results[_checkpoint].json]")
+    parser.add_argument("--max-samples", type=int, metavar="N", help="only the first N samples")
+    choices = (*protocols.PROTOCOLS, "all")
+    parser.add_argument(
+        "--protocol",
+        nargs="+",
+        choices=choices,
+        default=["product", "pair"],
+        help="what is queried against what [product pair]",
+    )
+    parser.add_argument(
+        "--k", nargs="+", type=int, default=[1, 5, 10], metavar="K", help="Recall@k for these k [1 5 10]"
+    )
+    parser.add_argument(
+        "--candidates", metavar="FILE.npz", help="lists of sampled101: read if the file is there, else written"
+    )
+    parser.add_argument("--save-embeddings", metavar="FILE.npz", help="write the embeddings")
+    parser.add_argument("--from-embeddings", metavar="FILE.npz", help="evaluate such a file, with no model")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="is B better than A? two result or embedding files"
+    )
+    parser.add_argument(
+        "--zero-shot", action="store_true", help="also classify images by the names of their categories"
+    )
+    args = parser.parse_args(argv)
+    if min(args.k) < 1:
+        parser.error(f"--k {min(args.k)} is not allowed: it takes whole numbers >= 1")
+    if args.zero_shot and args.from_embeddings:
+        parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
+    if "all" in args.protocol:
+        args.protocol = list(protocols.PROTOCOLS)
+    args.k = sorted({*args.k, *RECALLS})
+    return args
+
+
+def load_model(args, ranks):
+    """The base model, or that of the checkpoint which the flags name."""
+    device = clip.pick_device(args.device, ranks.local_rank)
+    path = args.checkpoint or (args.eval_checkpoint if args.use_checkpoint else None)
+    if path is None:
+        return clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed)
+    named = args.model_name if "MODEL_NAME" in args.given else None
+    return clip.load_model(path, device, args.model_cache_dir, name=named, default_name=args.model_name)
+
+
+def embed_shards(clip_model, args, ranks):
+    """(Embeddings of the shards, what the results say about model and data)."""
+    pattern = args.dataset_path or args.valid_dataset_pattern
+    loader = dBManagement.eval_loader(
+        pattern,
+        clip.image_transform(clip_model, train=False),
+        clip_model.tokenizer,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        max_samples=args.max_samples,
+    )
+    precision = clip.pick_precision(args.precision, clip_model.device)
+    start = time.perf_counter()
+    embeddings, skipped = embed(clip_model, loader, precision, progress=ranks.rank == 0)
+    about = {
+        "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
+        "data": {"pattern": pattern, "fingerprint": embeddings.fingerprint(), "skipped": skipped},
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    return embeddings, about
+
+
+# ---------------------------------------------------------------------------------------------- embedding
+
+
+def embed(clip_model, loader, precision, progress=False):
+    """Embed every sample of a loader, each distinct caption once -> (Embeddings of all ranks, {reason: skipped})."""
+    clip_model.model.eval()
+    images, texts, rows = [], {}, []
+    bar = tqdm(total=loader.num_samples, unit=" samples", desc="embedding", disable=None if progress else True)
+    with torch.inference_mode(), bar:
+        for batch in loader:
+            with clip.autocast(clip_model.device, precision):
+                images.append(clip.encode_images(clip_model, batch.images).cpu().numpy())
+                _embed_new_captions(clip_model, batch, texts)
+            rows += zip(batch.keys, batch.product_ids, batch.categories, batch.subcategories, batch.captions)
+            bar.update(len(batch.keys))
+    parts = distributed.gather_objects((images, texts, rows, Counter(loader.skipped)))
+    skipped = sum((part[3] for part in parts), Counter())
+    rows = [row for part in parts for row in part[2]]
+    if not rows:
+        raise ValueError(f"no sample could be embedded: {dict(skipped) or 'the shards are empty'}")
+    texts = {caption: row for part in reversed(parts) for caption, row in part[1].items()}
+    return _assemble(np.concatenate([block for part in parts for block in part[0]]), texts, rows), dict(skipped)
+
+
+def _embed_new_captions(clip_model, batch, texts):
+    """Embed the captions that were not met before into `texts`."""
+    new = {caption: number for number, caption in enumerate(batch.captions) if caption not in texts}
+    if new:
+        encoded = clip.encode_texts(clip_model, batch.tokens[list(new.values())]).cpu().numpy()
+        texts.update(zip(new, encoded))
+
+
+def _assemble(images, texts, rows):
+    """Arrays from per-sample rows; a text is a (product, caption) pair."""
+    keys, products, categories, subcategories, captions = map(np.array, zip(*rows))
+    numbers = {}
+    image_text = np.array(
+        [numbers.setdefault(pair, len(numbers)) for pair in zip(products.tolist(), captions.tolist())]
+    )
+    return protocols.Embeddings(
+        image_embeddings=images.astype(np.float32),
+        text_embeddings=np.stack([texts[caption] for _, caption in numbers]).astype(np.float32),
+        image_product=products,
+        text_product=np.array([product for product, _ in numbers]),
+        image_key=keys,
+        captions=np.array([caption for _, caption in numbers]),
+        category=categories,
+        subcategory=subcategories,
+        image_text=image_text,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def measure(clip_model, loader, precision, seed=0):
+    """The headline numbers of a model on a loader's samples, as in the result file; the trainer calls this."""
+    embeddings, skipped = embed(clip_model, loader, precision)
+    return measure_embeddings(embeddings, ["product"], (1, 5, 10), seed) | {"skipped": skipped}
+
+
+def measure_embeddings(embeddings, names, ks, seed=0, candidates=None):
+    """Results of the protocols; the first one's recalls stand at the top level too."""
+    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates) for name in names}
+    headline = evaluated[names[0]]
+    results = {"num_samples": len(embeddings.image_key)}
+    for k in ks:
+        results[f"recall@{k}"] = {way: headline[way][f"recall@{k}"] for way in protocols.DIRECTIONS}
+    return results | {
+        "protocol": names[0],
+        "num_products": len(np.unique(embeddings.image_product)),
+        "num_captions": len(np.unique(embeddings.captions)),
+        "ties": "a positive that ties with negatives counts after them",
+        "protocols": evaluated,
+    }
+
+
+def candidate_lists(embeddings, args):
+    """The lists of sampled101: read from --candidates if that file exists, else drawn, and written there."""
+    if "sampled101" not in args.protocol:
+        return None
+    path, fingerprint = args.candidates, embeddings.fingerprint()
+    if path and Path(path).exists():
+        with np.load(path) as file:
+            if str(file["fingerprint"]) != fingerprint:
+                raise ValueError(f"{path} holds candidate lists of other data; name another file to draw new ones")
+            return {way: file[way] for way in protocols.DIRECTIONS}, int(file["topped_up"])
+    lists, topped_up = protocols.draw_candidates(embeddings, args.seed)
+    with atomic_write(path or "sampled101_candidates.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, fingerprint=fingerprint, topped_up=topped_up, image_key=embeddings.image_key, **lists)
+    return lists, topped_up
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def load_embeddings(path):
+    """Embeddings from a `.npz` file. Raises FileNotFoundError, or ValueError naming the array that is missing."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"embeddings file {path} does not exist; write one with --save-embeddings")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # zip and npy errors have no common class
+        raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
+    wanted = ("image_embeddings", "text_embeddings", "image_product", "text_product")
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; an embeddings file needs {', '.join(wanted)}")
+    images, texts = len(arrays["image_embeddings"]), len(arrays["text_embeddings"])
+    products, text_products = arrays["image_product"].astype(str), arrays["text_product"].astype(str)
+    blank = np.full(images, "")
+    numbers = np.array([f"text {number}" for number in range(texts)])
+    first_text = {product: number for number, product in reversed(list(enumerate(text_products.tolist())))}
+    return protocols.Embeddings(
+        image_embeddings=_unit(arrays["image_embeddings"]),
+        text_embeddings=_unit(arrays["text_embeddings"]),
+        image_product=products,
+        text_product=text_products,
+        image_key=arrays.get("image_key", np.arange(images)).astype(str),
+        captions=arrays.get("captions", numbers).astype(str),
+        category=arrays.get("category", blank).astype(str),
+        subcategory=arrays.get("subcategory", blank).astype(str),
+        image_text=arrays.get("image_text", np.array([first_text.get(product, 0) for product in products.tolist()])),
+    )
+
+
+def _unit(rows):
+    """Rows of unit length, so that anybody's embeddings are compared by cosine."""
+    rows = rows.astype(np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def save_embeddings(path, embeddings):
+    """Write the arrays of `Embeddings` to a `.npz` file."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **vars(embeddings))
+
+
+def load_results(path, args):
+    """A result file, or an embeddings file evaluated on the spot."""
+    if str(path).endswith(".npz"):
+        embeddings = load_embeddings(path)
+        about = {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
+        return measure_embeddings(embeddings, args.protocol, args.k, args.seed) | about
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8")) | {"name": str(path)}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"result file {path} does not exist; evaluate_clip.py writes it") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no result file: {error}") from error
+
+
+def write_outputs(args, embeddings, results):
+    """The result file and whatever else the flags ask for, then the table."""
+    default = (
+        "evaluation_results_checkpoint.json" if args.checkpoint or args.use_checkpoint else "evaluation_results.json"
+    )
+    output = args.output or default
+    with atomic_write(output) as temporary:
+        temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if args.save_embeddings:
+        save_embeddings(args.save_embeddings, embeddings)
+    print(table(results))
+    print(f"written to {output}")
+
+
+def table(results):
+    """The results for the console, within 80 columns."""
+    lines = []
+    model = results.get("model")
+    if model:
+        lines.append(f"{model['name']} ({Path(model['weights']).name}), {model['precision']}"[:80])
+    lines.append(
+        f"{results['num_samples']:,} images, {results['num_products']:,} products, {results['num_captions']:,} distinct captions"
+    )
+    skipped = results.get("data", {}).get("skipped")
+    if skipped:
+        lines.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in skipped.items()))
+    for name, protocol in results["protocols"].items():
+        lines += ["", f"protocol {name}".ljust(24) + "text->image".rjust(24) + "image->text".rjust(30)]
+        recalls = [key for key in protocol["text_to_image"] if key.startswith("recall@")]
+        for key in recalls:
+            cells = [_cell(protocol[way], key) for way in protocols.DIRECTIONS]
+            lines.append(f"  Recall{key[6:]}".ljust(16) + cells[0].rjust(32) + cells[1].rjust(30))
+        for key, label in (("median_rank", "median rank"), ("mrr", "MRR"), ("map", "mAP")):
+            cells = [f"{protocol[way][key]:.4g}" for way in protocols.DIRECTIONS]
+            lines.append(f"  {label}".ljust(16) + cells[0].rjust(32) + cells[1].rjust(30))
+    if "zero_shot" in results:
+        lines += ["", zero_shot.line(results["zero_shot"])]
+    return "\n".join(lines)
+
+
+def _cell(numbers, key):
+    low, high = numbers["intervals"][key]
+    return f"{numbers[key]:.4f} [{low:.3f}, {high:.3f}] ({numbers['chance'][key]:.3f})"
+
+
+if __name__ == "__main__":
+    settings.run(main)

@@ -1,0 +1,262 @@
+"""What is queried against what: the four protocols, each from embeddings to numbers with intervals.
+
+product     every distinct caption against all images, every image against the distinct captions; any item of the
+            same product is a hit
+pair        every sample's caption against every sample's image, one to one
+one_view    the first image of each product and its caption, one to one
+sampled101  one positive among 100 negatives of the same subcategory, other products; frozen candidate lists
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+import retrieval_metrics as metrics
+
+PROTOCOLS = ("product", "pair", "one_view", "sampled101")
+DIRECTIONS = ("text_to_image", "image_to_text")
+QUERIES, NEGATIVES, DRAWS = 1000, 100, 5  # of sampled101
+
+
+@dataclass
+class Embeddings:
+    """N images and M texts of a data set; a text is a caption as one product has it."""
+
+    image_embeddings: np.ndarray  # (N, D) float32, unit length
+    text_embeddings: np.ndarray  # (M, D) float32, unit length
+    image_product: np.ndarray  # (N,) product ids
+    text_product: np.ndarray  # (M,)
+    image_key: np.ndarray  # (N,) the samples' keys
+    captions: np.ndarray  # (M,)
+    category: np.ndarray  # (N,)
+    subcategory: np.ndarray  # (N,)
+    image_text: np.ndarray  # (N,) the number of each sample's own text
+
+    def __post_init__(self):
+        images, texts = len(self.image_embeddings), len(self.text_embeddings)
+        for name in ("image_product", "image_key", "category", "subcategory", "image_text"):
+            if len(getattr(self, name)) != images:
+                raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {images} images")
+        for name in ("text_product", "captions"):
+            if len(getattr(self, name)) != texts:
+                raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {texts} texts")
+        if not images or not texts:
+            raise ValueError(f"nothing to evaluate: {images} images and {texts} texts")
+        if self.image_embeddings.shape[1:] != self.text_embeddings.shape[1:]:
+            shapes = f"{self.image_embeddings.shape} and {self.text_embeddings.shape}"
+            raise ValueError(f"image and text embeddings have shapes {shapes}: their second sizes must be equal")
+
+    def fingerprint(self):
+        """A hash of which samples these are, whatever the model: results of equal ones can be compared."""
+        digest = hashlib.sha256()
+        for column in (self.image_key, self.image_product, self.captions[self.image_text]):
+            digest.update("\0".join(map(str, column)).encode() + b"\1")
+        return digest.hexdigest()[:16]
+
+
+@dataclass
+class Task:
+    """Queries and gallery of one protocol in one direction."""
+
+    queries: np.ndarray  # (Q, D)
+    gallery: np.ndarray  # (G, D)
+    positives: metrics.Positives
+    query_products: np.ndarray  # (Q,) product ids
+    query_categories: np.ndarray  # (Q,)
+    query_items: np.ndarray  # (Q,) numbers of the texts or images that ask
+    gallery_items: np.ndarray  # (G,) numbers of the images or texts that answer
+
+
+def evaluate(embeddings, protocol, ks, seed=0, candidates=None):
+    """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}."""
+    if protocol == "sampled101":
+        return _evaluate_sampled(embeddings, ks, seed, candidates)
+    result = {"protocol": describe(embeddings, protocol)}
+    for direction, task in tasks(embeddings, protocol).items():
+        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives)
+        result[direction] = _numbers(ranks, task.query_products, task.query_categories, ks, seed)
+        result[direction]["chance"] = {
+            f"recall@{k}": metrics.chance_recall(task.positives, len(task.gallery), k) for k in ks
+        }
+        result[direction]["gallery"] = len(task.gallery)
+    return result
+
+
+def describe(embeddings, protocol):
+    """In words: what was queried against what."""
+    images, products = len(embeddings.image_key), len(np.unique(embeddings.image_product))
+    captions = len(np.unique(embeddings.captions))
+    return {
+        "product": f"text->image: each of {captions:,} distinct captions against all {images:,} images; image->text: each "
+        f"image against the distinct captions; a hit is any item of the same product ({products:,} products)",
+        "pair": f"each of {images:,} captions against {images:,} images, one to one; only the sample itself is a hit",
+        "one_view": f"the first image of each of {products:,} products against their captions, one to one",
+    }[protocol]
+
+
+def tasks(embeddings, protocol):
+    """{direction: Task} of a full-gallery protocol."""
+    e = embeddings
+    if protocol == "product":
+        # A caption that several products share is one text, and a positive of all their images.
+        distinct, first_text, text_of = np.unique(e.captions, return_index=True, return_inverse=True)
+        in_order = np.argsort(first_text)  # as they come, not by alphabet
+        texts, number = first_text[in_order], np.argsort(in_order)[text_of]
+        _, codes = np.unique(np.concatenate([e.text_product, e.image_product]), return_inverse=True)
+        pairs = metrics.by_group(codes[: len(number)], codes[len(number) :])
+        positives = metrics.from_pairs(np.repeat(number, np.diff(pairs.offsets)), pairs.items, len(distinct))
+        images = np.arange(len(e.image_key))
+        text_category = e.category[np.array([_first(positives, q) for q in range(len(texts))], dtype=np.int64)]
+    else:
+        images = np.arange(len(e.image_key))
+        if protocol == "one_view":
+            images = np.sort(np.unique(e.image_product, return_index=True)[1])
+        texts, positives = e.image_text[images], metrics.one_to_one(len(images))
+        text_category = e.category[images]
+    image_rows, text_rows = e.image_embeddings[images], e.text_embeddings[texts]
+    back = metrics.transposed(positives, len(images))
+    return {
+        "text_to_image": Task(text_rows, image_rows, positives, e.text_product[texts], text_category, texts, images),
+        "image_to_text": Task(image_rows, text_rows, back, e.image_product[images], e.category[images], images, texts),
+    }
+
+
+def _first(positives, query):
+    """A query's first positive, or item 0 if it has none (it is then left out of all numbers)."""
+    start, end = positives.offsets[query : query + 2]
+    return positives.items[start] if end > start else 0
+
+
+def _numbers(ranks, products, categories, ks, seed):
+    """Metrics with intervals, by category, and by product for later comparisons."""
+    found = ranks.best != metrics.NEVER
+    if not found.any():
+        raise ValueError("no query has a positive: the product ids of images and texts have nothing in common")
+    products, categories = products[found], categories[found]
+    values = metrics.query_values(ranks, ks)
+    sums, counts, unique = metrics.product_sums(values, products)
+    intervals = metrics.bootstrap(sums, counts, seed)
+    intervals["median_rank"] = metrics.bootstrap_median(values["mean_rank"], products, seed)
+    return {
+        "queries": int(found.sum()),
+        "without_positive": int((~found).sum()),
+        **metrics.summarize(ranks, ks),
+        "intervals": intervals,
+        "categories": _by_category(values, products, categories, seed),
+        "by_product": {
+            "product": [str(product) for product in unique],
+            "category": [str(c) for c in categories[np.unique(products, return_index=True)[1]]],
+            "queries": counts.tolist(),
+            **{
+                name: [round(float(v), 6) for v in column] for name, column in sums.items() if name.startswith("recall")
+            },
+        },
+    }
+
+
+def _by_category(values, products, categories, seed):
+    """{category: queries, metrics, intervals}, the largest first."""
+    table = {}
+    names, codes = np.unique(categories, return_inverse=True)
+    for number in np.argsort(-np.bincount(codes), kind="stable"):
+        mine = codes == number
+        part = {name: column[mine] for name, column in values.items()}
+        sums, counts, _ = metrics.product_sums(part, products[mine])
+        table[str(names[number])] = {
+            "queries": int(mine.sum()),
+            "products": len(counts),
+            **{name: float(column.mean()) for name, column in part.items()},
+            "intervals": metrics.bootstrap(sums, counts, seed, resamples=200),
+        }
+    return table
+
+
+# ---------------------------------------------------------------------------------------------- sampled101
+
+
+def draw_candidates(embeddings, seed=0):
+    """The frozen lists of sampled101: {direction: (draws, queries, 1 + negatives) of image numbers}, -1 where none is.
+
+    Column 0 is the positive sample; of each negative sample its image or its caption stands for a product of its own.
+    The lists depend on the data and the seed alone: they are made of PCG64's raw numbers, the same on every machine.
+    """
+    e = embeddings
+    products, codes = np.unique(e.image_product, return_inverse=True)
+    views = metrics.by_group(np.arange(len(products)), codes)
+    kinds = _kinds(e, views)
+    lists, topped_up = {}, 0
+    for number, direction in enumerate(DIRECTIONS):
+        draws = []
+        for draw in range(DRAWS):
+            random = np.random.PCG64(np.random.SeedSequence([seed, number, draw]))
+            queries = np.argsort(random.random_raw(len(e.image_key)), kind="stable")[:QUERIES]
+            rows = [_row(image, codes, kinds, views, random) for image in queries]
+            topped_up += sum(topped for _, topped in rows)
+            draws.append(np.stack([row for row, _ in rows]))
+        lists[direction] = np.stack(draws)
+    return lists, topped_up
+
+
+def _kinds(e, views):
+    """[(P,) subcategory codes, (P,) category codes] of the products, from their first image."""
+    first = views.items[views.offsets[:-1]]
+    subcategories = np.array([f"{c}\0{s}" if s else "" for c, s in zip(e.category[first], e.subcategory[first])])
+    columns = []
+    for names in (subcategories, e.category[first]):
+        codes = np.unique(names, return_inverse=True)[1]
+        columns.append(np.where(names == "", -1, codes))
+    return columns
+
+
+def _row(image, codes, kinds, views, random):
+    """(1 + 100 image numbers, whether the subcategory was too small) for one query."""
+    product = codes[image]
+    order = np.argsort(random.random_raw(len(views.offsets) - 1), kind="stable")
+    order = order[order != product]
+    near = np.full(len(order), 2)  # 0: same subcategory, 1: same category, 2: any
+    for level in (1, 0):
+        same = kinds[level][order] == kinds[level][product]
+        near[same & (kinds[level][product] >= 0)] = level if level == 0 else 1
+    chosen = order[np.argsort(near, kind="stable")[:NEGATIVES]]
+    topped = len(chosen) == 0 or near[np.argsort(near, kind="stable")[: len(chosen)]].max() > 0
+    view = random.random_raw(len(chosen)) % np.diff(views.offsets)[chosen].astype(np.uint64)
+    row = np.full(1 + NEGATIVES, -1)
+    row[0] = image
+    row[1 : 1 + len(chosen)] = views.items[views.offsets[chosen] + view.astype(np.int64)]
+    return row, bool(topped)
+
+
+def _evaluate_sampled(e, ks, seed, candidates):
+    """sampled101, averaged over the draws; intervals over the products of all draws together."""
+    lists, topped_up = candidates if candidates is not None else draw_candidates(e, seed)
+    draws, queries, size = lists[DIRECTIONS[0]].shape
+    smallest = int(min((rows >= 0).sum(2).min() for rows in lists.values())) - 1
+    result = {
+        "protocol": f"{queries:,} queries a direction, each against its positive and {NEGATIVES} negatives of the same "
+        f"subcategory, other products; {draws} draws averaged",
+        "draws": draws,
+        "fewest_negatives": smallest,
+        "topped_up": topped_up,
+    }
+    for direction, rows in lists.items():
+        ranks = [_rank_draw(e, direction, draw) for draw in rows]
+        together = metrics.Ranks(*(np.concatenate(column) for column in zip(*ranks)))
+        asked = rows[:, :, 0].ravel()
+        result[direction] = _numbers(together, e.image_product[asked], e.category[asked], ks, seed)
+        result[direction]["queries"] = queries
+        result[direction]["chance"] = {f"recall@{k}": min(1.0, k / size) for k in ks}
+    return result
+
+
+def _rank_draw(e, direction, rows, chunk=100):
+    """The ranks of one draw, `chunk` queries at a time."""
+    parts = []
+    for part in np.array_split(rows, max(1, len(rows) // chunk)):
+        if direction == "text_to_image":
+            queries, candidates = e.text_embeddings[e.image_text[part[:, 0]]], e.image_embeddings[part]
+        else:
+            queries, candidates = e.image_embeddings[part[:, 0]], e.text_embeddings[e.image_text[part]]
+        candidates = np.where(part[:, :, None] >= 0, candidates, -np.sign(queries)[:, None] * 1e6)  # no rival at all
+        parts.append(metrics.rank_candidates(queries, candidates))
+    return metrics.Ranks(*(np.concatenate(column) for column in zip(*parts)))
