@@ -1,138 +1,149 @@
-"""Readers of raw catalogues: each yields rows of plain strings, or the reason why a row is no good."""
+"""Readers of raw catalogues: each gives its rows in a fixed order, and the reason for each row that it skips."""
 
-import io
-import pickle
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-REQUIRED = ("product_id", "img_name", "super_cls_name", "captions")
+import plain_pickle
+
+# Line breaks, control characters and lone surrogates end up as spaces. Joiners stay: emoji are made with them.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
+PAI_FIELDS = ("product_id", "img_name", "super_cls_name", "captions")
+# Below this, starting processes takes longer than they save.
+PARALLEL_FROM = 5_000
 
 
 class Row(NamedTuple):
-    """One picture of a catalogue."""
+    """One picture of a catalogue. `captions` are wordings of the same description, at least one."""
 
     image_path: str
     image_name: str
-    captions: tuple
+    captions: tuple[str, ...]
     category: str
     subcategory: str
     product_id: str
 
 
+class Skipped(NamedTuple):
+    """A row that cannot be used; `reason` is one of a few fixed wordings, for counting."""
+
+    name: str
+    reason: str
+
+
+class Source(NamedTuple):
+    """An opened catalogue: its name, how many rows it has (None: unknown), and the rows themselves."""
+
+    name: str
+    total: int | None
+    rows: Iterator[Row | Skipped]
+
+
 class RowError(ValueError):
-    """A row that cannot be used; `.reason` is one of a few fixed wordings, for counting."""
-
-    def __init__(self, reason):
-        super().__init__(reason)
-        self.reason = reason
+    """Raised while a row is read; becomes a `Skipped` with this reason."""
 
 
-class Inert:
-    """Stands in for any class or function that a pickle names: takes everything, does nothing."""
-
-    def __new__(cls, *_, **__):
-        return super().__new__(cls)
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __call__(self, *_, **__):
-        return self
-
-    def __setstate__(self, _):
-        pass
-
-    def __setitem__(self, *_):
-        pass
-
-    def append(self, *_):
-        pass
-
-    def extend(self, *_):
-        pass
-
-    def add(self, *_):
-        pass
-
-    def update(self, *_):
-        pass
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, strings and numbers only: a pickle from the internet must never run code."""
-
-    def find_class(self, module, name):
-        return Inert
-
-    def persistent_load(self, _):
-        return Inert()
-
-
-def pai_rows(data_dir, split):
-    """Yield a Row or a (file name, RowError) for each pickle of `full_{split}_info_PAI`, sorted by file name.
-
-    Raises FileNotFoundError if a folder is missing.
-    """
-    data_dir = Path(data_dir)
-    pickles, images = data_dir / f"full_{split}_info_PAI", data_dir / f"extracted_{split}_images"
+def open_pai(data_dir, split, num_workers=0, allow_outside=False):
+    """The PAI pickles of one split, sorted by file name. Raises FileNotFoundError if a folder is missing."""
+    pickles, images = Path(data_dir, f"full_{split}_info_PAI"), Path(data_dir, f"extracted_{split}_images")
     for folder in (pickles, images):
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} does not exist: --data-dir must hold {pickles.name}/ (pickles) and {images.name}/ (PNGs)"
+                f"{folder} does not exist: --data-dir must hold {pickles.name}/ (pickles) and {images.name}/ (pictures)"
             )
-    present = {path.name for path in images.iterdir()}
-    for path in sorted(pickles.glob("*.pkl"), key=lambda p: natural_key(p.name)):
-        try:
-            yield _pai_row(read_pickle(path), images, present)
-        except RowError as error:
-            yield path.name, error
+    names = sorted(entry.name for entry in os.scandir(pickles) if entry.name.endswith(".pkl"))
+    if not names:
+        raise FileNotFoundError(f"{pickles} holds no .pkl file; it must hold one pickle for each picture")
+    read = partial(_pai_row, pickles, images, allow_outside)
+    return Source(str(pickles), len(names), _mapped(read, names, num_workers))
 
 
-def natural_key(name):
-    """Sort 9_1 before 10_1: digits by value, the rest as text."""
-    import re
+def _mapped(read, names, num_workers):
+    """Yield read(name) for each name, in order, by several processes where it pays."""
+    if num_workers < 2 or len(names) < PARALLEL_FROM:
+        yield from map(read, names)
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+        yield from pool.map(read, names, chunksize=256)
 
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)], name
 
-
-def read_pickle(path):
-    """The plain data of a pickle file; anything else in it is an `Inert`. Raises RowError."""
+def _pai_row(pickles, images, allow_outside, name):
     try:
-        return PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:  # a damaged pickle may raise anything
+        record = _read_pickle(pickles / name)
+        missing = [field for field in PAI_FIELDS if field not in record]
+        if missing:
+            raise RowError(f"missing key {missing[0]}")
+        return make_row(
+            *image_in_folder(images, text_of(record["img_name"]), allow_outside),
+            captions=record["captions"],
+            category=record["super_cls_name"],
+            subcategory=record.get("sub_cls_name"),
+            product_id=record["product_id"],
+        )
+    except RowError as error:
+        return Skipped(name, str(error))
+
+
+def _read_pickle(path):
+    try:
+        record = plain_pickle.load(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise RowError("unreadable pickle") from error
-
-
-def _pai_row(record, images, present):
     if not isinstance(record, dict):
-        raise RowError("unreadable pickle")
-    missing = [key for key in REQUIRED if key not in record]
-    if missing:
-        raise RowError(f"missing key {missing[0]}")
-    captions = record["captions"]
-    captions = [one_line(c) for c in (captions if isinstance(captions, (list, tuple)) else [captions])]
-    captions = tuple(dict.fromkeys(c for c in captions if c))
+        raise RowError("pickle without a record")
+    return record
+
+
+def image_in_folder(folder, name, allow_outside=False):
+    """(path, file name) of a picture in a folder. Raises RowError if there is none, or if it lies elsewhere.
+
+    The path is posix and begins with `folder` as it was given, so that the same call gives the same path anywhere.
+    """
+    if not name:
+        raise RowError("no image name")
+    path = os.path.join(folder, name)
+    if not allow_outside and not _lies_in(folder, path):
+        raise RowError("image outside its folder (--allow-outside takes it)")
+    if not os.path.isfile(path):
+        raise RowError("missing image")
+    return Path(path).as_posix(), Path(path).name
+
+
+def _lies_in(folder, path):
+    """Whether a file lies in a folder, links followed."""
+    folder = os.path.join(os.path.realpath(folder), "")
+    return os.path.realpath(path).startswith(folder)
+
+
+def make_row(image_path, image_name, captions, category, subcategory, product_id):
+    """A Row of values as a catalogue holds them. Raises RowError for a blank caption or product id."""
+    captions = captions if isinstance(captions, list | tuple) else [captions]
+    captions = tuple(dict.fromkeys(filter(None, map(text_of, captions))))
     if not captions:
         raise RowError("blank caption")
-    name = one_line(record["img_name"])
-    if name not in present or "/" in name or "\\" in name:
-        raise RowError("missing image")
-    return Row(
-        image_path=(images / name).as_posix(),
-        image_name=name,
-        captions=captions,
-        category=one_line(record["super_cls_name"]),
-        subcategory=one_line(record.get("sub_cls_name", "")),
-        product_id=one_line(record["product_id"]),
-    )
+    product_id = text_of(product_id)
+    if not product_id:
+        raise RowError("blank product_id")
+    return Row(image_path, image_name, captions, text_of(category), text_of(subcategory), product_id)
 
 
-def one_line(value):
-    """Text without control characters and line breaks; numbers as text, anything else blank."""
+def text_of(value):
+    """A value as one line of text: numbers as digits, bytes as UTF-8 or else Latin-1; blank for anything else."""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = _decoded(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # ids that went through pandas
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18:
         value = str(value)
-    if not isinstance(value, str):
-        return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    return " ".join(UNPRINTABLE.sub(" ", value).split()) if isinstance(value, str) else ""
+
+
+def _decoded(data):
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")

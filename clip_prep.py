@@ -10,38 +10,75 @@ subcategory and captions where there are any. The same catalogue gives the same 
 
 import json
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
 
 import settings
 from atomic_write import atomic_write
-from catalogue_sources import RowError, pai_rows
+from catalogue_sources import Skipped, open_pai
 
 SPLITS = ("train", "valid")
 EXAMPLES = 3  # skipped rows shown for each reason
 
 
-def create_clip_dataset(split, output, data_dir="."):
-    """Write the JSON mapping of one split and return its entries.
+def main(argv=None):
+    """Write the JSON mapping of one split, or of both."""
+    args = parse_arguments(argv)
+    splits = SPLITS if args.split == "all" else (args.split,)
+    sources = {split: open_pai(args.data_dir, split, args.num_workers, args.allow_outside) for split in splits}
+    for split, source in sources.items():
+        write_mapping(source, args.output.replace("{split}", split))
+
+
+def parse_arguments(argv):
+    """The script's own arguments and its knobs."""
+    parser = settings.Parser(__doc__, ["DATA_DIR", "NUM_WORKERS"])
+    parser.add_argument("--split", choices=(*SPLITS, "all"), default="train", help="which split to write [train]")
+    parser.add_argument(
+        "--output",
+        default="clip_dataset_{split}.json",
+        help="the JSON file; {split} in it stands for train or valid [clip_dataset_{split}.json]",
+    )
+    parser.add_argument("--allow-outside", action="store_true", help="take pictures outside the image folder too")
+    args = parser.parse_args(argv)
+    if args.split == "all" and "{split}" not in args.output:
+        parser.error(f"--output {args.output} would be written twice: with --split all it needs {{split}} in its name")
+    if Path(args.output).is_dir():
+        parser.error(
+            f"--output {args.output} is a folder; name a file, such as {args.output}/clip_dataset_{{split}}.json"
+        )
+    return args
+
+
+def create_clip_dataset(split, output, data_dir=settings.DATA_DIR, num_workers=0):
+    """Write the JSON mapping of one split of the PAI pickles and return its `Summary`.
 
     Raises FileNotFoundError for a missing folder and ValueError if no row can be used.
     """
-    entries, skipped = [], defaultdict(list)
-    for row in tqdm(pai_rows(data_dir, split), unit=" rows", desc=split, disable=None):
-        if isinstance(row, tuple) and isinstance(row[-1], RowError):
-            skipped[row[1].reason].append(row[0])
-        else:
-            entries.append(entry(row))
-    print_skipped(skipped)
-    if not entries:
-        reasons = ", ".join(f"{len(names)} {reason}" for reason, names in skipped.items()) or "there are no pickles"
-        raise ValueError(f"nothing usable for split '{split}' in {data_dir}: {reasons}")
+    return write_mapping(open_pai(data_dir, split, num_workers), output)
+
+
+def write_mapping(source, output):
+    """Write the rows of a catalogue as JSON, one line each, and say what was written -> `Summary`.
+
+    Rows are written as they come: memory does not grow with the catalogue. Raises ValueError if no row can be used.
+    """
+    summary = Summary()
+    rows = tqdm(source.rows, total=source.total, unit=" rows", desc=Path(source.name).name, disable=None)
     with atomic_write(output) as temporary:
-        temporary.write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    print_summary(entries, output)
-    return entries
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                summary.add(row)
+                if not isinstance(row, Skipped):
+                    file.write(("[\n" if summary.images == 1 else ",\n") + json.dumps(entry(row), ensure_ascii=False))
+            file.write("\n]\n")
+        if not summary.images:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())
+            raise ValueError(f"{source.name}: no usable row ({reasons or 'it is empty'}); nothing was written")
+    print(f"{output}: {summary}")
+    return summary
 
 
 def entry(row):
@@ -60,36 +97,49 @@ def entry(row):
     return fields
 
 
+class Summary:
+    """Counts of a catalogue, gathered row by row."""
+
+    def __init__(self):
+        self.images = 0
+        self.views = Counter()  # product id -> images
+        self.categories = Counter()
+        self.caption_words = Counter()  # number of words -> captions
+        self.skipped = Counter()  # reason -> rows
+        self.examples = {}  # reason -> names of the first such rows
+
+    def add(self, row):
+        """Count a Row or a Skipped."""
+        if isinstance(row, Skipped):
+            self.skipped[row.reason] += 1
+            examples = self.examples.setdefault(row.reason, [])
+            if len(examples) < EXAMPLES:
+                examples.append(row.name)
+            return
+        self.images += 1
+        self.views[row.product_id] += 1
+        self.categories[row.category] += 1
+        self.caption_words[len(row.captions[0].split())] += 1
+
+    def __str__(self):
+        words = sorted(self.caption_words.elements())
+        views = sorted(Counter(self.views.values()).items())
+        lines = [
+            f"{self.images:,} images, {len(self.views):,} products, {len(self.categories):,} categories",
+            "  views per product: " + ", ".join(f"{n} ({count:,} products)" for n, count in views),
+            f"  caption length: {words[0]} to {words[-1]} words, median {statistics.median(words):g}",
+        ]
+        for reason, count in sorted(self.skipped.items()):
+            more = ", ..." if count > EXAMPLES else ""
+            lines.append(f"  skipped {count:,}: {reason} ({', '.join(self.examples[reason])}{more})")
+        return "\n".join(lines)
+
+
 def print_skipped(skipped):
-    """One line a reason, with a few examples."""
+    """One line a reason, with a few examples, of {reason: names}."""
     for reason, names in sorted(skipped.items()):
         examples = ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
         print(f"skipped {len(names):,}: {reason} ({examples})")
-
-
-def print_summary(entries, output):
-    """What the mapping holds."""
-    views = Counter(Counter(e["product_id"] for e in entries).values())
-    words = [len(e["caption"].split()) for e in entries]
-    categories = Counter(e["category"] for e in entries)
-    print(f"{output}: {len(entries):,} images of {sum(views.values()):,} products in {len(categories)} categories")
-    print("views per product: " + ", ".join(f"{n} x {count:,}" for n, count in sorted(views.items())))
-    print(f"caption length: {min(words)} to {max(words)} words, median {statistics.median(words):g}")
-
-
-def main(argv=None):
-    """Write the JSON mapping of one split, or of all."""
-    parser = settings.Parser(__doc__, ["DATA_DIR"])
-    parser.add_argument("--split", choices=(*SPLITS, "all"), default="train", help="which split [train]")
-    parser.add_argument(
-        "--output", help="the JSON file, with {split} in it for --split all [clip_dataset_{split}.json]"
-    )
-    args = parser.parse_args(argv)
-    output = args.output or "clip_dataset_{split}.json"
-    if args.split == "all" and "{split}" not in output:
-        parser.error(f"--output {output} would be written twice: with --split all it needs {{split}} in it")
-    for split in SPLITS if args.split == "all" else (args.split,):
-        create_clip_dataset(split, Path(output.replace("{split}", split)), args.data_dir)
 
 
 if __name__ == "__main__":
