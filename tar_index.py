@@ -144,7 +144,8 @@ def expected_sizes(paths):
                 listed = json.load(file)
         except (OSError, ValueError):
             continue
-        sizes |= {os.path.join(folder, name): size for name, size in listed.items() if isinstance(size, int)}
+        counts = listed.items() if isinstance(listed, dict) else ()
+        sizes |= {os.path.join(folder, name): size for name, size in counts if isinstance(size, int)}
     return sizes
 
 
@@ -167,7 +168,7 @@ def group_members(members):
             sample[suffix] = value
     except ShardDamage as damage:
         cut_key = split_name(damage.member)[0] if damage.member else None
-        if sample and cut_key != key and (cut_key or complete <= set(sample)):
+        if sample and cut_key != key and (cut_key or (complete and complete <= set(sample))):
             yield key, sample
         raise
     if sample:

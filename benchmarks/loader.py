@@ -25,31 +25,59 @@ import types
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
-BATCH_SIZE, SIZE, VIEWS, SHARDS = 64, 224, 4, 4
+BATCH_SIZE, SIZE, SHARDS = 64, 224, 4
 OURS, PLAIN, PEER, FLOAT, CEILING = "ours", "plain recipe", "open_clip_train", "ours, float", "ceiling"
 WORDS = {
     "cut": ["Long sleeve", "Short sleeve", "Sleeveless", "Slim-fit", "Relaxed-fit", "Cropped", "Oversized", "Tailored"],
     "fabric": ["cotton", "merino wool", "silk", "denim", "linen", "cashmere", "nylon", "leather", "jersey", "canvas"],
     "garment": ["sweater", "t-shirt", "dress", "jacket", "trousers", "skirt", "coat", "shirt", "shorts", "hoodie"],
-    "colour": ["black", "navy", "off-white", "burgundy", "olive green", "light grey", "camel", "indigo", "blush pink", "red"],
-    "detail": ["Ribbed crewneck collar", "Notched lapel", "Button closure at front", "Welt pockets", "Zip closure", "Pleats at waist"],
-    "finish": ["Tonal stitching", "Logo patch at chest", "Fringed edges", "Silver-tone hardware", "Raw hem", "Fully lined"],
+    "colour": [
+        "black",
+        "navy",
+        "off-white",
+        "burgundy",
+        "olive green",
+        "light grey",
+        "camel",
+        "indigo",
+        "blush pink",
+        "red",
+    ],
+    "detail": [
+        "Ribbed crewneck collar",
+        "Notched lapel",
+        "Button closure at front",
+        "Welt pockets",
+        "Zip closure",
+        "Pleats at waist",
+    ],
+    "finish": [
+        "Tonal stitching",
+        "Logo patch at chest",
+        "Fringed edges",
+        "Silver-tone hardware",
+        "Raw hem",
+        "Fully lined",
+    ],
 }
 
 
 def photo(random, size):
-    """A picture with the spectrum of photographs: noise of every scale, stronger the coarser, and a little grain."""
+    """A studio shot: a textured body, with the spectrum of photographs and some grain, on a plain light background."""
     width, height = size
-    picture = np.zeros((height, width, 3))
-    for cells in (2, 4, 8, 16, 32, 64):
+    body = np.full((height, width, 3), 128, dtype=np.float32)
+    for cells in (2, 4, 8, 16, 32, 64, 128):
         noise = random.integers(0, 256, (cells * height // width + 1, cells, 3), dtype=np.uint8)
         layer = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-        picture += (np.asarray(layer, dtype=np.float64) - 128) * 1.2 / np.sqrt(cells)
-    picture += 128 + random.normal(0, 2, (height, width, 1))
-    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+        body += (np.asarray(layer, dtype=np.float32) - 128) * np.float32(1.2 / np.sqrt(cells))
+    body += random.normal(0, 2, (height, width, 1)).astype(np.float32)
+    outline = Image.new("L", size)
+    ImageDraw.Draw(outline).ellipse((width * 0.15, height * 0.05, width * 0.85, height * 0.95), fill=255)
+    background = Image.new("RGB", size, (236, 236, 234))
+    return Image.composite(Image.fromarray(body.clip(0, 255).astype(np.uint8)), background, outline)
 
 
 def caption(random):
@@ -61,23 +89,28 @@ def caption(random):
     )
 
 
-def write_shards(folder, count, size):
-    """Shards with `count` pictures of `size` (width, height) -> their pattern."""
+def write_shards(folder, count, size, views):
+    """Shards with `count` pictures of `size` (width, height), `views` of each product -> their pattern."""
+    folder.mkdir()
     random = np.random.default_rng(0)
     for shard in range(SHARDS):
         with tarfile.open(folder / f"photos.{shard:06d}.tar", "w") as tar:
             for number in range(count * shard // SHARDS, count * (shard + 1) // SHARDS):
-                if number % VIEWS == 0:
+                if number % views == 0:
                     text = caption(random)
                 encoded = io.BytesIO()
                 photo(random, size).save(encoded, "JPEG", quality=95)
-                record = {"product_id": str(number // VIEWS), "category": "TOPS", "image_name": f"{number}.png"}
+                record = {"product_id": str(number // views), "category": "TOPS", "image_name": f"{number}.png"}
                 files = {"jpg": encoded.getvalue(), "txt": text.encode(), "json": json.dumps(record).encode()}
                 for suffix, data in files.items():
                     info = tarfile.TarInfo(f"{number:09d}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
     return str(folder / f"photos.{{000000..{SHARDS - 1:06d}}}.tar")
+
+
+def kilobytes(folder, count):
+    return sum(path.stat().st_size for path in folder.iterdir()) / count / 1024
 
 
 def make_contender(name, pattern, count, workers, reduced):
@@ -171,7 +204,12 @@ class Contender:
     def __init__(self, name, pattern, count, workers, reduced=False, packages=None):
         command = [sys.executable, __file__, "--contender", json.dumps([name, pattern, count, workers, reduced])]
         paths = [str(packages)] if packages else []
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True)
         self.rates = []
@@ -230,18 +268,17 @@ def main():
         return
     names = [OURS, PLAIN] + ([PEER] if options.peer_packages else [])
     with tempfile.TemporaryDirectory() as folder:
-        small, large = Path(folder, "small"), Path(folder, "large")
-        small.mkdir(), large.mkdir()
         count = options.samples // BATCH_SIZE * BATCH_SIZE
-        pattern = write_shards(small, count, (256, 256))
-        kilobytes = sum(path.stat().st_size for path in small.iterdir()) / count / 1024
-        print(f"{count} pictures of 256x256, {kilobytes:.0f} KB each; {os.cpu_count()} cores; {options.rounds} rounds")
+        pattern = write_shards(Path(folder, "small"), count, (256, 256), views=4)
+        size = kilobytes(Path(folder, "small"), count)
+        print(f"{count} pictures of 256x256, {size:.0f} KB each; {os.cpu_count()} cores; {options.rounds} rounds")
         alone = compare("0 workers", [*names, FLOAT, CEILING], pattern, count, 0, options)
         print(f"  {alone[OURS] / alone[CEILING]:.0%} of the ceiling")
         compare(f"{options.workers} workers", [*names, FLOAT], pattern, count, options.workers, options)
         photos = options.photos // BATCH_SIZE * BATCH_SIZE
-        pattern = write_shards(large, photos, (1000, 1300))
-        compare(f"{photos} photos of 1000x1300, 0 workers", names, pattern, photos, 0, options)
+        pattern = write_shards(Path(folder, "large"), photos, (1000, 1300), views=1)
+        size = kilobytes(Path(folder, "large"), photos)
+        compare(f"{photos} photos of 1000x1300, {size:.0f} KB each, 0 workers", names, pattern, photos, 0, options)
         compare("the same, ours with reduced_decode", names[:2], pattern, photos, 0, options, reduced=True)
     if not options.peer_packages:
         print("\nNot compared with open_clip_train: see --help for how to install what it needs.")

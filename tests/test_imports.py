@@ -11,11 +11,14 @@ ROOT = Path(__file__).parent.parent
 TABLE = {
     "settings": set(),
     "atomic_write": set(),
-    "clip_prep": {"settings", "atomic_write", "pictures", "catalogue_sources", "catalogue_audit"},
+    "clip_prep": {"settings", "atomic_write", "catalogue_sources", "catalogue_audit"},
     "create_webdataset": {"settings", "clip_prep", "atomic_write", "pictures", "shard_plan", "shard_manifest"},
-    "dBManagement": {"settings", "batch_plan", "tar_index", "shard_pattern", "shard_samples"},
+    "dBManagement": {"settings", "batch_plan", "tar_index", "shard_pattern", "shard_samples", "shard_stream"},
     "openClipManagement": {"atomic_write", "image_transforms", "packed_text"},
-    "evaluate_clip": {"settings", "dBManagement", "openClipManagement", "atomic_write", "distributed", "retrieval_metrics", "report"},
+    "evaluate_clip": {
+        "settings", "dBManagement", "openClipManagement", "atomic_write", "distributed", "retrieval_metrics",
+        "retrieval_protocols", "retrieval_comparison", "zero_shot", "report",
+    },
     "clipFineTuner": {
         "settings", "dBManagement", "openClipManagement", "evaluate_clip", "checkpoint_folder", "distributed",
         "gradient_cache", "losses", "optimization", "training_log",
