@@ -1,5 +1,9 @@
-"""Readers of raw catalogues: each gives its rows in a fixed order, and the reason for each row that it skips."""
+"""The rows of raw catalogues, in a fixed order, and the reason for each row that is skipped; the reader of PAI pickles.
 
+The other readers are catalogue_hdf5.py and catalogue_table.py.
+"""
+
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -129,6 +133,11 @@ def make_row(image_path, image_name, captions, category, subcategory, product_id
     if not product_id:
         raise RowError("blank product_id")
     return Row(image_path, image_name, captions, text_of(category), text_of(subcategory), product_id)
+
+
+def caption_id(caption):
+    """A product id made of a caption: where there are no ids, equal captions are one product."""
+    return f"caption-{hashlib.sha256(caption.encode()).hexdigest()[:16]}" if caption else ""
 
 
 def text_of(value):

@@ -1,8 +1,8 @@
 """Turn a raw catalogue into the JSON mapping that create_webdataset.py reads.
 
     python clip_prep.py                                  # train: full_train_info_PAI/ + extracted_train_images/
-    python clip_prep.py --split valid
     python clip_prep.py --split all --data-dir /data/fashiongen
+    python clip_prep.py --hdf5 fashiongen_256_256_train.h5
 
 Writes `clip_dataset_{split}.json`: a list of objects with image_path, image_name, caption, category and product_id, and
 subcategory and captions where there are any. The same catalogue gives the same bytes on any machine.
@@ -17,39 +17,67 @@ from tqdm import tqdm
 
 import settings
 from atomic_write import atomic_write
+from catalogue_hdf5 import DESCRIPTION, open_hdf5, split_of_file
 from catalogue_sources import Skipped, open_pai
 
 SPLITS = ("train", "valid")
+OUTPUT = "clip_dataset_{split}.json"
 EXAMPLES = 3  # skipped rows shown for each reason
 
 
 def main(argv=None):
-    """Write the JSON mapping of one split, or of both."""
+    """Write the JSON mapping of each split that is asked for."""
     args = parse_arguments(argv)
-    splits = SPLITS if args.split == "all" else (args.split,)
-    sources = {split: open_pai(args.data_dir, split, args.num_workers, args.allow_outside) for split in splits}
-    for split, source in sources.items():
+    for split, source in open_sources(args).items():
         write_mapping(source, args.output.replace("{split}", split))
 
 
 def parse_arguments(argv):
     """The script's own arguments and its knobs."""
     parser = settings.Parser(__doc__, ["DATA_DIR", "NUM_WORKERS"])
-    parser.add_argument("--split", choices=(*SPLITS, "all"), default="train", help="which split to write [train]")
+    kind = parser.add_argument_group("what to read (default: PAI pickles)").add_mutually_exclusive_group()
+    kind.add_argument("--hdf5", metavar="FILE", help="an official Fashion-Gen file (pip install h5py)")
+
     parser.add_argument(
-        "--output",
-        default="clip_dataset_{split}.json",
-        help="the JSON file; {split} in it stands for train or valid [clip_dataset_{split}.json]",
+        "--split", choices=(*SPLITS, "all"), help="which split to write [train; --hdf5: as the file's name says]"
     )
+    parser.add_argument("--output", help=f"the JSON file; {{split}} in it stands for train or valid [{OUTPUT}]")
     parser.add_argument("--allow-outside", action="store_true", help="take pictures outside the image folder too")
+
+    hdf5 = parser.add_argument_group("with --hdf5")
+    hdf5.add_argument(
+        "--caption-fields",
+        metavar="FIELD,...",
+        help="fields that make the caption, such as name,description [description]",
+    )
     args = parser.parse_args(argv)
+    check_arguments(parser, args)
+    return args
+
+
+def check_arguments(parser, args):
+    """Refuse what does not go together; fill in the defaults that depend on the kind of catalogue."""
+    if args.caption_fields and not args.hdf5:
+        parser.error("--caption-fields belongs to --hdf5")
+    if args.hdf5:
+        args.split = args.split or split_of_file(args.hdf5)
+        if args.split not in SPLITS:
+            parser.error(f"--hdf5 {args.hdf5} is one split; say which with --split train or --split valid")
+    args.split = args.split or "train"
+    args.output = args.output or OUTPUT
     if args.split == "all" and "{split}" not in args.output:
         parser.error(f"--output {args.output} would be written twice: with --split all it needs {{split}} in its name")
     if Path(args.output).is_dir():
-        parser.error(
-            f"--output {args.output} is a folder; name a file, such as {args.output}/clip_dataset_{{split}}.json"
-        )
-    return args
+        parser.error(f"--output {args.output} is a folder; name a file, such as {args.output}/{OUTPUT}")
+
+
+def open_sources(args):
+    """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read."""
+    if args.hdf5:
+        fields = (args.caption_fields or DESCRIPTION).split(",")
+        return {args.split: open_hdf5(args.hdf5, [field.strip() for field in fields])}
+    splits = SPLITS if args.split == "all" else (args.split,)
+    return {split: open_pai(args.data_dir, split, args.num_workers, args.allow_outside) for split in splits}
 
 
 def create_clip_dataset(split, output, data_dir=settings.DATA_DIR, num_workers=0):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -283,3 +284,46 @@ def test_an_empty_folder_is_one_line(catalogue):
 )
 def test_wrong_arguments_are_one_line(catalogue, arguments, words):
     assert_one_line_error(run(catalogue, *arguments), *words)
+
+
+@pytest.fixture
+def fashiongen(tmp_path):
+    """`fashiongen_256_256_validation.h5` of three rows, the last without a description."""
+    path = tmp_path / "fashiongen_256_256_validation.h5"
+    with h5py.File(path, "w") as file:
+        file["input_image"] = np.zeros((3, 4, 4, 3), np.uint8)
+        file["input_productID"] = np.array([[7], [7], [8]], np.int32)
+        file["input_name"] = np.array([[b"Caf\xe9 coat"], [b"Caf\xe9 coat"], [b"Hat"]])
+        file["input_description"] = np.array([[b"Of wool."], [b"Of wool."], [b""]])
+        file["input_category"] = np.full((3, 1), b"COATS")
+    return path
+
+
+def test_hdf5_to_json(fashiongen):
+    result = run(fashiongen.parent, "--hdf5", fashiongen.name)
+    assert result.returncode == 0, result.stderr
+    assert "2 images, 1 products" in result.stdout
+    assert f"skipped 1: blank caption ({fashiongen.name}#2)" in result.stdout
+    assert read(fashiongen.parent / "clip_dataset_valid.json")[1] == {
+        "image_path": "fashiongen_256_256_validation.h5#1",
+        "image_name": "7_2.png",
+        "caption": "Of wool.",
+        "category": "COATS",
+        "product_id": "7",
+    }
+
+
+def test_hdf5_with_its_own_split_and_caption(fashiongen):
+    fashiongen.rename(fashiongen.parent / "mine.h5")
+    assert_one_line_error(run(fashiongen.parent, "--hdf5", "mine.h5"), "--hdf5 mine.h5", "--split train")
+    result = run(fashiongen.parent, "--hdf5", "mine.h5", "--split", "train", "--caption-fields", "name, description")
+    assert result.returncode == 0, result.stderr
+    entries = read(fashiongen.parent / "clip_dataset_train.json")
+    assert [e["caption"] for e in entries] == ["Café coat. Of wool.", "Café coat. Of wool.", "Hat."]
+
+
+def test_damaged_hdf5_is_one_line(fashiongen):
+    fashiongen.write_bytes(fashiongen.read_bytes()[:100])
+    assert_one_line_error(run(fashiongen.parent, "--hdf5", fashiongen.name), fashiongen.name, "not a readable HDF5")
+    assert_one_line_error(run(fashiongen.parent, "--hdf5", "absent_train.h5"), "absent_train.h5 does not exist")
+    assert_one_line_error(run(fashiongen.parent, "--caption-fields", "name"), "--caption-fields belongs to --hdf5")
