@@ -58,7 +58,7 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     first_score: float | None = None  # mean Recall@10 before the first step
-    best_score: float | None = None
+    best_score: float | None = None  # of the steps since
     evaluations_since_best: int = 0
 
 
@@ -152,8 +152,8 @@ def setup(args, ranks, folder):
         args.warmup_steps = min(MAX_DEFAULT_WARMUP, total_steps // 10)
     optimization.check_warmup(args.warmup_steps, total_steps)
     average = None
-    if args.ema_decay is not None:
-        average = AveragedModel(clip_model.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+    if args.ema_decay is not None:  # buffers are copied: the attention mask's -inf has no average
+        average = AveragedModel(clip_model.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
     training = Training(
         clip_model=clip_model,
         loader=loader,
@@ -438,18 +438,19 @@ def evaluate(training):
         clip_model = replace(clip_model, model=training.average.module)
     results = evaluate_clip.measure(clip_model, training.valid_loader, training.precision)
     score = sum(results["recall@10"].values()) / 2
-    if progress.first_score is None:
+    training.recorder.log_evaluation(results, score, progress)
+    if progress.step == 0:
         progress.first_score = score
+        return
     better = progress.best_score is None or score > progress.best_score
     progress.best_score = score if better else progress.best_score
     progress.evaluations_since_best = 0 if better else progress.evaluations_since_best + 1
-    training.recorder.log_evaluation(results, score, progress)
-    if score < progress.first_score:
+    if progress.first_score is not None and score < progress.first_score:
         warn(
             f"step {progress.step}: mean Recall@10 is {score:.4f}, below the {progress.first_score:.4f} before training; "
             "LEARNING_RATE may be too high for these weights"
         )
-    if better and progress.step > 0:
+    if better:
         save(training, training.folder.path / BEST)
 
 
@@ -459,8 +460,10 @@ def finish(training):
     if training.is_main:
         training_log.draw_curves(folder.records(), folder.path / CURVES)
     if progress.best_score is not None:
-        best = f"best mean Recall@10 {progress.best_score:.4f}, at the start {progress.first_score:.4f}"
-        print(f"{progress.step} steps done, {progress.skipped_steps} skipped; {best}")
+        start = "" if progress.first_score is None else f", at the start {progress.first_score:.4f}"
+        print(
+            f"{progress.step} steps done, {progress.skipped_steps} skipped; best mean Recall@10 {progress.best_score:.4f}{start}"
+        )
     lost = sum(training.loader.skipped.values())
     if lost:
         reasons = ", ".join(f"{count} {reason}" for reason, count in training.loader.skipped.most_common())

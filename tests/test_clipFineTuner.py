@@ -189,6 +189,7 @@ def test_an_average_of_the_weights_is_what_is_saved(data, tmp_path):
     checkpoint = clip.read_checkpoint(run / "final_checkpoint.pt")
     raw, average = checkpoint["raw_state_dict"], checkpoint["state_dict"]
     assert not torch.equal(raw["visual.proj"], average["visual.proj"])
+    assert len(records(run, "mean_recall@10")) == 3  # the average was evaluated
     resumed = train(data, tmp_path, "--resume", ema_decay=0.9, max_steps=16)
     whole = train(data, tmp_path / "whole", ema_decay=0.9, max_steps=16, warmup_steps=1)
     assert set(weights(resumed)) == set(weights(whole))
@@ -198,7 +199,7 @@ def test_training_ends_early_without_gain(data, tmp_path, monkeypatch):
     recall = {"text_to_image": 0.5, "image_to_text": 0.5}
     monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", lambda *_, **__: {"recall@10": recall})
     run = train(data, tmp_path, patience=2, eval_interval=2)
-    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 4
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 6
 
 
 def test_a_score_below_the_first_is_warned_of(data, tmp_path, monkeypatch, capsys):
