@@ -392,14 +392,19 @@ def write_product(numbered, outdir, split, seed):
     return views
 
 
-def draw_catalogue(outdir, train_products, valid_products, seed=0, processes=2):
-    """Draw both splits; returns {split: (products, images)}."""
+def distinct_products(count, seed):
+    """`count` products no two of which look alike."""
     generator, products = random.Random(seed), {}
-    while len(products) < train_products + valid_products:
+    while len(products) < count:
         product = draw_product(generator)
         shown = product._replace(second="") if product.pattern == "solid" and not product.trim else product
-        products.setdefault(shown, product)  # combinations that look alike are one product
-    numbered = list(enumerate(products.values()))
+        products.setdefault(shown, product)
+    return list(products.values())
+
+
+def draw_catalogue(outdir, train_products, valid_products, seed=0, processes=2):
+    """Draw both splits; returns {split: (products, images)}."""
+    numbered = list(enumerate(distinct_products(train_products + valid_products, seed)))
     counts = {}
     with ProcessPoolExecutor(processes) as pool:
         for split, part in (("train", numbered[:train_products]), ("valid", numbered[train_products:])):
