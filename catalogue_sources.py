@@ -141,7 +141,7 @@ def caption_id(caption):
 
 
 def text_of(value):
-    """A value as one line of text: numbers as digits, bytes as UTF-8 or else Latin-1; blank for anything else."""
+    """A value as one line of text: numbers as digits, bytes as UTF-8 or else Windows-1252; blank for anything else."""
     if isinstance(value, bytes):
         value = _decoded(value)
     if isinstance(value, float) and value.is_integer():
@@ -155,4 +155,4 @@ def _decoded(data):
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return data.decode("cp1252", "replace")  # what web pages that say Latin-1 mean

@@ -3,6 +3,8 @@
     python clip_prep.py                                  # train: full_train_info_PAI/ + extracted_train_images/
     python clip_prep.py --split all --data-dir /data/fashiongen
     python clip_prep.py --hdf5 fashiongen_256_256_train.h5
+    python clip_prep.py --table products.csv --images photos --image-column photo --product-column sku \\
+        --category-column kind --caption-template "{title}. {colour} {material}." --valid-fraction 0.1
 
 Writes `clip_dataset_{split}.json`: a list of objects with image_path, image_name, caption, category and product_id, and
 subcategory and captions where there are any. The same catalogue gives the same bytes on any machine.
@@ -11,6 +13,7 @@ subcategory and captions where there are any. The same catalogue gives the same 
 import json
 import statistics
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +22,7 @@ import settings
 from atomic_write import atomic_write
 from catalogue_hdf5 import DESCRIPTION, open_hdf5, split_of_file
 from catalogue_sources import Skipped, open_pai
+from catalogue_table import Columns, open_table
 
 SPLITS = ("train", "valid")
 OUTPUT = "clip_dataset_{split}.json"
@@ -37,33 +41,69 @@ def parse_arguments(argv):
     parser = settings.Parser(__doc__, ["DATA_DIR", "NUM_WORKERS"])
     kind = parser.add_argument_group("what to read (default: PAI pickles)").add_mutually_exclusive_group()
     kind.add_argument("--hdf5", metavar="FILE", help="an official Fashion-Gen file (pip install h5py)")
+    kind.add_argument("--table", metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (pip install pyarrow)")
 
     parser.add_argument(
-        "--split", choices=(*SPLITS, "all"), help="which split to write [train; --hdf5: as the file's name says]"
+        "--split",
+        choices=(*SPLITS, "all"),
+        help="which split to write [train; --hdf5: as the file's name says; --valid-fraction: all]",
     )
     parser.add_argument("--output", help=f"the JSON file; {{split}} in it stands for train or valid [{OUTPUT}]")
     parser.add_argument("--allow-outside", action="store_true", help="take pictures outside the image folder too")
 
     hdf5 = parser.add_argument_group("with --hdf5")
-    hdf5.add_argument(
-        "--caption-fields",
-        metavar="FIELD,...",
-        help="fields that make the caption, such as name,description [description]",
+    hdf5.add_argument("--caption-fields", metavar="FIELD,...", help="what makes the caption [description]")
+
+    table = parser.add_argument_group("with --table")
+    table.add_argument("--images", metavar="DIR", help="folder of the pictures [that of the table]")
+    table.add_argument("--image-column", metavar="NAME", help="the picture's path in it")
+    caption = table.add_mutually_exclusive_group()
+    caption.add_argument("--caption-column", metavar="NAME", nargs="+", help="several: wordings of the same")
+    caption.add_argument("--caption-template", metavar="TEXT", help="such as '{title}. {colour} {material}.'")
+    table.add_argument("--product-column", metavar="NAME", help="without: equal captions are one product")
+    table.add_argument("--category-column", metavar="NAME")
+    table.add_argument("--subcategory-column", metavar="NAME")
+    table.add_argument(
+        "--valid-fraction",
+        type=float,
+        metavar="0.1",
+        help="share of the products, by a hash of their ids, to validate on",
     )
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     return args
 
 
+OPTIONS = {
+    "hdf5": ["caption_fields"],
+    "table": [
+        "images",
+        "image_column",
+        "caption_column",
+        "caption_template",
+        "product_column",
+        "category_column",
+        "subcategory_column",
+        "valid_fraction",
+    ],
+}
+
+
 def check_arguments(parser, args):
     """Refuse what does not go together; fill in the defaults that depend on the kind of catalogue."""
-    if args.caption_fields and not args.hdf5:
-        parser.error("--caption-fields belongs to --hdf5")
+    for kind, names in OPTIONS.items():
+        for name in names:
+            if getattr(args, name) is not None and not getattr(args, kind):
+                parser.error(f"--{name.replace('_', '-')} belongs to --{kind}")
+    if args.valid_fraction is not None and not 0 < args.valid_fraction < 1:
+        parser.error(f"--valid-fraction {args.valid_fraction} is not allowed: it takes a number between 0 and 1")
     if args.hdf5:
         args.split = args.split or split_of_file(args.hdf5)
         if args.split not in SPLITS:
             parser.error(f"--hdf5 {args.hdf5} is one split; say which with --split train or --split valid")
-    args.split = args.split or "train"
+    if args.table and args.split == "all" and not args.valid_fraction:
+        parser.error("--split all of a table needs --valid-fraction, the share of its products to validate on")
+    args.split = args.split or ("all" if args.valid_fraction else "train")
     args.output = args.output or OUTPUT
     if args.split == "all" and "{split}" not in args.output:
         parser.error(f"--output {args.output} would be written twice: with --split all it needs {{split}} in its name")
@@ -73,10 +113,21 @@ def check_arguments(parser, args):
 
 def open_sources(args):
     """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read."""
-    if args.hdf5:
-        fields = (args.caption_fields or DESCRIPTION).split(",")
-        return {args.split: open_hdf5(args.hdf5, [field.strip() for field in fields])}
     splits = SPLITS if args.split == "all" else (args.split,)
+    if args.hdf5:
+        fields = [field.strip() for field in (args.caption_fields or DESCRIPTION).split(",")]
+        return {split: open_hdf5(args.hdf5, fields) for split in splits}
+    if args.table:
+        columns = Columns(
+            image=args.image_column,
+            captions=tuple(args.caption_column or ()),
+            template=args.caption_template,
+            product=args.product_column,
+            category=args.category_column,
+            subcategory=args.subcategory_column,
+        )
+        read = partial(open_table, args.table, columns, args.images)
+        return {split: read(split, args.valid_fraction, args.allow_outside) for split in splits}
     return {split: open_pai(args.data_dir, split, args.num_workers, args.allow_outside) for split in splits}
 
 

@@ -327,3 +327,67 @@ def test_damaged_hdf5_is_one_line(fashiongen):
     assert_one_line_error(run(fashiongen.parent, "--hdf5", fashiongen.name), fashiongen.name, "not a readable HDF5")
     assert_one_line_error(run(fashiongen.parent, "--hdf5", "absent_train.h5"), "absent_train.h5 does not exist")
     assert_one_line_error(run(fashiongen.parent, "--caption-fields", "name"), "--caption-fields belongs to --hdf5")
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """products.csv of twenty products with two pictures each, in photos/."""
+    rows = ["sku,photo,title,colour,material,kind"]
+    (tmp_path / "photos").mkdir()
+    for number in range(40):
+        rows.append(f"S{number // 2},{number}.jpg,Coat {number // 2},{'red' * (number % 4 > 1)},wool,COATS")
+        Image.new("RGB", (4, 4)).save(tmp_path / "photos" / f"{number}.jpg")
+    (tmp_path / "products.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+TABLE = ["--table", "products.csv", "--images", "photos", "--image-column", "photo", "--product-column", "sku"]
+TEMPLATE = ["--caption-template", "{title}. {colour} {material}."]
+
+
+def test_a_table_split_by_product(shop):
+    result = run(shop, *TABLE, *TEMPLATE, "--category-column", "kind", "--valid-fraction", "0.3")
+    assert result.returncode == 0, result.stderr
+    train, valid = (read(shop / f"clip_dataset_{split}.json") for split in ("train", "valid"))
+    assert len(train) + len(valid) == 40
+    assert not {e["product_id"] for e in train} & {e["product_id"] for e in valid}
+    entries = sorted(train + valid, key=lambda e: int(e["image_name"][:-4]))
+    assert [entries[n]["caption"] for n in (0, 2)] == ["Coat 0. wool.", "Coat 1. red wool."]
+    assert entries[3] == {
+        "image_path": "photos/3.jpg",
+        "image_name": "3.jpg",
+        "caption": "Coat 1. red wool.",
+        "category": "COATS",
+        "product_id": "S1",
+    }
+    before = (shop / "clip_dataset_valid.json").read_bytes()
+    assert (
+        run(shop, *TABLE, *TEMPLATE, "--category-column=kind", "--valid-fraction=0.3", "--split=valid").returncode == 0
+    )
+    assert (shop / "clip_dataset_valid.json").read_bytes() == before
+
+
+def test_a_table_that_is_one_split(shop):
+    result = run(shop, *TABLE, "--caption-column", "title", "material", "--split", "valid")
+    assert "40 images, 20 products" in result.stdout
+    assert read(shop / "clip_dataset_valid.json")[0]["captions"] == ["Coat 0", "wool"]
+    assert not (shop / "clip_dataset_train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*TABLE, "--caption-column", "name"], ["no column name", "sku, photo, title"]),
+        ([*TABLE], ["--caption-column", "sku, photo, title"]),
+        ([*TABLE, "--caption-template", "{title"], ["caption template '{title'"]),
+        ([*TABLE, *TEMPLATE, "--caption-column", "title"], ["--caption-column", "--caption-template"]),
+        ([*TABLE, *TEMPLATE, "--split", "all"], ["--split all", "--valid-fraction"]),
+        ([*TABLE, *TEMPLATE, "--valid-fraction", "1.5"], ["--valid-fraction 1.5", "between 0 and 1"]),
+        ([*TABLE, *TEMPLATE, "--hdf5", "a.h5"], ["--hdf5", "--table"]),
+        (["--image-column", "photo"], ["--image-column belongs to --table"]),
+        (["--table", "absent.csv"], ["absent.csv does not exist"]),
+    ],
+)
+def test_wrong_arguments_of_a_table_are_one_line(shop, arguments, words):
+    assert_one_line_error(run(shop, *arguments), *words)
+    assert not list(shop.glob("*.json"))
