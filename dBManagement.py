@@ -34,6 +34,7 @@ from shard_stream import StreamedBatches
 from tar_index import Lost, TarIndex
 
 REMEMBERED_CAPTIONS = 100_000  # 60 MB of tokens at 77 a caption
+SPARE_BATCHES = 4  # how far ahead a replacement for an unreadable picture is looked for
 NAMED = 5  # unusable samples that are named for each reason
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class ClipDataset(IterableDataset):
 
     With `train`, every batch has the same size, no batch (over all ranks) holds two samples of one product, and what
     does not fill a last batch is left out, other samples each epoch; fewer samples or products than `batch_size` make
-    the batch smaller. A picture that cannot be read is replaced by one from the batch after, so that all batches stay
+    the batch smaller. A picture that cannot be read is replaced by one from the batches after, so that all batches stay
     where they are; only if none of another product is left is a readable one of the batch repeated.
     Without `train`, every sample comes once, in the order of the shards; ranks take consecutive parts.
 
@@ -215,10 +216,15 @@ class LocalBatches:
         return batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def _spares(self, plan, i):
-        """Samples of this rank's next batch whose products are in no rank's present one."""
-        candidates = self._share(plan[(i + 1) % len(plan)])
+        """Samples of the next batches, of distinct products that are in no rank's present one; each rank has its own."""
         products = self.index.products
-        return (n for n in candidates.tolist() if products[n] not in products[plan[i]])
+        met = set(products[plan[i]].tolist())
+        for after in range(i + 1, i + 1 + min(SPARE_BATCHES, len(plan) - 1)):
+            for n in plan[after % len(plan)].tolist():
+                product = int(products[n])
+                if product % self.world_size == self.rank and product not in met:
+                    met.add(product)
+                    yield n
 
 
 class RememberedTokens:
