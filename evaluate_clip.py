@@ -4,6 +4,7 @@
     python evaluate_clip.py --use-checkpoint                       # settings.EVAL_CHECKPOINT
     python evaluate_clip.py --checkpoint checkpoints/best_checkpoint.pt --protocol all
     python evaluate_clip.py --dataset-path "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
+    python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
     python evaluate_clip.py --from-embeddings anybodys.npz
 
@@ -11,6 +12,8 @@ Writes evaluation_results.json, or evaluation_results_checkpoint.json for a chec
 """
 
 import json
+import sys
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,12 +24,16 @@ from tqdm import tqdm
 
 import dBManagement
 import distributed
+import embeddings as embeddings_file
 import openClipManagement as clip
+import report
 import retrieval_comparison
 import retrieval_protocols as protocols
 import settings
 import zero_shot
 from atomic_write import atomic_write
+from embeddings import Embeddings
+from shard_pictures import read_pictures
 
 RECALLS = (5, 10)  # always reported at the top level of the results
 KNOBS = [
@@ -43,18 +50,19 @@ def main(argv=None):
         return
     ranks = distributed.start(args.device)
     if args.from_embeddings:
-        embeddings, about = load_embeddings(args.from_embeddings), {"embeddings": args.from_embeddings}
+        embeddings, about = embeddings_file.load(args.from_embeddings), {"embeddings": args.from_embeddings}
         clip_model = None
     else:
         clip_model = load_model(args, ranks)
         embeddings, about = embed_shards(clip_model, args, ranks)
     if ranks.rank == 0:
+        baseline = load_results(args.baseline, args) if args.baseline else None
         results = measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidate_lists(embeddings, args))
         results.update(about)
         if args.zero_shot:
             precision = clip.pick_precision(args.precision, clip_model.device)
             results["zero_shot"] = zero_shot.classify(clip_model, embeddings, precision)
-        write_outputs(args, embeddings, results)
+        write_outputs(args, embeddings, results, baseline)
     distributed.stop()
 
 
@@ -85,6 +93,8 @@ def parse_arguments(argv):
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="is B better than A? two result or embedding files"
     )
+    parser.add_argument("--baseline", metavar="FILE", help="results of the model before, to show the difference to")
+    parser.add_argument("--report", metavar="FILE.html", help="write one page with numbers, pictures and failures")
     parser.add_argument(
         "--zero-shot", action="store_true", help="also classify images by the names of their categories"
     )
@@ -93,6 +103,8 @@ def parse_arguments(argv):
         parser.error(f"--k {min(args.k)} is not allowed: it takes whole numbers >= 1")
     if args.zero_shot and args.from_embeddings:
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
+    if args.report and not {"product", "all"} & set(args.protocol):
+        parser.error("--report shows the product protocol; add it to --protocol")
     if "all" in args.protocol:
         args.protocol = list(protocols.PROTOCOLS)
     args.k = sorted({*args.k, *RECALLS})
@@ -172,7 +184,7 @@ def _assemble(images, texts, rows):
     image_text = np.array(
         [numbers.setdefault(pair, len(numbers)) for pair in zip(products.tolist(), captions.tolist())]
     )
-    return protocols.Embeddings(
+    return Embeddings(
         image_embeddings=images.astype(np.float32),
         text_embeddings=np.stack([texts[caption] for _, caption in numbers]).astype(np.float32),
         image_product=products,
@@ -229,53 +241,10 @@ def candidate_lists(embeddings, args):
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def load_embeddings(path):
-    """Embeddings from a `.npz` file. Raises FileNotFoundError, or ValueError naming the array that is missing."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"embeddings file {path} does not exist; write one with --save-embeddings")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except Exception as error:  # zip and npy errors have no common class
-        raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
-    wanted = ("image_embeddings", "text_embeddings", "image_product", "text_product")
-    missing = [name for name in wanted if name not in arrays]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; an embeddings file needs {', '.join(wanted)}")
-    images, texts = len(arrays["image_embeddings"]), len(arrays["text_embeddings"])
-    products, text_products = arrays["image_product"].astype(str), arrays["text_product"].astype(str)
-    blank = np.full(images, "")
-    numbers = np.array([f"text {number}" for number in range(texts)])
-    first_text = {product: number for number, product in reversed(list(enumerate(text_products.tolist())))}
-    return protocols.Embeddings(
-        image_embeddings=_unit(arrays["image_embeddings"]),
-        text_embeddings=_unit(arrays["text_embeddings"]),
-        image_product=products,
-        text_product=text_products,
-        image_key=arrays.get("image_key", np.arange(images)).astype(str),
-        captions=arrays.get("captions", numbers).astype(str),
-        category=arrays.get("category", blank).astype(str),
-        subcategory=arrays.get("subcategory", blank).astype(str),
-        image_text=arrays.get("image_text", np.array([first_text.get(product, 0) for product in products.tolist()])),
-    )
-
-
-def _unit(rows):
-    """Rows of unit length, so that anybody's embeddings are compared by cosine."""
-    rows = rows.astype(np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def save_embeddings(path, embeddings):
-    """Write the arrays of `Embeddings` to a `.npz` file."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **vars(embeddings))
-
-
 def load_results(path, args):
     """A result file, or an embeddings file evaluated on the spot."""
     if str(path).endswith(".npz"):
-        embeddings = load_embeddings(path)
+        embeddings = embeddings_file.load(path)
         about = {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
         return measure_embeddings(embeddings, args.protocol, args.k, args.seed) | about
     try:
@@ -286,18 +255,39 @@ def load_results(path, args):
         raise ValueError(f"{path} is no result file: {error}") from error
 
 
-def write_outputs(args, embeddings, results):
-    """The result file and whatever else the flags ask for, then the table."""
+def write_outputs(args, embeddings, results, baseline):
+    """The result file and whatever else the flags ask for, then the tables."""
     default = (
         "evaluation_results_checkpoint.json" if args.checkpoint or args.use_checkpoint else "evaluation_results.json"
     )
     output = args.output or default
     with atomic_write(output) as temporary:
         temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if args.save_embeddings:
-        save_embeddings(args.save_embeddings, embeddings)
     print(table(results))
+    if baseline:
+        print("\n" + retrieval_comparison.compare(baseline, results | {"name": output}, args.seed) + "\n")
     print(f"written to {output}")
+    if args.save_embeddings:
+        embeddings_file.save(args.save_embeddings, embeddings)
+        print(f"embeddings written to {args.save_embeddings}")
+    if args.report:
+        write_report(args, embeddings, results, baseline)
+        print(f"report written to {args.report}")
+
+
+def write_report(args, embeddings, results, baseline):
+    """The page of `report`, with pictures from the shards; where they are out of reach, their keys stand instead."""
+    examples = report.pick_examples(embeddings, seed=args.seed)
+    keys = {str(embeddings.image_key[image]): image for image in examples.images()}
+    pictures = {}
+    try:
+        pictures = read_pictures(args.dataset_path or args.valid_dataset_pattern, keys)
+    except FileNotFoundError as error:
+        print(f"the report has no pictures: {error}", file=sys.stderr)
+    thumbnails = {keys[key]: report.thumbnail(data) for key, data in pictures.items()}
+    page = report.render(results, embeddings, examples, thumbnails, baseline, args.seed)
+    with atomic_write(args.report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def table(results):
@@ -311,9 +301,12 @@ def table(results):
     )
     skipped = results.get("data", {}).get("skipped")
     if skipped:
-        lines.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in skipped.items()))
+        left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        lines += textwrap.wrap(f"left out: {left_out}", 80, subsequent_indent="  ")
+    lines.append("each cell: value [95 % interval over products] (chance)")
     for name, protocol in results["protocols"].items():
-        lines += ["", f"protocol {name}".ljust(24) + "text->image".rjust(24) + "image->text".rjust(30)]
+        lines += ["", *textwrap.wrap(f"{name}: {protocol['protocol']}", 80, subsequent_indent="  ")]
+        lines.append("text->image".rjust(48) + "image->text".rjust(30))
         recalls = [key for key in protocol["text_to_image"] if key.startswith("recall@")]
         for key in recalls:
             cells = [_cell(protocol[way], key) for way in protocols.DIRECTIONS]

@@ -18,13 +18,8 @@ def compare(first, second, seed=0):
     for name in shared:
         for direction in DIRECTIONS:
             pair = [results["protocols"][name][direction] for results in (first, second)]
-            lines += [
-                "",
-                f"{name}, {direction.replace('_to_', '->')}".ljust(30)
-                + "A".rjust(10)
-                + "B".rjust(10)
-                + "B - A [95 %]".rjust(28),
-            ]
+            title = f"{name}, {direction.replace('_to_', '->').replace('_', ' ')}"
+            lines += ["", title.ljust(26) + f"{'A':>8}{'B':>8}{'B - A [95 %]':>26}"]
             lines += _differences(*pair, seed)
             lines += _worse_categories(*pair, seed)
     return "\n".join(lines)
@@ -45,13 +40,13 @@ def paired_difference(first, second, key, seed=0, chosen=None):
 def _differences(a, b, seed):
     for key in [key for key in a["by_product"] if key.startswith("recall@") and key in b["by_product"]]:
         gain, (low, high) = paired_difference(a, b, key, seed)
-        verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
-        yield (
-            f"  Recall{key[6:]}".ljust(30)
-            + f"{a[key]:10.4f}{b[key]:10.4f}"
-            + f"{gain:+.4f} [{low:+.3f}, {high:+.3f}]".rjust(28)
-            + f" {verdict}"
-        )
+        difference = f"{gain:+.4f} [{low:+.3f}, {high:+.3f}]"
+        yield f"  Recall{key[6:]}".ljust(26) + f"{a[key]:8.4f}{b[key]:8.4f}{difference:>26} {verdict(low, high)}"
+
+
+def verdict(low, high):
+    """What a paired 95 % interval says, in a word or two."""
+    return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
 def _worse_categories(a, b, seed):
@@ -64,4 +59,5 @@ def _worse_categories(a, b, seed):
             continue
         gain, (low, high) = paired_difference(a, b, key, seed, chosen)
         if high < 0:
-            yield f"  worse: {category or '(no category)'}, Recall@10 {gain:+.4f} [{low:+.3f}, {high:+.3f}], {chosen.sum()} products"
+            name = (category or "(no category)")[:24]
+            yield f"  worse in {name}: {gain:+.4f} [{low:+.3f}, {high:+.3f}] of Recall@10, {chosen.sum()} products"

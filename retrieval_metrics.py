@@ -141,6 +141,13 @@ def top_items(queries, gallery, count, block_rows=256):
     return torch.cat(items or empty).numpy(), torch.cat(scores or empty).numpy()
 
 
+def nearest_items(queries, gallery, block_rows=1024):
+    """The number of the best gallery item of each query -> (Q,)."""
+    queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
+    blocks = [(block @ gallery.T).argmax(dim=1) for block in queries.split(block_rows)]
+    return torch.cat(blocks).numpy()
+
+
 def rank_candidates(queries, candidates):
     """Rank candidate 0, the positive, among each query's own candidates: (Q, D) and (Q, C, D) -> Ranks."""
     scores = torch.einsum("qcd,qd->qc", _matrix(candidates, "candidate"), _matrix(queries, "query"))

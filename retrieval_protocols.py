@@ -7,52 +7,17 @@ one_view    the first image of each product and its caption, one to one
 sampled101  one positive among 100 negatives of the same subcategory, other products; frozen candidate lists
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 import retrieval_metrics as metrics
+from embeddings import Embeddings
 
 PROTOCOLS = ("product", "pair", "one_view", "sampled101")
 DIRECTIONS = ("text_to_image", "image_to_text")
 QUERIES, NEGATIVES, DRAWS = 1000, 100, 5  # of sampled101
-
-
-@dataclass
-class Embeddings:
-    """N images and M texts of a data set; a text is a caption as one product has it."""
-
-    image_embeddings: np.ndarray  # (N, D) float32, unit length
-    text_embeddings: np.ndarray  # (M, D) float32, unit length
-    image_product: np.ndarray  # (N,) product ids
-    text_product: np.ndarray  # (M,)
-    image_key: np.ndarray  # (N,) the samples' keys
-    captions: np.ndarray  # (M,)
-    category: np.ndarray  # (N,)
-    subcategory: np.ndarray  # (N,)
-    image_text: np.ndarray  # (N,) the number of each sample's own text
-
-    def __post_init__(self):
-        images, texts = len(self.image_embeddings), len(self.text_embeddings)
-        for name in ("image_product", "image_key", "category", "subcategory", "image_text"):
-            if len(getattr(self, name)) != images:
-                raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {images} images")
-        for name in ("text_product", "captions"):
-            if len(getattr(self, name)) != texts:
-                raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {texts} texts")
-        if not images or not texts:
-            raise ValueError(f"nothing to evaluate: {images} images and {texts} texts")
-        if self.image_embeddings.shape[1:] != self.text_embeddings.shape[1:]:
-            shapes = f"{self.image_embeddings.shape} and {self.text_embeddings.shape}"
-            raise ValueError(f"image and text embeddings have shapes {shapes}: their second sizes must be equal")
-
-    def fingerprint(self):
-        """A hash of which samples these are, whatever the model: results of equal ones can be compared."""
-        digest = hashlib.sha256()
-        for column in (self.image_key, self.image_product, self.captions[self.image_text]):
-            digest.update("\0".join(map(str, column)).encode() + b"\1")
-        return digest.hexdigest()[:16]
+CATEGORY_RESAMPLES = 200  # Fashion-Gen has 48 categories
 
 
 @dataclass
@@ -68,7 +33,7 @@ class Task:
     gallery_items: np.ndarray  # (G,) numbers of the images or texts that answer
 
 
-def evaluate(embeddings, protocol, ks, seed=0, candidates=None):
+def evaluate(embeddings: Embeddings, protocol, ks, seed=0, candidates=None):
     """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}."""
     if protocol == "sampled101":
         return _evaluate_sampled(embeddings, ks, seed, candidates)
@@ -163,11 +128,14 @@ def _by_category(values, products, categories, seed):
         mine = codes == number
         part = {name: column[mine] for name, column in values.items()}
         sums, counts, _ = metrics.product_sums(part, products[mine])
+        intervals = metrics.bootstrap(sums, counts, seed, resamples=CATEGORY_RESAMPLES)
+        intervals["median_rank"] = metrics.bootstrap_median(part["mean_rank"], products[mine], seed, CATEGORY_RESAMPLES)
         table[str(names[number])] = {
             "queries": int(mine.sum()),
             "products": len(counts),
             **{name: float(column.mean()) for name, column in part.items()},
-            "intervals": metrics.bootstrap(sums, counts, seed, resamples=200),
+            "median_rank": float(np.median(part["mean_rank"])),
+            "intervals": intervals,
         }
     return table
 
@@ -234,7 +202,8 @@ def _evaluate_sampled(e, ks, seed, candidates):
     smallest = int(min((rows >= 0).sum(2).min() for rows in lists.values())) - 1
     result = {
         "protocol": f"{queries:,} queries a direction, each against its positive and {NEGATIVES} negatives of the same "
-        f"subcategory, other products; {draws} draws averaged",
+        f"subcategory, other products; {draws} draws averaged; {topped_up:,} of {2 * draws * queries:,} lists topped up from "
+        "the category or any",
         "draws": draws,
         "fewest_negatives": smallest,
         "topped_up": topped_up,

@@ -17,7 +17,7 @@ TABLE = {
     "openClipManagement": {"atomic_write", "image_transforms", "packed_text"},
     "evaluate_clip": {
         "settings", "dBManagement", "openClipManagement", "atomic_write", "distributed", "retrieval_metrics",
-        "retrieval_protocols", "retrieval_comparison", "zero_shot", "report",
+        "retrieval_protocols", "retrieval_comparison", "zero_shot", "report", "embeddings", "shard_pictures",
     },
     "clipFineTuner": {
         "settings", "dBManagement", "openClipManagement", "evaluate_clip", "checkpoint_folder", "distributed",

@@ -1,0 +1,152 @@
+"""The four protocols on hand-made embeddings: what is queried, what is a hit, and the frozen lists of sampled101."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import retrieval_protocols as protocols
+from embeddings import Embeddings
+
+
+def catalogue(products=6, views=3, dimensions=16, noise=0.0, seed=0, captions=None, subcategories=2):
+    """`views` noisy images around one direction a product, whose caption's embedding that direction is."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(products, dimensions))
+    images = np.repeat(centres, views, axis=0) + noise * random.normal(size=(products * views, dimensions))
+    ids = np.array([f"P{number}" for number in range(products)])
+    kinds = np.array([f"kind {number % subcategories}" for number in range(products)])
+
+    def unit(rows):
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    return Embeddings(
+        image_embeddings=unit(images),
+        text_embeddings=unit(centres),
+        image_product=np.repeat(ids, views),
+        text_product=ids,
+        image_key=np.array([f"{number:09d}" for number in range(products * views)]),
+        captions=np.array(captions or [f"caption of {product}" for product in ids]),
+        category=np.repeat(np.where(np.arange(products) % 2, "TOPS", "SHOES"), views),
+        subcategory=np.repeat(kinds, views),
+        image_text=np.repeat(np.arange(products), views),
+    )
+
+
+def recalls(result, k=1):
+    return [result[direction][f"recall@{k}"] for direction in protocols.DIRECTIONS]
+
+
+def test_product_counts_any_view_as_a_hit():
+    result = protocols.evaluate(catalogue(), "product", (1, 5))
+    assert recalls(result) == [1, 1]
+    assert result["text_to_image"]["queries"] == 6
+    assert result["image_to_text"]["queries"] == 18
+    assert result["text_to_image"]["gallery"] == 18
+    assert result["image_to_text"]["gallery"] == 6
+    assert "6 distinct captions against all 18 images" in result["protocol"]
+
+
+def test_pair_counts_the_sample_alone_and_ties_against_it():
+    """Equal views of a product tie with each other: none is first."""
+    result = protocols.evaluate(catalogue(), "pair", (1, 3))
+    assert recalls(result) == [0, 0]
+    assert recalls(result, 3) == [1, 1]
+
+
+def test_one_view_has_one_image_and_one_caption_for_each_product():
+    result = protocols.evaluate(catalogue(noise=0.05), "one_view", (1,))
+    assert recalls(result) == [1, 1]
+    assert result["text_to_image"]["queries"] == result["image_to_text"]["queries"] == 6
+
+
+def test_a_caption_that_products_share_is_one_query_with_all_their_images():
+    embeddings = catalogue(products=3, captions=["same", "same", "other"])
+    task = protocols.tasks(embeddings, "product")["text_to_image"]
+    assert len(task.queries) == 2
+    assert np.diff(task.positives.offsets).tolist() == [6, 3]
+    back = protocols.tasks(embeddings, "product")["image_to_text"]
+    assert back.positives.items.tolist() == [0] * 6 + [1] * 3
+
+
+def test_categories_add_up_and_carry_intervals():
+    result = protocols.evaluate(catalogue(noise=1.0), "product", (1, 5, 10))["text_to_image"]
+    assert sum(part["queries"] for part in result["categories"].values()) == result["queries"] == 6
+    for name in ("recall@1", "mrr", "map", "median_rank", "mean_rank"):
+        low, high = result["intervals"][name]
+        assert low <= result[name] <= high
+        for part in result["categories"].values():
+            assert part["intervals"][name][0] <= part[name] <= part["intervals"][name][1]
+
+
+def test_k_beyond_the_gallery_is_one():
+    assert recalls(protocols.evaluate(catalogue(noise=3.0), "product", (1, 500)), 500) == [1, 1]
+
+
+def test_products_without_a_counterpart_are_left_out_and_counted():
+    embeddings = catalogue()
+    embeddings.text_product = np.array(["P0", "P1", "P2", "P3", "P4", "elsewhere"])
+    result = protocols.evaluate(embeddings, "product", (1,))
+    assert result["text_to_image"]["without_positive"] == 1
+    assert result["image_to_text"]["without_positive"] == 3
+
+
+def test_nothing_in_common_is_an_error():
+    embeddings = catalogue()
+    embeddings.text_product = np.array([f"Q{number}" for number in range(6)])
+    with pytest.raises(ValueError, match="nothing in common"):
+        protocols.evaluate(embeddings, "product", (1,))
+
+
+# ---------------------------------------------------------------------------------------------- sampled101
+
+
+def test_negatives_are_distinct_products_of_the_subcategory():
+    embeddings = catalogue(products=300, views=2, noise=0.1, subcategories=2)
+    lists, topped_up = protocols.draw_candidates(embeddings, seed=1)
+    assert topped_up == 0
+    for direction, draw in itertools.product(protocols.DIRECTIONS, range(5)):
+        rows = lists[direction][draw]
+        assert rows.shape == (600, 101)
+        assert len(set(rows[:, 0].tolist())) == 600  # every image asks once
+        products, kinds = embeddings.image_product[rows], embeddings.subcategory[rows]
+        assert (kinds == kinds[:, :1]).all()
+        assert all(len(set(row)) == 101 for row in products.tolist())
+
+
+def test_small_subcategories_are_topped_up_from_the_category_then_from_any():
+    embeddings = catalogue(products=240, views=1, subcategories=12)  # 20 of a kind, 120 of a category
+    lists, topped_up = protocols.draw_candidates(embeddings)
+    rows = lists["text_to_image"][0]
+    assert topped_up == 2 * 5 * 240
+    assert (embeddings.category[rows] == embeddings.category[rows[:, :1]]).all()
+    same = embeddings.subcategory[rows] == embeddings.subcategory[rows[:, :1]]
+    assert (same.sum(1) == 20).all()
+
+
+def test_fewer_products_than_candidates_leave_places_empty():
+    embeddings = catalogue(products=30, views=2, noise=0.1)
+    result = protocols.evaluate(embeddings, "sampled101", (1, 5))
+    assert result["fewest_negatives"] == 29
+    assert recalls(result)[0] > 0.9
+
+
+def test_the_lists_are_the_same_everywhere():
+    """Made of PCG64's raw numbers: these values must never change."""
+    lists, _ = protocols.draw_candidates(catalogue(products=150, views=2), seed=0)
+    assert lists["text_to_image"].shape == (5, 300, 101)
+    again, _ = protocols.draw_candidates(catalogue(products=150, views=2, seed=9), seed=0)  # other embeddings
+    assert all((lists[way] == again[way]).all() for way in protocols.DIRECTIONS)
+    other, _ = protocols.draw_candidates(catalogue(products=150, views=2), seed=1)
+    assert (lists["text_to_image"] != other["text_to_image"]).any()
+    assert lists["text_to_image"][0, :3, :4].tolist() == [[269, 44, 257, 20], [11, 286, 231, 154], [196, 297, 172, 261]]
+
+
+def test_perfect_and_constant_models_in_sampled101():
+    assert recalls(protocols.evaluate(catalogue(products=120, views=2), "sampled101", (1,))) == [1, 1]
+    constant = catalogue(products=120, views=2)
+    constant.image_embeddings[:] = constant.image_embeddings[0]
+    constant.text_embeddings[:] = constant.image_embeddings[0]
+    assert recalls(protocols.evaluate(constant, "sampled101", (1,))) == [0, 0]
+    for name in ("product", "pair", "one_view"):
+        assert recalls(protocols.evaluate(constant, name, (1,))) == [0, 0]
