@@ -125,6 +125,8 @@ class ClipDataset(IterableDataset):
             batch = self._batch(samples, spares, epoch, lost)
             lost.clear()
             yield batch
+        if lost:  # a shard that breaks off after the last batch
+            yield self._collate(None, [], lost)
 
     def _batch(self, samples, spares, epoch, lost):
         """Decode straight into one uint8 tensor, in shared memory if the batch is to leave this process."""

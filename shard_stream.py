@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 
 import fsspec
 import webdataset as wds
-from webdataset.tariterators import tar_file_expander
+from webdataset.gopen import Pipe
 
 from shard_pattern import is_url
 from shard_samples import SampleError, parse_sample, product_hash
@@ -121,7 +121,7 @@ class StreamedBatches:
 
 
 def open_shard(shard):
-    """A readable binary stream of a local path, or of any URL that webdataset or fsspec knows."""
+    """A binary stream of a local path, or of any URL that webdataset or fsspec knows."""
     if not is_url(shard):
         return open(shard, "rb")
     if urlparse(shard).scheme in wds.gopen_schemes:
@@ -138,29 +138,69 @@ def shard_samples(shard, report, expected=None):
         report(Lost(expected or 1, UNREADABLE, f"{shard} ({error})"))
         return
     try:
-        for key, sample in group_members(_members(stream, shard)):
+        for key, sample in group_members(_members(_bytes_of(stream))):
             found += 1
             yield {"__key__": key, "__url__": shard, **sample}
-        while stream.read(1 << 16):  # the padding at the end: a command fails if its output is not taken
-            pass
-        stream.close()  # raises the failure of a command
-    except (ShardDamage, OSError) as error:
-        problem = error
-    finally:
-        with contextlib.suppress(OSError):
-            stream.close()
+    except ShardDamage as damage:
+        problem = damage.reason
+    except GeneratorExit:  # whoever reads wants no more: the rest is not worth its transfer
+        _close(stream)
+        raise
+    problem = _failure_at_end(stream) or problem
     if problem or found < (expected or 0):
         reason = FEWER if not problem else TRUNCATED if found else UNREADABLE
         lost = 1 if expected is None else max(expected - found, 0)
         report(Lost(lost, reason, f"{shard} ({problem})" if problem else shard))
 
 
-def _members(stream, shard):
+def _bytes_of(stream):
+    """webdataset's Pipe raises once its command has failed, although samples may still wait in the pipe."""
+    return stream.stream if isinstance(stream, Pipe) else stream
+
+
+def _failure_at_end(stream):
+    """Read the rest, since a command fails if nobody takes its output, and close -> what failed, or None."""
     try:
-        for file in tar_file_expander([{"url": shard, "stream": stream}], eof_value=None):
-            yield file["fname"], file["data"]
+        while _bytes_of(stream).read(1 << 16):
+            pass
+        status = stream.proc.wait() if isinstance(stream, Pipe) else 0
+    except OSError as error:
+        return str(error)
+    finally:
+        _close(stream)
+    return f"exit code {status}" if status and status not in stream.ignore_status else None
+
+
+def _close(stream):
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """tarfile takes a stream that ends without the end marker for a whole one."""
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):
+            raise tarfile.ReadError("unexpected end of data") from None
+
+
+def _members(stream):
+    """(name, bytes) of the regular files in a tar, plain or compressed. Raises ShardDamage."""
+    name = None
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
+            for header in tar:
+                if header.isfile():
+                    name = header.name
+                    data = tar.extractfile(header).read()
+                    name = None
+                    yield header.name, data
+                tar.members = []  # it would keep every header
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise ShardDamage(str(error.args[0] if error.args else error)) from None
+        raise ShardDamage(str(error.args[0] if error.args else error), name) from None
 
 
 def remote_sizes(shards):
