@@ -198,10 +198,11 @@ def _row(image, codes, kinds, views, random):
 def _evaluate_sampled(e, ks, seed, candidates):
     """sampled101, averaged over the draws; intervals over the products of all draws together."""
     lists, topped_up = candidates if candidates is not None else draw_candidates(e, seed)
-    draws, queries, size = lists[DIRECTIONS[0]].shape
+    draws, queries, _ = lists[DIRECTIONS[0]].shape
     smallest = int(min((rows >= 0).sum(2).min() for rows in lists.values())) - 1
+    few = "" if smallest == NEGATIVES else f"{smallest} to "
     result = {
-        "protocol": f"{queries:,} queries a direction, each against its positive and {NEGATIVES} negatives of the same "
+        "protocol": f"{queries:,} queries a direction, each against its positive and {few}{NEGATIVES} negatives of the same "
         f"subcategory, other products; {draws} draws averaged; {topped_up:,} of {2 * draws * queries:,} lists topped up from "
         "the category or any",
         "draws": draws,
@@ -211,10 +212,10 @@ def _evaluate_sampled(e, ks, seed, candidates):
     for direction, rows in lists.items():
         ranks = [_rank_draw(e, direction, draw) for draw in rows]
         together = metrics.Ranks(*(np.concatenate(column) for column in zip(*ranks)))
-        asked = rows[:, :, 0].ravel()
+        asked, sizes = rows[:, :, 0].ravel(), (rows >= 0).sum(2)
         result[direction] = _numbers(together, e.image_product[asked], e.category[asked], ks, seed)
         result[direction]["queries"] = queries
-        result[direction]["chance"] = {f"recall@{k}": min(1.0, k / size) for k in ks}
+        result[direction]["chance"] = {f"recall@{k}": float(np.minimum(1.0, k / sizes).mean()) for k in ks}
     return result
 
 

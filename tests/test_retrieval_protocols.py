@@ -128,6 +128,8 @@ def test_fewer_products_than_candidates_leave_places_empty():
     embeddings = catalogue(products=30, views=2, noise=0.1)
     result = protocols.evaluate(embeddings, "sampled101", (1, 5))
     assert result["fewest_negatives"] == 29
+    assert "29 to 100 negatives" in result["protocol"]
+    assert result["text_to_image"]["chance"]["recall@5"] == pytest.approx(5 / 30)
     assert recalls(result)[0] > 0.9
 
 

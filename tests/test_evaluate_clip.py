@@ -1,0 +1,257 @@
+"""The evaluator from shards to files: outputs, flags, what is left out, and the same numbers from two processes."""
+
+import io
+import json
+import multiprocessing
+import os
+import socket
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+import evaluate_clip
+import openClipManagement as clip
+from conftest import catalogue_sample, encoded_picture, write_shard
+from tiny_models import write_config
+
+PRODUCTS, VIEWS = 20, 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, make_shards):
+    """A folder with shards, a config, and a checkpoint of other weights."""
+    folder = tmp_path_factory.mktemp("data")
+    make_shards(folder / "valid", products=PRODUCTS, views=VIEWS, shards=3)
+    write_config(folder)
+    model = clip.create_model(str(folder / "tiny-test.json"), "", None, torch.device("cpu"), seed=7)
+    clip.save_checkpoint(folder / "final.pt", model, step=5)
+    return folder
+
+
+def flags(data, *more):
+    return [
+        f"--model-name={data / 'tiny-test.json'}",
+        "--model-pretrained=",
+        f"--valid-dataset-pattern={data / 'valid.{000000..000002}.tar'}",
+        "--device=cpu",
+        "--precision=fp32",
+        "--num-workers=0",
+        "--batch-size=7",
+        *map(str, more),
+    ]
+
+
+def evaluate(data, folder, *more):
+    """Run the script in a folder -> its results."""
+    os.chdir(folder)
+    evaluate_clip.main(flags(data, *more))
+    names = [argument.split("=")[1] for argument in more if str(argument).startswith("--output=")]
+    checkpoint = any("checkpoint" in str(argument) for argument in more)
+    name = names[0] if names else f"evaluation_results{'_checkpoint' if checkpoint else ''}.json"
+    return json.loads((folder / name).read_text())
+
+
+@pytest.fixture(autouse=True)
+def _stay_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_results_are_laid_out_as_documented(data, tmp_path):
+    results = evaluate(data, tmp_path)
+    assert results["num_samples"] == PRODUCTS * VIEWS
+    assert results["num_products"] == results["num_captions"] == PRODUCTS
+    for k in (5, 10):
+        assert set(results[f"recall@{k}"]) == {"text_to_image", "image_to_text"}
+        for direction, value in results[f"recall@{k}"].items():
+            assert value == results["protocols"]["product"][direction][f"recall@{k}"]
+    assert results["protocol"] == "product"
+    assert set(results["protocols"]) == {"product", "pair"}
+    assert results["model"] == {"name": "tiny-test", "weights": "random", "precision": "fp32"}
+
+
+def test_embeddings_are_open_clips_own(data, tmp_path):
+    """Plain open_clip on the same pictures: same vectors, so nothing is cropped at random or left out."""
+    evaluate(data, tmp_path, "--save-embeddings=e.npz", f"--checkpoint={data / 'final.pt'}")
+    open_clip.add_model_config(str(data / "tiny-test.json"))
+    model, _, preprocess = open_clip.create_model_and_transforms("tiny-test", pretrained=str(data / "final.pt"))
+    model.eval()
+    with np.load("e.npz") as file, torch.inference_mode():
+        for number in (0, 31, 59):
+            picture = preprocess(Image.open(io.BytesIO(encoded_picture(number))))[None]
+            expected = model.encode_image(picture, normalize=True)[0].numpy()
+            assert file["image_embeddings"][number] @ expected > 0.9999
+        tokens = open_clip.get_tokenizer("tiny-test")(file["captions"].tolist())
+        expected = model.encode_text(tokens, normalize=True).numpy()
+        assert np.allclose(file["text_embeddings"], expected, atol=1e-5)
+
+
+def test_each_distinct_caption_is_encoded_once(data, tmp_path, monkeypatch):
+    rows = []
+    encode = clip.encode_texts
+    monkeypatch.setattr(clip, "encode_texts", lambda model, tokens: rows.append(len(tokens)) or encode(model, tokens))
+    evaluate(data, tmp_path)
+    assert sum(rows) == PRODUCTS
+
+
+def test_the_checkpoint_brings_its_own_architecture(data, tmp_path):
+    results = evaluate(data, tmp_path, "--use-checkpoint", f"--eval-checkpoint={data / 'final.pt'}")
+    assert results["model"]["weights"].endswith("final.pt")
+    assert results["model"]["name"] == "tiny-test"
+    base = evaluate(data, tmp_path)
+    assert base["protocols"]["pair"]["text_to_image"]["mrr"] != results["protocols"]["pair"]["text_to_image"]["mrr"]
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_name(data):
+    arguments = [flag for flag in flags(data) if "model-name" not in flag]
+    with pytest.raises(ValueError, match="tiny-test.*ViT-B-16"):
+        evaluate_clip.main([*arguments, "--model-name=ViT-B-16", f"--checkpoint={data / 'final.pt'}"])
+
+
+def test_all_protocols_other_ks_and_fewer_samples(data, tmp_path, capsys):
+    results = evaluate(data, tmp_path, "--protocol=all", "--k", "2", "500", "--max-samples=31", "--output=o.json")
+    assert results["num_samples"] == 31
+    assert set(results["protocols"]) == {"product", "pair", "one_view", "sampled101"}
+    assert results["recall@500"] == {"text_to_image": 1, "image_to_text": 1}
+    assert {"recall@2", "recall@5", "recall@10"} <= set(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("against all 31 images" in line for line in lines)
+
+
+def test_embeddings_saved_and_evaluated_without_a_model_give_the_same_numbers(data, tmp_path):
+    first = evaluate(data, tmp_path, "--protocol=all", "--save-embeddings=e.npz", "--candidates=c.npz")
+    evaluate_clip.main(["--from-embeddings=e.npz", "--protocol=all", "--candidates=c.npz", "--output=again.json"])
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["protocols"] == first["protocols"]
+
+
+def test_candidates_are_written_read_and_checked(data, tmp_path):
+    arguments = ("--protocol=sampled101", "--candidates=c.npz", f"--checkpoint={data / 'final.pt'}")
+    first = evaluate(data, tmp_path, *arguments)["protocols"]["sampled101"]
+    written = (tmp_path / "c.npz").read_bytes()
+    second = evaluate(data, tmp_path, *arguments, "--seed=5")["protocols"]["sampled101"]
+    assert (tmp_path / "c.npz").read_bytes() == written
+    assert first["text_to_image"]["mrr"] == second["text_to_image"]["mrr"]
+    with pytest.raises(ValueError, match="candidate lists of other data"):
+        evaluate(data, tmp_path, *arguments, "--max-samples=30")
+
+
+def test_compare_and_baseline(data, tmp_path, capsys):
+    evaluate(data, tmp_path, "--save-embeddings=a.npz")
+    checkpoint = f"--checkpoint={data / 'final.pt'}"
+    evaluate(data, tmp_path, checkpoint, "--save-embeddings=b.npz", "--baseline=evaluation_results.json")
+    assert "B - A [95 %]" in capsys.readouterr().out
+    evaluate_clip.main(["--compare", "evaluation_results.json", "evaluation_results_checkpoint.json"])
+    by_results = capsys.readouterr().out
+    evaluate_clip.main(["--compare", "a.npz", "b.npz"])
+    by_embeddings = capsys.readouterr().out
+    assert by_results.splitlines()[2:] == by_embeddings.splitlines()[2:]
+    with pytest.raises(FileNotFoundError, match="nowhere.json does not exist"):
+        evaluate_clip.main(["--compare", "nowhere.json", "b.npz"])
+
+
+def test_zero_shot_and_report(data, tmp_path):
+    (tmp_path / "s").mkdir()
+    samples = [catalogue_sample(n, n // 2, category=["TOPS", "SHOES"][n // 2 % 2]) for n in range(12)]
+    write_shard(tmp_path / "s" / "a.000000.tar", samples)
+    pattern = f"--dataset-path={tmp_path / 's' / 'a.{000000..000000}.tar'}"
+    results = evaluate(data, tmp_path, pattern, "--zero-shot", "--report=report.html")
+    assert results["zero_shot"]["classes"] == 2
+    assert results["zero_shot"]["top5"] == 1
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") > 6
+    assert 'class="gone"' not in page
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def shard_of(folder, samples, name="a"):
+    write_shard(folder / f"{name}.000000.tar", samples)
+    return f"--dataset-path={folder / f'{name}.{{000000..000000}}.tar'}"
+
+
+def test_a_corrupt_picture_is_counted_and_named(data, tmp_path, capsys, caplog):
+    samples = [catalogue_sample(n, n // 2) for n in range(8)]
+    samples[3]["000000003.jpg"] = samples[3]["000000003.jpg"][:200]
+    results = evaluate(data, tmp_path, shard_of(tmp_path, samples))
+    assert results["num_samples"] == 7
+    assert sum(results["data"]["skipped"].values()) == 1
+    assert "left out: 1 " in capsys.readouterr().out
+    assert "000000003" in caplog.text
+
+
+def test_shards_without_product_ids_group_equal_captions(data, tmp_path):
+    samples = []
+    for number in range(8):
+        files = catalogue_sample(number, number // 2)
+        del files[f"{number:09d}.json"]
+        samples.append(files)
+    results = evaluate(data, tmp_path, shard_of(tmp_path, samples))
+    assert (results["num_samples"], results["num_products"]) == (8, 4)
+
+
+def test_one_sample_is_found_by_itself(data, tmp_path):
+    results = evaluate(data, tmp_path, shard_of(tmp_path, [catalogue_sample(0, 0)]), "--protocol=all")
+    assert results["recall@5"] == {"text_to_image": 1, "image_to_text": 1}
+
+
+def test_nothing_usable_is_an_error(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate(data, tmp_path, "--dataset-path=nowhere.{000000..000003}.tar")
+    sample = catalogue_sample(0, 0)
+    sample["000000000.jpg"] = b"no picture"
+    with pytest.raises(ValueError, match="not an image"):
+        evaluate(data, tmp_path, shard_of(tmp_path, [sample]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--k", "0"], "--k 0"),
+        (["--protocol", "best"], "best"),
+        (["--zero-shot", "--from-embeddings=e.npz"], "--zero-shot needs a model"),
+        (["--protocol", "pair", "--report=r.html"], "--report shows the product protocol"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate_clip.main(arguments)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ several processes
+
+
+def _rank(arguments, rank, port, folder):
+    os.chdir(folder)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    evaluate_clip.main(arguments)
+
+
+def test_two_processes_give_the_numbers_of_one(data, tmp_path):
+    alone = evaluate(data, tmp_path, "--protocol=all", "--batch-size=8", "--save-embeddings=alone.npz")
+    (tmp_path / "two").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    arguments = flags(data, "--protocol=all", "--batch-size=8", "--save-embeddings=two.npz")
+    ranks = [context.Process(target=_rank, args=(arguments, rank, port, tmp_path / "two")) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    together = json.loads((tmp_path / "two" / "evaluation_results.json").read_text())
+    assert together["protocols"] == alone["protocols"]
+    with np.load(tmp_path / "alone.npz") as one, np.load(tmp_path / "two" / "two.npz") as two:
+        assert (one["image_key"] == two["image_key"]).all()
+        assert np.allclose(one["image_embeddings"], two["image_embeddings"], atol=1e-5)
