@@ -1,191 +1,246 @@
 """Write WebDataset tar shards from a JSON mapping.
 
     python create_webdataset.py --json clip_dataset_valid.json --output-dir webdataset_shards --shard-size 1000
+    python create_webdataset.py --json clip_dataset_train.json --output-dir webdataset_shards --part 3/16
+    python create_webdataset.py --verify --json clip_dataset_valid.json --output-dir webdataset_shards
 
 Each sample is `{key}.jpg`, `{key}.txt` (the caption) and `{key}.json` (product_id, category, ...). The views of one
 product stay in one shard and products are shuffled with a fixed seed, so that any range of shards is a fair sample and
-two ranges share no product. The same input gives the same bytes, whatever the number of processes.
+two ranges share no product. The same input gives the same bytes, whatever the number of processes or parts. A run that
+was stopped goes on where it was when the same command is given again.
 """
 
-import io
-import json
-import random
-import tarfile
+import argparse
+import errno
+import hashlib
+import os
+import threading
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 import settings
-from atomic_write import atomic_write
 from clip_prep import print_skipped
-from pictures import PictureError, load_picture, read_source
+from pictures import PictureError, hdf5_row, read_source, to_jpeg
+from shard_manifest import ShardSet
+from shard_plan import Shard, check_entries, plan_shards, printable, read_mapping
 
-METADATA = ("product_id", "category", "subcategory", "image_name", "captions")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class PictureSettings(NamedTuple):
+    """What decides the bytes of a picture, beside its source."""
+
+    quality: int
+    image_size: int | None  # bound of the shorter side
+    crop_margins: bool
+    inside: str | None  # pictures outside this folder are refused
 
 
 class Job(NamedTuple):
-    """One shard to write."""
+    """One shard to write, where and how."""
 
-    path: Path
-    first_key: int
-    entries: list
-    image_key: str
-    caption_key: str
-    quality: int
+    shards: ShardSet
+    shard: Shard
+    pictures: PictureSettings
 
 
 def main(argv=None):
-    """Read the JSON, plan the shards, write them, say which pattern to set."""
+    """Read the JSON, plan the shards, write those that are not finished, say which pattern to set."""
     args = parse_arguments(argv)
+    shards = ShardSet(args.output_dir, args.dataset_name)
+    if args.verify:
+        return verify(shards, args.num_workers)
     entries = read_mapping(args.json)
-    skipped = defaultdict(list)
-    usable = check_entries(entries, args.image_key, args.caption_key, skipped)
-    products = group_products(usable, args.caption_key)
-    if not args.no_shuffle:
-        random.Random(args.seed).shuffle(products)
-    plan = plan_shards(products, args.shard_size)[: args.max_shards]
-    name = args.dataset_name or Path(args.json).stem
-    sizes = write_shards(plan, name, args, skipped)
-    print_skipped(skipped)
-    if not sum(sizes.values()):
-        raise ValueError(f"no sample of {args.json} could be used; check that {args.image_key} points to real files")
-    update_sizes(Path(args.output_dir), name, sizes)
-    print_result(args, name, sizes)
+    samples, skipped = check_entries(entries, args.image_key, args.caption_key, args.data_dir)
+    plan = plan_shards(samples, args.shard_size, None if args.no_shuffle else args.seed, picture_settings(args))
+    beyond = sum(len(shard.samples) for shard in plan[args.max_shards :]) if args.max_shards else 0
+    plan = plan[: args.max_shards]
+    written = write_shards(shards, plan, args)
+
+    about = {"dataset": args.dataset_name, "entries": len(entries), "beyond_max_shards": beyond, "skipped": skipped}
+    summary = shards.summary(plan, about | {"settings": manifest_settings(args)})
+    print_skipped({reason: found["paths"] for reason, found in summary["skipped"].items()})
+    if len(summary["shards"]) == len(plan):
+        if not summary["samples"]:
+            shards.forget(plan)
+            raise ValueError(
+                f"no sample of {args.json} could be used; check that {args.image_key} points to real files"
+            )
+        shards.publish(summary)
+    print_result(args, shards, plan, summary, written)
+    return 0
 
 
 def parse_arguments(argv):
     """The script's own arguments and its knobs."""
-    parser = settings.Parser(__doc__, ["SHARD_SIZE", "QUALITY", "NUM_WORKERS", "SEED"])
-    parser.add_argument("--json", required=True, help="mapping written by clip_prep.py")
-    parser.add_argument("--output-dir", required=True, help="folder of the shards")
-    parser.add_argument("--max-shards", type=int, help="write only the first so many shards")
+    parser = settings.Parser(__doc__, ["SHARD_SIZE", "QUALITY", "DATA_DIR", "NUM_WORKERS", "SEED"])
+    parser.add_argument("--json", help="mapping written by clip_prep.py")
+    parser.add_argument("--output-dir", required=True, help="folder of the shards, or a URL that fsspec knows")
+    parser.add_argument("--max-shards", type=whole_number, help="write only the first so many shards")
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="write the I-th of N parts [1/1]")
+    parser.add_argument("--verify", action="store_true", help="check the shards against their manifest, write nothing")
+    parser.add_argument("--image-size", type=whole_number, help="bound of the shorter side, in pixels; never enlarges")
+    parser.add_argument("--crop-margins", action="store_true", help="crop near-white borders first")
+    parser.add_argument("--allow-outside", action="store_true", help="take pictures outside --data-dir too")
     parser.add_argument("--image-key", default="image_path", help="field of the picture's path [image_path]")
     parser.add_argument("--caption-key", default="caption", help="field of the caption [caption]")
     parser.add_argument("--dataset-name", help="first part of the shards' names [name of the JSON]")
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of the JSON")
     args = parser.parse_args(argv)
-    if args.max_shards is not None and args.max_shards < 1:
-        parser.error(f"--max-shards {args.max_shards} is not allowed: it takes a whole number >= 1")
+    if not args.json and not (args.verify and args.dataset_name):
+        parser.error("--json is missing: the mapping written by clip_prep.py (--verify also takes --dataset-name)")
+    args.dataset_name = args.dataset_name or Path(args.json).stem
+    if "/" in args.dataset_name or os.sep in args.dataset_name:
+        parser.error(f"--dataset-name {args.dataset_name} is not allowed: it is the first part of file names")
+    args.data_dir = args.data_dir if "DATA_DIR" in args.given else None
     return args
 
 
-def read_mapping(path):
-    """The entries of a JSON mapping. Raises FileNotFoundError, or ValueError for anything but a list."""
+def whole_number(text):
+    """A whole number >= 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: it takes a whole number >= 1")
+    return int(text)
+
+
+def part(text):
+    """`I/N` -> (I, N), of N parts the I-th, from 1."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: it takes I/N, such as 3/16, with 1 <= I <= N")
+    return int(number), int(count)
+
+
+def picture_settings(args):
+    """What decides the bytes of a picture, beside its source."""
+    inside = None if args.allow_outside else args.data_dir
+    return PictureSettings(args.quality, args.image_size, args.crop_margins, inside)
+
+
+def manifest_settings(args):
+    """The settings that decide what the shards hold; not who writes them, and where."""
+    names = ("shard_size", "quality", "image_size", "crop_margins", "seed", "no_shuffle", "max_shards")
+    return {name: getattr(args, name) for name in (*names, "image_key", "caption_key")}
+
+
+def write_shards(shards, plan, args):
+    """Write the shards of this part that are not finished, one process each -> how many were written."""
+    number, count = args.part
+    mine = plan[number - 1 :: count]
+    shards.clean(mine)
+    jobs = [Job(shards, shard, picture_settings(args)) for shard in mine]
+    workers = min(args.num_workers, len(jobs))
+    pool = ProcessPoolExecutor(workers, initializer=end_with_parent) if workers > 1 else None
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; make it with clip_prep.py") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); make it anew with clip_prep.py") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{path} holds a {type(entries).__name__}; it must be a list of objects, one a picture")
-    return entries
+        results = pool.map(write_shard, jobs) if pool else map(write_shard, jobs)
+        return sum(tqdm(results, total=len(jobs), unit=" shards", disable=None))
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a writing process was killed, for want of memory? Run the same command again to go on"
+        ) from error
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        place = f"no room left in {args.output_dir} ({error})"
+        raise OSError(f"{place}; finished shards are whole: make room and run the same command again") from error
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
 
-def check_entries(entries, image_key, caption_key, skipped):
-    """The usable entries; others are added to `skipped` by reason."""
-    usable = []
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            skipped["not an object"].append(f"entry {number}")
-        elif not isinstance(entry.get(image_key), str) or not entry[image_key]:
-            skipped[f"no {image_key}"].append(f"entry {number}")
-        elif not isinstance(entry.get(caption_key), str) or not entry[caption_key].split():
-            skipped[f"no {caption_key}"].append(entry[image_key])
-        else:
-            usable.append(entry)
-    return usable
+def end_with_parent():
+    """In a worker: end when the main process does, however it ends, so that no orphan goes on writing."""
 
+    def watch():
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
 
-def group_products(entries, caption_key):
-    """Lists of entries, one a product, in order of first appearance; without an id, equal captions are one product."""
-    products = defaultdict(list)
-    for entry in entries:
-        products[str(entry.get("product_id") or entry[caption_key])].append(entry)
-    return list(products.values())
-
-
-def plan_shards(products, shard_size):
-    """Lists of entries, one a shard: products are added until `shard_size` is reached, none is split."""
-    shards = [[]]
-    for product in products:
-        if len(shards[-1]) >= shard_size:
-            shards.append([])
-        shards[-1] += product
-    return shards
-
-
-def write_shards(plan, name, args, skipped):
-    """Write every shard, `NUM_WORKERS` at a time -> {file name: samples}."""
-    jobs, first_key = [], 0
-    for number, entries in enumerate(plan):
-        path = Path(args.output_dir) / f"{name}.{number:06d}.tar"
-        jobs.append(Job(path, first_key, entries, args.image_key, args.caption_key, args.quality))
-        first_key += len(entries)
-    sizes = {}
-    with ProcessPoolExecutor(max(1, args.num_workers)) as pool:
-        results = map(write_shard, jobs) if args.num_workers < 2 else pool.map(write_shard, jobs)
-        for job, (count, lost) in zip(jobs, tqdm(results, total=len(jobs), unit=" shards", disable=None)):
-            sizes[job.path.name] = count
-            for reason, names in lost.items():
-                skipped[reason] += names
-    return sizes
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_shard(job):
-    """Write one shard whole or not at all -> (samples, {reason: paths of skipped pictures})."""
-    lost, count = defaultdict(list), 0
-    with atomic_write(job.path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, entry in enumerate(job.entries, job.first_key):
-            try:
-                picture = encode(read_source(entry[job.image_key]), job.quality)
-            except PictureError as error:
-                lost[error.reason].append(entry[job.image_key])
-                continue
-            metadata = {field: entry[field] for field in METADATA if entry.get(field)}
-            add(tar, f"{key:09d}.jpg", picture)
-            add(tar, f"{key:09d}.txt", " ".join(entry[job.caption_key].split()).encode())
-            add(tar, f"{key:09d}.json", json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode())
-            count += 1
-    return count, dict(lost)
+    """Write one shard whole or not at all, unless it is finished already -> whether it was written."""
+    sources = sources_digest(job.shard.samples)
+    finished = job.shards.record(job.shard)
+    # Changed pictures are taken anew; a catalogue that was deleted or not mounted must not empty its shards.
+    if finished and sources in (None, finished["sources"]):
+        return False
+    with job.shards.write(job.shard) as (tar, record):
+        record["sources"] = sources
+        record.update(write_samples(tar, job.shard, job.pictures))
+    return True
 
 
-def encode(data, quality):
-    """Encoded bytes of any picture -> JPEG bytes."""
-    encoded = io.BytesIO()
-    load_picture(data).save(encoded, "JPEG", quality=quality)
-    return encoded.getvalue()
+def sources_digest(samples):
+    """A hash of the sizes and times of the pictures' files; None if there is none of them."""
+    states = []
+    for sample in samples:
+        row = hdf5_row(sample.image_path)
+        try:
+            status = os.stat(row[0] if row else sample.image_path)
+            states.append((status.st_size, status.st_mtime_ns))
+        except (OSError, ValueError):
+            states.append(None)
+    return hashlib.sha256(repr(states).encode()).hexdigest() if any(states) else None
 
 
-def add(tar, name, data):
-    """Add a member with fixed time, owner and mode, so that the same samples give the same bytes."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = len(data), 0o644
-    tar.addfile(member, io.BytesIO(data))
+def write_samples(tar, shard, pictures):
+    """Append a shard's samples to a tar -> what its record says of them."""
+    count, untouched, skipped = 0, 0, defaultdict(list)
+    for key, sample in enumerate(shard.samples, shard.first_key):
+        try:
+            source = read_source(sample.image_path, pictures.inside)
+            picture, same = to_jpeg(source, pictures.quality, pictures.image_size, pictures.crop_margins)
+        except PictureError as error:
+            skipped[error.reason].append(printable(sample.image_path))
+            continue
+        files = {"jpg": picture, "txt": sample.caption.encode(), "json": sample.metadata.encode()}
+        tar.add({f"{key:09d}.{suffix}": data for suffix, data in files.items()})
+        count += 1
+        untouched += same
+    return {"samples": count, "untouched_jpegs": untouched, "skipped": skipped}
 
 
-def update_sizes(folder, name, sizes):
-    """Enter the shards' sample counts into `sizes.json`, which open_clip and webdataset read."""
-    path = folder / "sizes.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    others = {file: count for file, count in known.items() if not file.startswith(f"{name}.")}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({**others, **sizes}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def verify(shards, num_workers):
+    """Check the shards against their manifest, say what is damaged or missing -> exit code."""
+    manifest, faults = shards.verify(num_workers)
+    for name, fault in faults.items():
+        print(f"{name}: {fault}")
+    total = len(manifest["shards"])
+    if faults:
+        print(f"{len(faults)} of {total} shards are not as {shards.manifest} says; delete them and write them again")
+        return 1
+    print(f"{total} shards with {manifest['samples']:,} samples are as {shards.manifest} says")
+    return 0
 
 
-def print_result(args, name, sizes):
+def print_result(args, shards, plan, summary, written):
     """What was written, and which setting to change."""
-    pattern = f"{name}.{{000000..{len(sizes) - 1:06d}}}.tar"
-    knob = next(
-        (f"{split}_DATASET_PATTERN" for split in ("TRAIN", "VALID") if split.lower() in name.lower()),
-        "TRAIN_DATASET_PATTERN",
+    name, finished, total = args.dataset_name, len(summary["shards"]), len(plan)
+    if finished < total:
+        what = f"Part {args.part[0]}/{args.part[1]} is done: {finished} of {total} shards"
+        print(f"{what} with {summary['samples']:,} samples are in {args.output_dir}")
+    else:
+        resumed = f" ({total - written} of them were there)" if written < total else ""
+        print(f"Created {total} shards with {summary['samples']:,} samples in {args.output_dir}{resumed}")
+    if summary["untouched_jpegs"]:
+        print(f"{summary['untouched_jpegs']:,} pictures are JPEG as they should be and were not encoded anew")
+    for other in shards.surplus(plan)[:1]:
+        print(f"{args.output_dir} also holds {other} and more of another run; the pattern leaves them out")
+    pattern = f"{name}.{{000000..{total - 1:06d}}}.tar"
+    knob = (
+        "VALID_DATASET_PATTERN" if "valid" in name.lower() and "train" not in name.lower() else "TRAIN_DATASET_PATTERN"
     )
-    print(f"Created {len(sizes)} shards with {sum(sizes.values()):,} samples in {args.output_dir}")
     print(f"Shard pattern: {pattern}")
-    print(f'Set in settings.py: {knob} = "{(Path(args.output_dir) / pattern).as_posix()}"')
+    print(f'Set in settings.py: {knob} = "{os.path.join(args.output_dir, pattern)}"')
 
 
 if __name__ == "__main__":

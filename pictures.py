@@ -33,10 +33,15 @@ def hdf5_row(image_path):
     return (path, int(row)) if mark and row.isdecimal() and path.endswith((".h5", ".hdf5")) else None
 
 
-def read_source(image_path):
-    """The encoded bytes of a picture file, or of one row of an HDF5 file: `fashiongen.h5#123`. Raises PictureError."""
+def read_source(image_path, folder=None):
+    """The encoded bytes of a picture file, or of one row of an HDF5 file: `fashiongen.h5#123`. Raises PictureError.
+
+    With a `folder`, files outside it are refused, links followed.
+    """
     row = hdf5_row(image_path)
     try:
+        if folder is not None and not lies_in(folder, row[0] if row else image_path):
+            raise PictureError("image outside --data-dir (--allow-outside takes it)", image_path)
         if row:
             return _read_hdf5_row(*row)
         # Asked before opening: a pipe would block, /dev/zero never end.
@@ -50,6 +55,11 @@ def read_source(image_path):
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
         raise PictureError("unreadable file", f"{image_path!r} ({error})") from error
+
+
+def lies_in(folder, path):
+    """Whether a file lies in a folder, links followed."""
+    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
 
 
 def load_picture(data):
