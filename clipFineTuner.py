@@ -36,8 +36,8 @@ MODEL_KNOBS = ["MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR"]
 DATA_KNOBS = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN", "NUM_WORKERS"]
 # A resumed run with another value of one of these would no longer be the same training.
 MATHEMATICAL_KNOBS = [
-    "BATCH_SIZE", "VIEWS", "SEED", "PRECISION", "LOSS", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "WEIGHT_DECAY",
-    "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY",
+    "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS",
+    "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY",
 ]  # fmt: skip
 OTHER_KNOBS = [
     "EPOCHS", "MAX_STEPS", "DEVICE", "MICRO_BATCH_SIZE", "GRAD_CHECKPOINTING", "CHECKPOINT_DIR", "CHECKPOINT_INTERVAL",
@@ -195,7 +195,7 @@ def load_data(args, ranks, clip_model):
     mine = {"rank": ranks.rank, "world_size": ranks.world_size, "num_workers": args.num_workers}
     loader = dBManagement.train_loader(
         args.train_dataset_pattern,
-        clip.image_transform(clip_model, train=True),
+        clip.image_transform(clip_model, train=True, reduced_decode=args.reduced_decode),
         clip_model.tokenizer,
         batch_size=size,
         seed=args.seed,

@@ -144,7 +144,7 @@ def decode(data, smallest=None):
                 return simplejpeg.decode_jpeg(data, **at_least)
         except ValueError:
             pass  # PIL reads what can be read, or says what is wrong
-    return np.array(load_picture(data))
+    return np.array(load_picture(data, smallest and smallest // 2))
 
 
 def _is_plain_jpeg(data):

@@ -248,10 +248,15 @@ def autocast(device, precision):
 # ---------------------------------------------------------------------------------------------- embedding
 
 
-def image_transform(clip_model, train):
-    """The picture pipeline of the model, encoded bytes -> (3, H, W) uint8; a random crop only if `train`."""
+def image_transform(clip_model, train, reduced_decode=False):
+    """The picture pipeline of the model, encoded bytes -> (3, H, W) uint8; a random crop only if `train`.
+
+    `reduced_decode` lets training decode large JPEGs at a fraction of their size.
+    """
     wanted = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
-    return ImageTransform(**{key: clip_model.preprocess[key] for key in wanted}, train=train)
+    return ImageTransform(
+        **{key: clip_model.preprocess[key] for key in wanted}, train=train, reduced_decode=reduced_decode
+    )
 
 
 def encode_images(clip_model, images):

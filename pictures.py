@@ -62,9 +62,12 @@ def lies_in(folder, path):
     return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
 
 
-def load_picture(data):
-    """Encoded bytes -> RGB picture. Raises PictureError."""
-    return _load(data)
+def load_picture(data, shorter_side=None):
+    """Encoded bytes -> RGB picture. Raises PictureError.
+
+    `shorter_side` lets a JPEG of more than four times that size come out at a fraction, of twice that size at least.
+    """
+    return _load(data, shorter_side)
 
 
 def to_jpeg(data, quality, shorter_side=None, crop=False):

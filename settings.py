@@ -55,6 +55,7 @@ class Settings:
     BATCH_SIZE: int = knob(256, "samples a step, all of them contrasted with each other (256 suits ViT-B-32 on a T4)", at_least=1)
     NUM_WORKERS: int = knob(0 if sys.platform == "win32" else 2, "processes that load data or write shards; 0: none but the main one", at_least=0)
     VIEWS: str = knob("all", "an epoch shows every view of a product, or one drawn at random", choices=("all", "random"))
+    REDUCED_DECODE: bool = knob(False, "decode large JPEGs of the training data at a fraction of their size: faster, not the same pixels")
     SEED: int = knob(42, "seed of everything random", at_least=0)
 
     # Device
