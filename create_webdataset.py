@@ -30,7 +30,7 @@ from pictures import PictureError, hdf5_row, read_source, to_jpeg
 from shard_manifest import ShardSet
 from shard_plan import Shard, check_entries, plan_shards, printable, read_mapping
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))  # quotas are unknown to Windows
 
 
 class PictureSettings(NamedTuple):
@@ -146,6 +146,8 @@ def write_shards(shards, plan, args):
         ) from error
     except ImportError as error:
         raise ValueError(str(error)) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error.filename} is gone; is another run writing the same shards?") from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -232,7 +234,7 @@ def print_result(args, shards, plan, summary, written):
         resumed = f" ({total - written} of them were there)" if written < total else ""
         print(f"Created {total} shards with {summary['samples']:,} samples in {args.output_dir}{resumed}")
     if summary["untouched_jpegs"]:
-        print(f"{summary['untouched_jpegs']:,} pictures are JPEG as they should be and were not encoded anew")
+        print(f"{summary['untouched_jpegs']:,} pictures are plain JPEG and kept as they are")
     for other in shards.surplus(plan)[:1]:
         print(f"{args.output_dir} also holds {other} and more of another run; the pattern leaves them out")
     pattern = f"{name}.{{000000..{total - 1:06d}}}.tar"

@@ -1,5 +1,6 @@
 """JSON mapping -> shards, through the command line."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_pictures import png_header
 
 import create_webdataset
 
@@ -276,6 +278,108 @@ def test_transparent_and_turned_pictures_reach_the_shard_as_seen(tmp_path):
                 assert picture.size == (20, 40) and not picture.getexif()
             else:
                 assert picture.getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_a_plain_jpeg_passes_untouched_and_others_are_encoded(tmp_path, capsys):
+    mapping = write_catalogue(tmp_path, 2, file_format="jpg")
+    entries = json.loads(mapping.read_text())
+    Path(entries[1]["image_path"]).write_bytes(Path(entries[1]["image_path"]).read_bytes()[:-40])
+    write(mapping, tmp_path / "out", "--no-shuffle", "--quality=70")
+    del entries[1]
+    found = samples(*shards(tmp_path / "out")).values()
+    assert [sample["jpg"] for sample in found] == [Path(entry["image_path"]).read_bytes() for entry in entries]
+    out = capsys.readouterr().out
+    assert "skipped 1: truncated or damaged image" in out and "5 pictures are plain JPEG" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, size", [(["--image-size=20"], (20, 25)), (["--image-size=64"], (32, 40)), ([], (32, 40))]
+)
+def test_image_size_bounds_the_shorter_side(tmp_path, arguments, size):
+    write(write_catalogue(tmp_path, 1), tmp_path / "out", *arguments)
+    for sample in samples(*shards(tmp_path / "out")).values():
+        with Image.open(io.BytesIO(sample["jpg"])) as picture:
+            assert picture.size == size
+
+
+def test_crop_margins(tmp_path):
+    picture = Image.new("RGB", (60, 60), "white")
+    picture.paste((200, 0, 0), (20, 15, 40, 45))
+    picture.save(tmp_path / "dress.png")
+    mapping = write_mapping(tmp_path / "few.json", [entry(tmp_path / "dress.png", 1)])
+    for arguments, size in (
+        ((), (60, 60)),
+        (("--crop-margins",), (30, 30)),
+        (("--crop-margins", "--image-size=15"), (15, 15)),
+    ):
+        write(mapping, tmp_path / "out", *arguments)
+        (sample,) = samples(*shards(tmp_path / "out")).values()
+        with Image.open(io.BytesIO(sample["jpg"])) as cropped:
+            assert cropped.size == size
+
+
+def climbing_entries(folder):
+    """Entries of a catalogue in `raw/`, two inside and four that lead to the same picture outside."""
+    write_catalogue(folder / "raw", 1)
+    outside = folder / "secret.png"
+    Image.new("RGB", (8, 8), "red").save(outside)
+    (folder / "raw/link.png").symlink_to(outside)
+    paths = ["raw/pictures/0_0.png", "pictures/0_1.png"]
+    paths += ["raw/../secret.png", "../secret.png", str(outside), "raw/link.png"]
+    return write_mapping(folder / "climbing.json", [entry(path, number) for number, path in enumerate(paths)])
+
+
+def test_pictures_outside_the_data_dir_are_refused(tmp_path):
+    mapping = climbing_entries(tmp_path)
+    arguments = ["--json", mapping, "--output-dir", "out", "--data-dir", "raw", "--num-workers=0"]
+    out, _ = run(*arguments, cwd=tmp_path)
+    assert "skipped 4: image outside --data-dir (--allow-outside takes it)" in out
+    assert len(samples(*shards(tmp_path / "out"))) == 2
+    run(*arguments, "--allow-outside", cwd=tmp_path)
+    assert len(samples(*shards(tmp_path / "out"))) == 6
+
+
+def test_without_a_data_dir_paths_are_the_callers(tmp_path):
+    mapping = climbing_entries(tmp_path)
+    out, _ = run("--json", mapping, "--output-dir", "out", "--no-shuffle", cwd=tmp_path)
+    assert "skipped 2: missing image (pictures/0_1.png, ../secret.png)" in out
+    assert len(samples(*shards(tmp_path / "out"))) == 4
+
+
+def test_a_bomb_costs_no_memory(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(png_header(50_000, 50_000))
+    mapping = write_catalogue(tmp_path, 1)
+    write_mapping(mapping, [*json.loads(mapping.read_text()), entry(tmp_path / "bomb.png", 5)])
+    code = "import resource, create_webdataset, sys; create_webdataset.main(sys.argv[1:]);"
+    code += "print('MiB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    command = [sys.executable, "-c", code, "--json", mapping, "--output-dir", tmp_path / "out", "--num-workers=0"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "skipped 1: decompression bomb" in out
+    assert int(out.split()[-1]) < 300
+
+
+def test_rows_of_an_hdf5_file(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    with h5py.File(tmp_path / "fashiongen.h5", "w") as file:
+        file["input_image"] = pictures
+    entries = [entry(f"{tmp_path}/fashiongen.h5#{row}", row) for row in (2, 0, 9)]
+    write(write_mapping(tmp_path / "rows.json", entries), tmp_path / "out", "--no-shuffle", "--quality=100")
+    found = [Image.open(io.BytesIO(sample["jpg"])) for sample in samples(*shards(tmp_path / "out")).values()]
+    assert len(found) == 2
+    for picture, row in zip(found, (2, 0)):
+        assert (
+            np.abs(
+                np.asarray(picture.convert("L"), int) - np.asarray(Image.fromarray(pictures[row]).convert("L"), int)
+            ).mean()
+            < 3
+        )
+
+
+@pytest.mark.parametrize("argument", ["--image-size=0", "--max-shards=x", "--dataset-name=a/b", "--quality=101"])
+def test_a_wrong_value_is_one_line(tmp_path, argument):
+    _, error = run("--json", "x.json", "--output-dir", tmp_path, argument, code=2)
+    assert len(error.splitlines()) == 1 and "is not allowed" in error
 
 
 def test_knobs_from_the_environment(tmp_path):
