@@ -8,7 +8,8 @@ All read the same shards (256-pixel JPEG of quality 95, four views a product, pr
 through the page cache and make training batches of 64 at 224 pixels, with tokens. A contender is a process of its own
 with one torch thread (and its workers); they take turns, an epoch each, after one epoch to warm up. Printed are medians,
 ratios of medians, and our share of the ceiling, which is decoding and resizing alone. Ours hands out uint8, to be
-normalised on the device; "ours, float" does that on the CPU in the consumer.
+normalised on the device; "ours, float" does that on the CPU in the consumer. "ours, PIL decode" is what remains without
+simplejpeg.
 """
 
 import argparse
@@ -29,39 +30,15 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZE, SIZE, SHARDS = 64, 224, 4
-OURS, PLAIN, PEER, FLOAT, CEILING = "ours", "plain recipe", "open_clip_train", "ours, float", "ceiling"
+OURS, PLAIN, PEER = "ours", "plain recipe", "open_clip_train"
+FLOAT, BY_PIL, CEILING = "ours, float", "ours, PIL decode", "ceiling"
 WORDS = {
-    "cut": ["Long sleeve", "Short sleeve", "Sleeveless", "Slim-fit", "Relaxed-fit", "Cropped", "Oversized", "Tailored"],
-    "fabric": ["cotton", "merino wool", "silk", "denim", "linen", "cashmere", "nylon", "leather", "jersey", "canvas"],
-    "garment": ["sweater", "t-shirt", "dress", "jacket", "trousers", "skirt", "coat", "shirt", "shorts", "hoodie"],
-    "colour": [
-        "black",
-        "navy",
-        "off-white",
-        "burgundy",
-        "olive green",
-        "light grey",
-        "camel",
-        "indigo",
-        "blush pink",
-        "red",
-    ],
-    "detail": [
-        "Ribbed crewneck collar",
-        "Notched lapel",
-        "Button closure at front",
-        "Welt pockets",
-        "Zip closure",
-        "Pleats at waist",
-    ],
-    "finish": [
-        "Tonal stitching",
-        "Logo patch at chest",
-        "Fringed edges",
-        "Silver-tone hardware",
-        "Raw hem",
-        "Fully lined",
-    ],
+    "cut": "Long sleeve, Short sleeve, Sleeveless, Slim-fit, Relaxed-fit, Cropped, Oversized, Tailored",
+    "fabric": "cotton, merino wool, silk, denim, linen, cashmere, nylon, leather, jersey, canvas",
+    "garment": "sweater, t-shirt, dress, jacket, trousers, skirt, coat, shirt, shorts, hoodie",
+    "colour": "black, navy, off-white, burgundy, olive green, light grey, camel, indigo, blush pink, red",
+    "detail": "Ribbed crewneck collar, Notched lapel, Button closure at front, Welt pockets, Zip closure, Pleats at waist",
+    "finish": "Tonal stitching, Logo patch at chest, Fringed edges, Silver-tone hardware, Raw hem, Fully lined",
 }
 
 
@@ -81,11 +58,10 @@ def photo(random, size):
 
 
 def caption(random):
-    word = {kind: random.choice(words) for kind, words in WORDS.items()}
-    second = random.choice(WORDS["detail"])
+    word, other = ({kind: random.choice(words.split(", ")) for kind, words in WORDS.items()} for _ in range(2))
     return (
-        f"{word['cut']} {word['fabric']} {word['garment']} in {word['colour']}. {word['detail']}. {second} and cuffs in "
-        f"{random.choice(WORDS['colour'])}. {word['finish']}. Style {random.integers(1e6)}."
+        f"{word['cut']} {word['fabric']} {word['garment']} in {word['colour']}. {word['detail']}. {other['detail']} and "
+        f"cuffs in {other['colour']}. {word['finish']}. Style {random.integers(1e6)}."
     )
 
 
@@ -125,11 +101,14 @@ def make_contender(name, pattern, count, workers, reduced):
         return plain_recipe(pattern, preprocess, tokenizer, workers)
     if name == PEER:
         return open_clip_train_loader(pattern, count, preprocess, tokenizer, workers)
+    import image_transforms
+    from dBManagement import train_loader
     from image_transforms import ImageTransform, normalize
 
     if name == CEILING:
         return decode_and_resize(pattern)
-    from dBManagement import train_loader
+    if name == BY_PIL:
+        image_transforms.simplejpeg = None
 
     transform = ImageTransform(SIZE, train=True, reduced_decode=reduced)
     loader = train_loader(pattern, transform, tokenizer, batch_size=BATCH_SIZE, num_workers=workers)
@@ -251,6 +230,9 @@ def compare(title, names, pattern, count, workers, options, reduced=False):
         ratio = f"ours is {medians[OURS] / medians[name]:.2f}x" if name != OURS else ""
         print(f"  {name:<16} {medians[name]:8,.0f} images/s  ({spread:>16})  {ratio}", flush=True)
         contender.close()
+    if BY_PIL in medians:
+        ratios = [f"{medians[BY_PIL] / medians[name]:.2f}x the {name}" for name in (PLAIN, PEER) if name in medians]
+        print(f"  with PIL decode: {', '.join(ratios)}")
     return medians
 
 
@@ -272,13 +254,20 @@ def main():
         pattern = write_shards(Path(folder, "small"), count, (256, 256), views=4)
         size = kilobytes(Path(folder, "small"), count)
         print(f"{count} pictures of 256x256, {size:.0f} KB each; {os.cpu_count()} cores; {options.rounds} rounds")
-        alone = compare("0 workers", [*names, FLOAT, CEILING], pattern, count, 0, options)
+        alone = compare("0 workers", [*names, BY_PIL, FLOAT, CEILING], pattern, count, 0, options)
         print(f"  {alone[OURS] / alone[CEILING]:.0%} of the ceiling")
-        compare(f"{options.workers} workers", [*names, FLOAT], pattern, count, options.workers, options)
+        compare(f"{options.workers} workers", [*names, BY_PIL, FLOAT], pattern, count, options.workers, options)
         photos = options.photos // BATCH_SIZE * BATCH_SIZE
         pattern = write_shards(Path(folder, "large"), photos, (1000, 1300), views=1)
         size = kilobytes(Path(folder, "large"), photos)
-        compare(f"{photos} photos of 1000x1300, {size:.0f} KB each, 0 workers", names, pattern, photos, 0, options)
+        compare(
+            f"{photos} photos of 1000x1300, {size:.0f} KB each, 0 workers",
+            [*names, BY_PIL],
+            pattern,
+            photos,
+            0,
+            options,
+        )
         compare("the same, ours with reduced_decode", names[:2], pattern, photos, 0, options, reduced=True)
     if not options.peer_packages:
         print("\nNot compared with open_clip_train: see --help for how to install what it needs.")
