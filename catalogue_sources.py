@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import plain_pickle
+from pictures import lies_in
 
 # Line breaks, control characters and lone surrogates end up as spaces. Joiners stay: emoji are made with them.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
@@ -110,17 +111,11 @@ def image_in_folder(folder, name, allow_outside=False):
     if not name:
         raise RowError("no image name")
     path = os.path.join(folder, name)
-    if not allow_outside and not _lies_in(folder, path):
+    if not allow_outside and not lies_in(folder, path):
         raise RowError("image outside its folder (--allow-outside takes it)")
     if not os.path.isfile(path):
         raise RowError("missing image")
     return Path(path).as_posix(), Path(path).name
-
-
-def _lies_in(folder, path):
-    """Whether a file lies in a folder, links followed."""
-    folder = os.path.join(os.path.realpath(folder), "")
-    return os.path.realpath(path).startswith(folder)
 
 
 def make_row(image_path, image_name, captions, category, subcategory, product_id):

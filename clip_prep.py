@@ -5,9 +5,12 @@
     python clip_prep.py --hdf5 fashiongen_256_256_train.h5
     python clip_prep.py --table products.csv --images photos --image-column photo --product-column sku \\
         --category-column kind --caption-template "{title}. {colour} {material}." --valid-fraction 0.1
+    python clip_prep.py --audit clip_dataset_train.json clip_dataset_valid.json
 
 Writes `clip_dataset_{split}.json`: a list of objects with image_path, image_name, caption, category and product_id, and
-subcategory and captions where there are any. The same catalogue gives the same bytes on any machine.
+subcategory and captions where there are any. The same catalogue gives the same bytes on any machine. `--audit`
+checks such files for what would harm training or flatter evaluation, and writes `audit.json`; its exit code is 1 if
+products or pictures are in more than one of them.
 """
 
 import json
@@ -18,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import catalogue_audit
 import settings
 from atomic_write import atomic_write
 from catalogue_hdf5 import DESCRIPTION, open_hdf5, split_of_file
@@ -25,15 +29,18 @@ from catalogue_sources import Skipped, open_pai
 from catalogue_table import Columns, open_table
 
 SPLITS = ("train", "valid")
-OUTPUT = "clip_dataset_{split}.json"
+OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
 EXAMPLES = 3  # skipped rows shown for each reason
 
 
 def main(argv=None):
-    """Write the JSON mapping of each split that is asked for."""
+    """Write the JSON mapping of each split that is asked for, or audit those there are."""
     args = parse_arguments(argv)
+    if args.audit:
+        return audit_mappings(args.audit, args.output, args.num_workers)
     for split, source in open_sources(args).items():
         write_mapping(source, args.output.replace("{split}", split))
+    return 0
 
 
 def parse_arguments(argv):
@@ -42,13 +49,18 @@ def parse_arguments(argv):
     kind = parser.add_argument_group("what to read (default: PAI pickles)").add_mutually_exclusive_group()
     kind.add_argument("--hdf5", metavar="FILE", help="an official Fashion-Gen file (pip install h5py)")
     kind.add_argument("--table", metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (pip install pyarrow)")
+    kind.add_argument(
+        "--audit", metavar="JSON", nargs="+", help="check JSON mappings instead, such as those of train and valid"
+    )
 
     parser.add_argument(
         "--split",
         choices=(*SPLITS, "all"),
         help="which split to write [train; --hdf5: as the file's name says; --valid-fraction: all]",
     )
-    parser.add_argument("--output", help=f"the JSON file; {{split}} in it stands for train or valid [{OUTPUT}]")
+    parser.add_argument(
+        "--output", help=f"the JSON file; {{split}} in it stands for train or valid [{OUTPUT}; --audit: {AUDIT}]"
+    )
     parser.add_argument("--allow-outside", action="store_true", help="take pictures outside the image folder too")
 
     hdf5 = parser.add_argument_group("with --hdf5")
@@ -97,6 +109,8 @@ def check_arguments(parser, args):
                 parser.error(f"--{name.replace('_', '-')} belongs to --{kind}")
     if args.valid_fraction is not None and not 0 < args.valid_fraction < 1:
         parser.error(f"--valid-fraction {args.valid_fraction} is not allowed: it takes a number between 0 and 1")
+    if args.audit and args.split:
+        parser.error("--split does not go with --audit: name the JSON files")
     if args.hdf5:
         args.split = args.split or split_of_file(args.hdf5)
         if args.split not in SPLITS:
@@ -104,11 +118,11 @@ def check_arguments(parser, args):
     if args.table and args.split == "all" and not args.valid_fraction:
         parser.error("--split all of a table needs --valid-fraction, the share of its products to validate on")
     args.split = args.split or ("all" if args.valid_fraction else "train")
-    args.output = args.output or OUTPUT
+    args.output = args.output or (AUDIT if args.audit else OUTPUT)
     if args.split == "all" and "{split}" not in args.output:
         parser.error(f"--output {args.output} would be written twice: with --split all it needs {{split}} in its name")
     if Path(args.output).is_dir():
-        parser.error(f"--output {args.output} is a folder; name a file, such as {args.output}/{OUTPUT}")
+        parser.error(f"--output {args.output} is a folder; name a file in it, such as {args.output}/dataset.json")
 
 
 def open_sources(args):
@@ -158,6 +172,19 @@ def write_mapping(source, output):
             raise ValueError(f"{source.name}: no usable row ({reasons or 'it is empty'}); nothing was written")
     print(f"{output}: {summary}")
     return summary
+
+
+def audit_mappings(paths, output, num_workers):
+    """Check JSON mappings, print what was found and write it as JSON -> exit code, 1 for leakage."""
+    if Path(output).resolve() in [Path(path).resolve() for path in paths]:
+        raise ValueError(f"--output {output} is one of the files to audit; name another")
+    report = catalogue_audit.audit(paths, num_workers)
+    with atomic_write(output) as temporary:
+        text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate's escape in JSON
+    print(catalogue_audit.summary(report))
+    print(f"{output}: all of it")
+    return int(catalogue_audit.leaks(report))
 
 
 def entry(row):
