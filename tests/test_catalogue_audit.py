@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -126,6 +125,7 @@ def test_captions_of_different_products(clean):
 
 
 def test_near_duplicates_by_kind(clean):
+    pytest.importorskip("imagehash")
     shapes = [picture(n, (128, 128)) for n in range(3)]
     train = [add(f"a{n}.png", shape, f"P{n}") for n, shape in enumerate(shapes)]
     train += [add("same.jpg", shapes[0], "P0"), add("other.jpg", shapes[1], "P7")]
@@ -170,6 +170,7 @@ def test_odd_and_unusable_pictures(clean):
 
 
 def test_rows_of_an_hdf5_file(clean):
+    h5py = pytest.importorskip("h5py")
     with h5py.File("train.h5", "w") as file:
         file["input_image"] = np.stack([np.asarray(picture(n)) for n in range(3)])
     write("train.json", [add(f"{n}.png", f"train.h5#{n}", f"P{n}") for n in range(4)])

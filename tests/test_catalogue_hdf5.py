@@ -2,7 +2,6 @@
 
 import sys
 
-import h5py
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from catalogue_hdf5 import open_hdf5, split_of_file
 from catalogue_sources import Row, Skipped
 from pictures import load_picture, read_source
 
+h5py = pytest.importorskip("h5py")
 TEXTS = {  # field -> length of its byte strings
     "input_name": 120,
     "input_description": 500,

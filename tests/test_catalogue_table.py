@@ -3,8 +3,6 @@
 import json
 import sys
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -46,7 +44,8 @@ def delimited(records, delimiter=","):
 def write_table(path, records):
     """The records in the format of the path's ending."""
     if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(records), path)
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     else:
@@ -217,6 +216,7 @@ def test_damaged_json_lines_are_skipped(tmp_path, photos):
 
 
 def test_files_that_are_no_table_are_one_error(tmp_path, photos):
+    pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 cut")
     (tmp_path / "t.xlsx").touch()
     (tmp_path / "t.csv").touch()

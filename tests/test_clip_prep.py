@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -289,6 +288,7 @@ def test_wrong_arguments_are_one_line(catalogue, arguments, words):
 @pytest.fixture
 def fashiongen(tmp_path):
     """`fashiongen_256_256_validation.h5` of three rows, the last without a description."""
+    h5py = pytest.importorskip("h5py")
     path = tmp_path / "fashiongen_256_256_validation.h5"
     with h5py.File(path, "w") as file:
         file["input_image"] = np.zeros((3, 4, 4, 3), np.uint8)

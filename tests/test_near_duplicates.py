@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw
 import near_duplicates
 from near_duplicates import close_hashes, close_pairs, fingerprint
 
+pytest.importorskip("imagehash")
+
 
 def garment(number, colour=None, size=128):
     """A shape on white that tells its number, in a colour of its own."""
