@@ -42,7 +42,7 @@ class CheckpointFolder:
         file = open(self.path / ".lock", "a+")  # noqa: SIM115 - it stays open as long as the lock is held
         try:
             _lock_file(file)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             raise ValueError(
                 f"another trainer is writing to {self.path}; wait for it, or choose another CHECKPOINT_DIR"
             ) from None
@@ -144,11 +144,9 @@ def _lock_file(file):
     if os.name == "nt":
         import msvcrt
 
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError from error
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # lockf, not flock: workers would inherit that one, and hold it for seconds after their trainer was killed
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from typing import NamedTuple
 
 import torch
@@ -269,6 +270,8 @@ class Loader:
             collate_fn=_unchanged,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            # Those of a forkserver, the default since Python 3.14, would outlive a trainer that is killed.
+            multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
         )

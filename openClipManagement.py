@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -224,18 +225,22 @@ def pick_precision(name, device):
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" and _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "fp32"
+    return "bf16" if device.type == "cpu" and _bf16_is_faster() else "fp32"
 
 
-def _seconds(dtype, repeats=5):
-    """The best time of a matrix product of a small transformer's size on the CPU."""
-    a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    times = []
-    for _ in range(repeats + 1):  # the first one warms up
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def _bf16_is_faster(rounds=15):
+    """Whether the CPU multiplies matrices of a small transformer's size faster in bf16.
+
+    Best times of many turns, so that what else runs on the machine does not decide.
+    """
+    best = {}
+    for _ in range(rounds):
+        for dtype in (torch.bfloat16, torch.float32):
+            a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+            start = time.perf_counter()
+            a @ b
+            best[dtype] = min(best.get(dtype, math.inf), time.perf_counter() - start)
+    return best[torch.bfloat16] < 0.8 * best[torch.float32]
 
 
 def autocast(device, precision):

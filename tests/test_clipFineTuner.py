@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint_folder
 import clipFineTuner
 import losses
 import openClipManagement as clip
@@ -86,6 +85,8 @@ def _child(arguments, console):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    if os.name == "posix":  # a process of a forkserver would start its workers by another one, which outlives a kill
+        multiprocessing.set_start_method("fork", force=True)
     settings.run(lambda: clipFineTuner.main(arguments))
 
 
@@ -328,9 +329,14 @@ def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
 
 
 def test_two_trainers_on_one_folder_the_second_refuses(data, tmp_path):
-    with checkpoint_folder.CheckpointFolder(tmp_path).lock(), pytest.raises(ValueError, match="another trainer"):
-        train(data, tmp_path)
-    train(data, tmp_path, max_steps=1)
+    run = tmp_path / "run"
+    first = start(data, run, max_steps=5000, eval_interval="none", num_workers=2)
+    wait_for_step(run, 1, first)
+    with pytest.raises(ValueError, match="another trainer"):
+        train(data, run)
+    first.kill()
+    first.join()
+    train(data, run, max_steps=1)  # at once, though the killed trainer's workers still live
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_training_goes_on(data, tmp_path, monkeypatch, capsys):
