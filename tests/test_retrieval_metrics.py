@@ -168,3 +168,14 @@ def test_equal_to_open_clips_own_metrics_on_pairs_without_ties():
         for k in (1, 5, 10):
             assert ours[f"recall@{k}"] == pytest.approx(theirs[f"{name}_R@{k}"])
         assert ours["mean_rank"] == pytest.approx(theirs[f"{name}_mean_rank"])
+
+
+def test_equal_to_clip_benchmarks_recall_on_pairs_without_ties():
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+    random = np.random.default_rng(8)
+    texts = torch.tensor(random.normal(size=(150, 8)), dtype=torch.float32)
+    images = texts + torch.tensor(random.normal(size=(150, 8))).float()
+    ranks = metrics.rank_positives(texts, images, metrics.one_to_one(150))
+    for k in (1, 5, 10):
+        expected = theirs.recall_at_k(texts @ images.T, torch.eye(150, dtype=torch.bool), k).float().mean()
+        assert metrics.summarize(ranks, (k,))[f"recall@{k}"] == pytest.approx(float(expected))
