@@ -63,6 +63,7 @@ def audit(paths, num_workers=0):
         },
         "near_duplicates": near_duplicates(entries, pictures) if can_fingerprint() else None,
         "pictures_of_several_products": pictures_of_several_products(entries, pictures),
+        "repeated_pictures": repeated_pictures(entries, pictures),
         "captions_of_several_products": captions_of_several_products(entries),
         "captions_over_77_tokens": long_captions(entries),
         "tiny_pictures": sized(pictures, lambda width, height: min(width, height) < TINY),
@@ -223,6 +224,19 @@ def pictures_of_several_products(entries, pictures):
     return finding(found)
 
 
+def repeated_pictures(entries, pictures):
+    """Identical pictures that are in one file more than once, whatever they show."""
+    digest = digest_of(pictures)
+    groups = grouped(entries, lambda entry: (entry.file, digest(entry)) if digest(entry) else None).values()
+    return finding(
+        [
+            {"images": [entry.image_path for entry in group[:EXAMPLES]], "times": len(group)}
+            for group in groups
+            if len(group) > 1
+        ]
+    )
+
+
 def captions_of_several_products(entries):
     """Captions that describe different products: each is a wrong answer to the other's question."""
     groups = defaultdict(dict)
@@ -335,6 +349,7 @@ def summary(report):
         lines.append(line("near-duplicate pictures of one product", near["same_product"], "images"))
     lines += [
         line("identical pictures of different products", report["pictures_of_several_products"], "image"),
+        line("pictures more than once in one file", report["repeated_pictures"], "images"),
         line("captions of different products", report["captions_of_several_products"], "caption"),
         line("captions over 77 tokens, about", report["captions_over_77_tokens"], "caption"),
         line(f"pictures under {TINY} pixels", report["tiny_pictures"], "image"),

@@ -8,9 +8,9 @@
     python clip_prep.py --audit clip_dataset_train.json clip_dataset_valid.json
 
 Writes `clip_dataset_{split}.json`: a list of objects with image_path, image_name, caption, category and product_id, and
-subcategory and captions where there are any. The same catalogue gives the same bytes on any machine. `--audit`
-checks such files for what would harm training or flatter evaluation, and writes `audit.json`; its exit code is 1 if
-products or pictures are in more than one of them.
+subcategory and captions where there are any. The same catalogue gives the same bytes on any machine. `--audit` checks
+such files for what harms training or flatters evaluation, and writes `audit.json`; its exit code is 1 if products or
+pictures are in more than one of them.
 """
 
 import json
@@ -31,6 +31,10 @@ from catalogue_table import Columns, open_table
 SPLITS = ("train", "valid")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
 EXAMPLES = 3  # skipped rows shown for each reason
+TABLE_OPTIONS = (
+    *("images", "image_column", "caption_column", "caption_template", "product_column", "category_column"),
+    *("subcategory_column", "valid_fraction"),
+)
 
 
 def main(argv=None):
@@ -86,24 +90,9 @@ def parse_arguments(argv):
     return args
 
 
-OPTIONS = {
-    "hdf5": ["caption_fields"],
-    "table": [
-        "images",
-        "image_column",
-        "caption_column",
-        "caption_template",
-        "product_column",
-        "category_column",
-        "subcategory_column",
-        "valid_fraction",
-    ],
-}
-
-
 def check_arguments(parser, args):
     """Refuse what does not go together; fill in the defaults that depend on the kind of catalogue."""
-    for kind, names in OPTIONS.items():
+    for kind, names in {"hdf5": ["caption_fields"], "table": TABLE_OPTIONS}.items():
         for name in names:
             if getattr(args, name) is not None and not getattr(args, kind):
                 parser.error(f"--{name.replace('_', '-')} belongs to --{kind}")

@@ -75,7 +75,7 @@ def test_clean_mappings(clean):
     assert "2  are not in every file" in result.stdout
     counts = {name: found["count"] for name, found in report.items() if "count" in found}
     assert counts == dict.fromkeys(counts, 0)
-    assert len(counts) == 5
+    assert len(counts) == 6
     assert not leaks(report)
 
 
@@ -122,6 +122,17 @@ def test_captions_of_different_products(clean):
         "count": 1,
         "listed": [{"caption": "Cotton shirt", "products": ["P0", "P1", "P2"], "product_count": 5}],
     }
+
+
+def test_pictures_more_than_once_in_a_file(clean):
+    entries = [add("1.png", 1, "P1"), add("1.png", 1, "P1"), add("again.png", 1, "P1"), add("2.png", 2, "P2")]
+    report = audit([write("train.json", entries), "valid.json"])
+    assert report["repeated_pictures"] == {
+        "count": 1,
+        "listed": [{"images": ["1.png", "1.png", "again.png"], "times": 3}],
+    }
+    assert report["pictures_of_several_products"]["count"] == 0
+    assert not leaks(report)
 
 
 def test_near_duplicates_by_kind(clean):
