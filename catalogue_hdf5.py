@@ -5,6 +5,7 @@ image_path is `FILE#ROW`, which create_webdataset.py reads, so nothing is unpack
 """
 
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 from caption_template import fill_template
@@ -28,18 +29,16 @@ def open_hdf5(path, caption_fields=(DESCRIPTION,)):
     if not path.endswith((".h5", ".hdf5")):
         raise ValueError(f"{path} must be named *.h5 or *.hdf5, as its rows will be named {path}#0; rename it")
     with _opened(path) as file:
-        caption_fields = [_field(file, name, path) for name in caption_fields]
-        images = file[_field(file, IMAGES, path)]
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != "uint8":
-            raise ValueError(
-                f"{path}: {IMAGES} is {images.dtype} {images.shape}; it must be uint8 RGB, (N, height, width, 3)"
-            )
-        fields = [name for name in {*caption_fields, PRODUCT, CATEGORY, SUBCATEGORY} if name in file]
-        for name in fields:
-            if getattr(file[name], "size", 0) != len(images):
-                raise ValueError(f"{path}: {name} and {IMAGES} differ in their number of rows; copy the file anew")
-        total = len(images)
-    return Source(path, total, _rows(path, total, fields, caption_fields))
+        shapes = {name: (field.shape, str(field.dtype)) for name, field in file.items() if hasattr(field, "dtype")}
+    caption_fields = [_field(shapes, name, path) for name in caption_fields]
+    shape, kind = shapes[_field(shapes, IMAGES, path)]
+    if len(shape) != 4 or shape[3] != 3 or kind != "uint8":
+        raise ValueError(f"{path}: {IMAGES} is {kind} {shape}; it must be uint8 RGB, (N, height, width, 3)")
+    fields = [name for name in dict.fromkeys([*caption_fields, PRODUCT, CATEGORY, SUBCATEGORY]) if name in shapes]
+    for name in fields:
+        if shapes[name][0] not in ((shape[0],), (shape[0], 1)):
+            raise ValueError(f"{path}: {name} is {shapes[name][0]}; it must have {shape[0]:,} rows, as {IMAGES} has")
+    return Source(path, shape[0], _rows(path, shape[0], fields, caption_fields))
 
 
 def split_of_file(path):
@@ -48,36 +47,36 @@ def split_of_file(path):
     return next((split for split in ("train", "valid") if split in name), None)
 
 
+@contextmanager
 def _opened(path):
+    """The open file. Whatever h5py makes of a damaged one, it is a ValueError that names it."""
     try:
         import h5py
     except ImportError:
         raise ValueError(f"--hdf5 {path} needs h5py, which is not installed: pip install h5py") from None
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            yield file
+    except Exception as error:
         raise ValueError(f"{path} is not a readable HDF5 file ({error}); copy it anew") from error
 
 
-def _field(file, name, path):
+def _field(shapes, name, path):
     """The full name of a field, which may be given without `input_`."""
     for candidate in (name, f"input_{name}"):
-        if candidate in file and hasattr(file[candidate], "shape") and file[candidate].shape:
+        if candidate in shapes:
             return candidate
-    raise ValueError(f"{path} has no field {name}; it has {', '.join(sorted(file)) or 'none'}")
+    raise ValueError(f"{path} has no field {name}; it has {', '.join(sorted(map(str, shapes))) or 'none'}")
 
 
 def _rows(path, total, fields, caption_fields):
     template = ". ".join(f"{{{name}}}" for name in caption_fields)
     views = Counter()
-    with _opened(path) as file:
-        for start in range(0, total, BLOCK):
-            try:
-                block = {name: _texts(file[name], start) for name in fields}
-            except OSError as error:
-                raise ValueError(f"{path}: rows from {start:,} on are damaged ({error}); copy it anew") from error
-            for offset in range(min(BLOCK, total - start)):
-                yield _row(path, start + offset, {name: block[name][offset] for name in fields}, template, views)
+    for start in range(0, total, BLOCK):
+        with _opened(path) as file:
+            block = {name: _texts(file[name], start) for name in fields}
+        for offset in range(min(BLOCK, total - start)):
+            yield _row(path, start + offset, {name: block[name][offset] for name in fields}, template, views)
 
 
 def _row(path, number, record, template, views):
