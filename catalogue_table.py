@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import re
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -188,30 +189,32 @@ def _json_records(path):
 
 
 def _parquet(path, needed):
+    with _parquet_file(path) as file:
+        names, total = file.schema_arrow.names, file.metadata.num_rows
+    return Table(names, total, _parquet_records(path, needed))
+
+
+def _parquet_records(path, needed):
+    number = 0
+    with _parquet_file(path) as file:
+        for batch in file.iter_batches(BATCH, columns=needed):
+            for values in batch.to_pylist():
+                number += 1
+                yield f"{path.name}:{number}", values
+
+
+@contextmanager
+def _parquet_file(path):
+    """The open file. Whatever pyarrow makes of a damaged one, it is a ValueError that names it."""
     try:
         import pyarrow.parquet
     except ImportError:
         raise ValueError(f"--table {path} needs pyarrow, which is not installed: pip install pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names, total = file.schema_arrow.names, file.metadata.num_rows
-    except (OSError, ValueError) as error:
+            yield file
+    except Exception as error:
         raise ValueError(f"{path} is not a readable Parquet file ({error}); copy it anew") from error
-    return Table(names, total, _parquet_records(path, needed))
-
-
-def _parquet_records(path, needed):
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH, columns=needed):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield f"{path.name}:{number}", values
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: rows from {number:,} on are damaged ({error}); copy it anew") from error
 
 
 READERS = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}
