@@ -63,9 +63,10 @@ def _pooling(tower):
 def _encode(tower, tokens):
     pool_type, end_id = _pooling(tower)
     ends = (tokens if pool_type == "argmax" else (tokens == end_id).int()).argmax(-1)  # (B,)
-    longest = tokens.shape[1]
+    # Here and at `nonzero` a GPU has to tell the CPU a size: twice a batch, not in every layer.
+    longest = int(ends.max()) + 1
+    tokens = tokens[:, :longest]
     real = torch.arange(longest, device=tokens.device) <= ends[:, None]  # (B, L)
-    # The only place where a GPU has to tell the CPU a size: once a batch, not once a layer.
     places = real.flatten().nonzero().squeeze(1)  # (T,) of each real token in the padded batch
     last = ends.add(1).cumsum(0).sub(1)  # (B,) of each end-of-text token among the packed ones
 
