@@ -5,6 +5,8 @@ import numpy as np
 import retrieval_metrics as metrics
 from retrieval_protocols import DIRECTIONS
 
+FEWEST_PRODUCTS = 5  # of a category that may be called worse: the bootstrap of fewer says nothing
+
 
 def compare(first, second, seed=0):
     """Two result dictionaries of the same data -> a text for the console. Raises ValueError for other data."""
@@ -55,7 +57,7 @@ def _worse_categories(a, b, seed):
     key = "recall@10" if "recall@10" in a["by_product"] and "recall@10" in b["by_product"] else None
     for category in np.unique(categories) if key else ():
         chosen = categories == category
-        if chosen.sum() < 2:
+        if chosen.sum() < FEWEST_PRODUCTS:
             continue
         gain, (low, high) = paired_difference(a, b, key, seed, chosen)
         if high < 0:
