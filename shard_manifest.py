@@ -46,10 +46,8 @@ class ShardSet:
         """
         file, record = self.file(shard.number), {"plan": shard.fingerprint}
         with self.folder.write(file) as temporary:
-            with open(temporary, "wb") as stream:
-                tar = TarWriter(stream)
+            with open(temporary, "wb") as stream, TarWriter(stream) as tar:
                 yield tar, record
-                tar.close()
             self.folder.remove(self.manifest)
             self.folder.remove(file)
             self._write_json(self._record_name(shard.number), {**record, "bytes": tar.size, "sha256": tar.sha256})

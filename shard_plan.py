@@ -2,6 +2,7 @@
 write any shard, now or after a crash.
 """
 
+import functools
 import hashlib
 import json
 import random
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from catalogue_sources import text_of
 
 METADATA = ("product_id", "category", "subcategory", "image_name")
+METADATA_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 
 
 class Sample(NamedTuple):
@@ -53,7 +55,7 @@ def check_entries(entries, image_key="image_path", caption_key="caption", data_d
             skipped["not an object"].append(f"entry {number}")
         elif not isinstance(entry.get(image_key), str) or not entry[image_key]:
             skipped[f"no {image_key}"].append(f"entry {number}")
-        elif not isinstance(entry.get(caption_key), str) or not text_of(entry[caption_key]):
+        elif not isinstance(entry.get(caption_key), str) or not one_line(entry[caption_key]):
             skipped[f"no {caption_key}"].append(printable(entry[image_key]))
         else:
             samples.append(make_sample(located(entry[image_key], data_dir), entry, entry[caption_key]))
@@ -67,14 +69,22 @@ def located(image_path, data_dir):
     return Path(data_dir, image_path).as_posix()
 
 
+def one_line(value):
+    """`text_of` a value. Most texts come again: those of a product with each of its views, categories everywhere."""
+    return _one_line(value) if isinstance(value, str) else text_of(value)
+
+
+_one_line = functools.lru_cache(maxsize=4096)(text_of)
+
+
 def make_sample(image_path, entry, caption):
     """The Sample of an entry: every text on one line, fields that hold no text left out."""
-    caption = text_of(caption)
-    metadata = {field: text for field in METADATA if (text := text_of(entry.get(field)))}
+    caption = one_line(caption)
+    metadata = {field: text for field in METADATA if (text := one_line(entry.get(field)))}
     alternatives = entry.get("captions")
-    if isinstance(alternatives, list) and any(map(text_of, alternatives)):
-        metadata["captions"] = [text for text in map(text_of, alternatives) if text]
-    encoded = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+    if isinstance(alternatives, list) and any(map(one_line, alternatives)):
+        metadata["captions"] = [text for text in map(one_line, alternatives) if text]
+    encoded = METADATA_JSON.encode(metadata)
     # Without an id, equal captions are one product; no id begins with a NUL.
     return Sample(image_path, caption, encoded, metadata.get("product_id") or f"\0{caption}")
 

@@ -5,10 +5,13 @@ versions of Python. Time and owner are 0 here.
 """
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 BLOCK, RECORD = 512, 10_240  # members fill whole blocks, a file whole records
 NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 135), slice(148, 156)
 LONGEST_NAME, LARGEST = 100, 8**11 - 1
+AT_ONCE = 1 << 22  # bytes that are hashed and written together
 
 
 def _template():
@@ -23,41 +26,71 @@ def _template():
 
 
 TEMPLATE = _template()
+TEMPLATE_SUM = sum(TEMPLATE)
 
 
 class TarWriter:
-    """Writes members to an open file; after `close`, `size` and `sha256` are those of the whole file."""
+    """A context that writes members to an open file; after it, `size` and `sha256` are those of the whole file.
+
+    Hashing and writing need no GIL, so a thread does them while the next pictures are read. It also flushes to the disk
+    as it goes, or the flush at the end of a file would take as long as making the next one.
+    """
 
     def __init__(self, file):
-        self.file, self.size = file, 0
-        self._digest = hashlib.sha256()
+        self.size = 0
+        self._file, self._digest = file, hashlib.sha256()
+        self._waiting, self._waiting_bytes = [], 0
+        self._thread, self._in_flight = ThreadPoolExecutor(1), None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        with self._thread:
+            if error is None:
+                # The end of an archive: two empty blocks, and more up to a whole record.
+                self._append(bytes(2 * BLOCK + -(self.size + 2 * BLOCK) % RECORD))
+                self._hand_over()
+                self._in_flight.result()
 
     def add(self, files):
         """Append `files`, a dict of ASCII name -> bytes. Raises ValueError for what a header cannot hold."""
-        self._write(b"".join(map(member, files, files.values())))
-
-    def close(self):
-        """Append the end of the archive: two empty blocks, and more up to a whole record."""
-        self._write(bytes(2 * BLOCK + -(self.size + 2 * BLOCK) % RECORD))
+        for name, data in files.items():
+            self._append(header(name, len(data)))
+            self._append(data)
+            self._append(bytes(-len(data) % BLOCK))
+        if self._waiting_bytes >= AT_ONCE:
+            self._hand_over()
 
     @property
     def sha256(self):
         return self._digest.hexdigest()
 
-    def _write(self, data):
-        self.file.write(data)
-        self._digest.update(data)
+    def _append(self, data):
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
         self.size += len(data)
 
+    def _hand_over(self):
+        if self._in_flight:
+            self._in_flight.result()  # raises what went wrong in the thread, and bounds the memory
+        self._in_flight = self._thread.submit(self._write, b"".join(self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
 
-def member(name, data):
-    """A file as it lies in a tar: its header, its bytes, and zeros up to a whole block."""
-    if len(name) > LONGEST_NAME or len(data) > LARGEST:
-        raise ValueError(
-            f"{name} ({len(data):,} bytes) does not fit in a tar: names have at most 100 letters, files 8 GiB"
-        )
-    header = bytearray(TEMPLATE)
-    header[NAME] = name.encode("ascii").ljust(LONGEST_NAME, b"\0")
-    header[SIZE] = b"%011o" % len(data)
-    header[CHECKSUM] = b"%06o\0 " % sum(header)
-    return b"%b%b%b" % (header, data, bytes(-len(data) % BLOCK))
+    def _write(self, data):
+        self._digest.update(data)
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def header(name, size):
+    """The block before a file of `size` bytes."""
+    if len(name) > LONGEST_NAME or size > LARGEST:
+        raise ValueError(f"{name} ({size:,} bytes) does not fit in a tar: names have at most 100 letters, files 8 GiB")
+    name_field, size_field = name.encode("ascii"), b"%011o" % size
+    block = bytearray(TEMPLATE)
+    block[: len(name)] = name_field
+    block[SIZE] = size_field
+    block[CHECKSUM] = b"%06o\0 " % (TEMPLATE_SUM + sum(name_field) + sum(size_field))
+    return bytes(block)

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -10,13 +12,13 @@ import tar_writer
 
 
 def written(files):
-    stream = io.BytesIO()
-    tar = tar_writer.TarWriter(stream)
-    for name, data in files.items():
-        tar.add({name: data})
-    tar.close()
-    assert (tar.size, tar.sha256) == (len(stream.getvalue()), hashlib.sha256(stream.getvalue()).hexdigest())
-    return stream.getvalue()
+    with tempfile.NamedTemporaryFile() as stream:
+        with tar_writer.TarWriter(stream) as tar:
+            for name, data in files.items():
+                tar.add({name: data})
+        content = Path(stream.name).read_bytes()
+    assert (tar.size, tar.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    return content
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [1, 511, 512, 513], [9216 - 512], [10240], [8192, 8193, 20_000]])
@@ -40,6 +42,23 @@ def test_the_size_is_that_of_tarfile():
         assert len(written({"a.jpg": bytes(length)})) == len(theirs.getvalue())
 
 
+def test_what_goes_wrong_while_writing_is_raised(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_writer, "AT_ONCE", 1000)
+    (tmp_path / "closed.tar").touch()
+    with open(tmp_path / "closed.tar", "rb") as stream, pytest.raises(OSError), tar_writer.TarWriter(stream) as tar:
+        for number in range(3):
+            tar.add({f"{number}.jpg": bytes(2000)})
+
+
+def test_many_blocks_are_one_file(monkeypatch):
+    files = {f"{number:09d}.jpg": bytes([number]) * 700 for number in range(50)}
+    whole = written(files)
+    monkeypatch.setattr(tar_writer, "AT_ONCE", 1000)
+    assert written(files) == whole
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="100 letters"):
-        tar_writer.member("n" * 101, b"")
+        tar_writer.header("n" * 101, 0)
+    with pytest.raises(ValueError, match="8 GiB"):
+        tar_writer.header("a.jpg", 8 * 2**30)
