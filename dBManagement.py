@@ -17,6 +17,7 @@ streamed through webdataset; there the number of workers enters the order.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -123,7 +124,8 @@ class ClipDataset(IterableDataset):
     def _batches(self, epoch, start, part, parts):
         lost = []
         for samples, spares in self.source.groups(epoch, start, part, parts, lost.append):
-            batch = self._batch(samples, spares, epoch, lost)
+            with _one_thread():
+                batch = self._batch(samples, spares, epoch, lost)
             lost.clear()
             yield batch
         if lost:  # a shard that breaks off after the last batch
@@ -395,13 +397,23 @@ def _empty_images(count, shape):
     return images.share_memory_() if get_worker_info() else images
 
 
+@contextlib.contextmanager
+def _one_thread():
+    """A picture is too small to share: two threads resize it no faster, and twenty times slower if a core is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _unchanged(batch):
     return batch  # torch's default would walk through every string
 
 
 def _start_worker(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still needs its batches
-    torch.set_num_threads(1)
 
 
 def _no_data_message(pattern, source, world_size):

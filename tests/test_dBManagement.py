@@ -415,6 +415,20 @@ def test_fewer_products_than_the_batch_size(tmp_path, caplog):
         training(pattern, 64, world_size=8)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pictures_are_made_by_one_thread_and_the_callers_setting_stays(shards, num_workers):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+
+    def transform(data, seed):
+        return torch.full((3, SIZE, SIZE), torch.get_num_threads(), dtype=torch.uint8)
+
+    for batch in train_loader(shards, transform, tokenizer, batch_size=15, num_workers=num_workers):
+        assert batch.images.unique().tolist() == [1]
+        assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+
+
 def test_a_caption_is_tokenised_once():
     asked = collections.Counter()
 
