@@ -8,9 +8,13 @@ Each sample is `{key}.jpg`, `{key}.txt` (the caption) and `{key}.json` (product_
 product stay in one shard and products are shuffled with a fixed seed, so that any range of shards is a fair sample and
 two ranges share no product. The same input gives the same bytes, whatever the number of processes or parts. A run that
 was stopped goes on where it was when the same command is given again.
+
+Relative paths of the JSON are the caller's. With --data-dir, those that do not begin with that folder are below it, and
+pictures outside it are skipped.
 """
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import os
@@ -30,7 +34,7 @@ from pictures import PictureError, hdf5_row, read_source, to_jpeg
 from shard_manifest import ShardSet
 from shard_plan import Shard, check_entries, plan_shards, printable, read_mapping
 
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))  # quotas are unknown to Windows
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no quotas on Windows
 
 
 class PictureSettings(NamedTuple):
@@ -136,26 +140,31 @@ def write_shards(shards, plan, args):
     shards.clean(mine)
     jobs = [Job(shards, shard, picture_settings(args)) for shard in mine]
     workers = min(args.num_workers, len(jobs))
-    pool = ProcessPoolExecutor(workers, initializer=end_with_parent) if workers > 1 else None
+    with explained_errors(args.output_dir), contextlib.ExitStack() as stack:
+        run = map
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, initializer=end_with_parent)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            run = pool.map
+        return sum(tqdm(run(write_shard, jobs), total=len(jobs), unit=" shards", disable=None))
+
+
+@contextlib.contextmanager
+def explained_errors(output_dir):
+    """What can go wrong while writing, in words that say what to do."""
     try:
-        results = pool.map(write_shard, jobs) if pool else map(write_shard, jobs)
-        return sum(tqdm(results, total=len(jobs), unit=" shards", disable=None))
+        yield
     except BrokenProcessPool as error:
-        raise OSError(
-            "a writing process was killed, for want of memory? Run the same command again to go on"
-        ) from error
-    except ImportError as error:
+        raise OSError("a writing process was killed, for want of memory? Run the same command again") from error
+    except ImportError as error:  # a package that only some pictures need
         raise ValueError(str(error)) from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error.filename} is gone; is another run writing the same shards?") from error
     except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        place = f"no room left in {args.output_dir} ({error})"
-        raise OSError(f"{place}; finished shards are whole: make room and run the same command again") from error
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+        if error.errno in NO_ROOM:
+            place = f"no room left in {output_dir} ({error})"
+            raise OSError(f"{place}; finished shards are whole: make room and run the same command again") from error
+        if isinstance(error, FileNotFoundError) and str(error.filename).endswith(".partial"):
+            raise FileNotFoundError(f"{error.filename} is gone; is another run writing the same shards?") from error
+        raise
 
 
 def end_with_parent():
