@@ -13,9 +13,7 @@ import contextlib
 import math
 import os
 import shutil
-import signal
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -31,14 +29,11 @@ import optimization
 import settings
 import training_log
 from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, warn
+from stop_signals import StopSignals
+from training_state import MATHEMATICAL_KNOBS, Progress, Training, find_checkpoint, restore, save
 
 MODEL_KNOBS = ["MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR"]
 DATA_KNOBS = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN", "NUM_WORKERS"]
-# A resumed run with another value of one of these would no longer be the same training.
-MATHEMATICAL_KNOBS = [
-    "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS",
-    "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY",
-]  # fmt: skip
 OTHER_KNOBS = [
     "EPOCHS", "MAX_STEPS", "DEVICE", "MICRO_BATCH_SIZE", "GRAD_CHECKPOINTING", "CHECKPOINT_DIR", "CHECKPOINT_INTERVAL",
     "KEEP_CHECKPOINTS", "RESUME", "EVAL_INTERVAL", "PATIENCE", "LOG_INTERVAL", "TENSORBOARD",
@@ -46,40 +41,6 @@ OTHER_KNOBS = [
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_DEFAULT_WARMUP = 500
-
-
-@dataclass
-class Progress:
-    """Where the training is; every checkpoint holds it."""
-
-    step: int = 0  # steps done, skipped ones included
-    epoch: int = 0
-    batch: int = 0  # batches done in this epoch
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    first_score: float | None = None  # mean Recall@10 before the first step
-    best_score: float | None = None  # of the steps since
-    evaluations_since_best: int = 0
-
-
-@dataclass
-class Training:
-    """What a run consists of, made by `setup` and used by `fit`."""
-
-    clip_model: clip.ClipModel
-    loader: object
-    valid_loader: object | None
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: AveragedModel | None
-    folder: CheckpointFolder
-    recorder: training_log.Recorder
-    precision: str
-    total_steps: int
-    micro_batch_size: int | None
-    progress: Progress
-    settings: dict
-    is_main: bool  # rank 0: the one that writes
 
 
 def main(argv=None):
@@ -213,86 +174,6 @@ def load_data(args, ranks, clip_model):
             raise
         warn(f"training goes on without evaluation, so without best_checkpoint.pt: {error}")
         return loader, None
-
-
-# -------------------------------------------------------------------------------------------------- resume
-
-
-def find_checkpoint(args, folder):
-    """The checkpoint that RESUME asks for, with its `path`, or None for a new run."""
-    if args.resume == "none":
-        return None
-    if args.resume == "auto":
-        found = folder.newest()
-        if found is None:
-            print(f"nothing to resume in {folder.path}: this is a new run")
-            return None
-        path, checkpoint = found
-    else:
-        path, checkpoint = args.resume, clip.read_checkpoint(args.resume)
-    absent = [key for key in ("step", "optimizer", "progress", "data", "settings") if key not in checkpoint]
-    if absent:
-        raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
-    return {**checkpoint, "path": str(path)}
-
-
-def restore(training, checkpoint, force):
-    """Put a run back to where the checkpoint was written; settings that differ are listed, grave ones refused."""
-    saved, now = checkpoint["settings"], training.settings
-    different = [name for name in now if name != "RESUME" and saved.get(name, now[name]) != now[name]]
-    grave = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in MATHEMATICAL_KNOBS]
-    grave += training.loader.check_state(checkpoint["data"])
-    if grave and not force:
-        raise ValueError(
-            f"{checkpoint['path']} was written by another training: {'; '.join(grave)}; restore these, or add --force to go "
-            "on all the same"
-        )
-    for name in different:
-        print(f"resuming with another {name}: was {saved[name]}, is {now[name]}")
-    for line in grave:
-        warn(f"forced: {line}")
-    if training.average is not None and "raw_state_dict" in checkpoint:
-        # `state_dict` holds the average, which `load_model` put into the model that the average was copied from.
-        training.average.n_averaged.fill_(checkpoint["averaged_steps"])
-        training.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])
-    training.optimizer.load_state_dict(checkpoint["optimizer"])
-    training.scaler.load_state_dict(checkpoint["scaler"])
-    training.progress = Progress(**checkpoint["progress"])
-    training.micro_batch_size = (
-        checkpoint["micro_batch_size"] if now["MICRO_BATCH_SIZE"] is None else training.micro_batch_size
-    )
-    if training.is_main:
-        training.folder.forget_after(training.progress.step)
-    print(f"resumed {checkpoint['path']}: step {training.progress.step}, epoch {training.progress.epoch + 1}")
-
-
-def checkpoint_fields(training):
-    """What a checkpoint holds beside the weights of the model."""
-    progress, model = training.progress, training.clip_model.model
-    fields = {
-        "step": progress.step,
-        "epoch": progress.epoch,
-        "progress": asdict(progress),
-        "data": training.loader.state(),
-        "settings": training.settings,
-        "optimizer": training.optimizer.state_dict(),
-        "scaler": training.scaler.state_dict(),
-        # Before each step torch is seeded from these two and the rank: they are the whole random state.
-        "random": {"seed": training.settings["SEED"], "step": progress.step},
-        "micro_batch_size": training.micro_batch_size,
-        "metrics": training.recorder.last,
-    }
-    if training.average is not None:
-        fields["state_dict"] = training.average.module.state_dict()
-        fields["raw_state_dict"] = model.state_dict()
-        fields["averaged_steps"] = int(training.average.n_averaged)
-    return fields
-
-
-def save(training, path):
-    """Write a checkpoint; only rank 0 does."""
-    if training.is_main and training.folder.save(path, training.clip_model, **checkpoint_fields(training)):
-        print(f"saved {path}")
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -499,26 +380,6 @@ def announce(training, args, ranks):
         warn(
             f"{number} checkpoints of {size / 2**20:,.0f} MiB may not fit into {folder.path}: free space or lower KEEP_CHECKPOINTS"
         )
-
-
-class StopSignals:
-    """Ctrl-C and SIGTERM ask the training to stop after the current step; the second Ctrl-C ends it at once."""
-
-    def __init__(self):
-        self.requested = ""
-
-    def __enter__(self):
-        self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number, _):
-        self.requested = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the system's own handler works even where Python's cannot run
-        print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

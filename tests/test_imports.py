@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 TABLE = {
     "settings": set(),
     "atomic_write": set(),
-    "clip_prep": {"settings", "atomic_write", "catalogue_sources", "catalogue_audit"},
+    "clip_prep": {
+        "settings", "atomic_write", "catalogue_sources", "catalogue_hdf5", "catalogue_table", "catalogue_audit",
+    },
     "create_webdataset": {"settings", "clip_prep", "atomic_write", "pictures", "shard_plan", "shard_manifest"},
     "dBManagement": {"settings", "batch_plan", "tar_index", "shard_pattern", "shard_samples", "shard_stream"},
     "openClipManagement": {"atomic_write", "image_transforms", "packed_text"},
@@ -21,7 +23,7 @@ TABLE = {
     },
     "clipFineTuner": {
         "settings", "dBManagement", "openClipManagement", "evaluate_clip", "checkpoint_folder", "distributed",
-        "gradient_cache", "losses", "optimization", "training_log",
+        "gradient_cache", "losses", "optimization", "stop_signals", "training_log", "training_state",
     },
 }  # fmt: skip
 MODULES = {path.stem for path in ROOT.glob("*.py")}
