@@ -37,8 +37,8 @@ from shard_pictures import read_pictures
 
 RECALLS = (5, 10)  # always reported at the top level of the results
 KNOBS = [
-    "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "CHECKPOINT_DIR", "EVAL_CHECKPOINT",
-    "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
+    "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "TEST_DATASET_PATTERN",
+    "CHECKPOINT_DIR", "EVAL_CHECKPOINT", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
 ]  # fmt: skip
 
 
@@ -72,6 +72,7 @@ def parse_arguments(argv):
     parser.add_argument("--use-checkpoint", action="store_true", help="evaluate EVAL_CHECKPOINT, not the base model")
     parser.add_argument("--checkpoint", metavar="PATH", help="evaluate this checkpoint")
     parser.add_argument("--dataset-path", metavar="PATTERN", help="shards to evaluate on [VALID_DATASET_PATTERN]")
+    parser.add_argument("--test", action="store_true", help="evaluate on TEST_DATASET_PATTERN, for the last figure")
     parser.add_argument("--output", metavar="FILE", help="the result file [evaluation_results[_checkpoint].json]")
     parser.add_argument("--max-samples", type=int, metavar="N", help="only the first N samples")
     choices = (*protocols.PROTOCOLS, "all")
@@ -105,6 +106,9 @@ def parse_arguments(argv):
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
     if args.report and not {"product", "all"} & set(args.protocol):
         parser.error("--report shows the product protocol; add it to --protocol")
+    if args.test and args.dataset_path:
+        parser.error("--test and --dataset-path both name shards; leave out one")
+    args.dataset_path = args.dataset_path or (args.test_dataset_pattern if args.test else args.valid_dataset_pattern)
     if "all" in args.protocol:
         args.protocol = list(protocols.PROTOCOLS)
     args.k = sorted({*args.k, *RECALLS})
@@ -123,9 +127,8 @@ def load_model(args, ranks):
 
 def embed_shards(clip_model, args, ranks):
     """(Embeddings of the shards, what the results say about model and data)."""
-    pattern = args.dataset_path or args.valid_dataset_pattern
     loader = dBManagement.eval_loader(
-        pattern,
+        args.dataset_path,
         clip.image_transform(clip_model, train=False),
         clip_model.tokenizer,
         batch_size=args.batch_size,
@@ -139,7 +142,7 @@ def embed_shards(clip_model, args, ranks):
     embeddings, skipped = embed(clip_model, loader, precision, progress=ranks.rank == 0)
     about = {
         "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
-        "data": {"pattern": pattern, "fingerprint": embeddings.fingerprint(), "skipped": skipped},
+        "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), "skipped": skipped},
         "seconds": round(time.perf_counter() - start, 2),
     }
     return embeddings, about
@@ -281,7 +284,7 @@ def write_report(args, embeddings, results, baseline):
     keys = {str(embeddings.image_key[image]): image for image in examples.images()}
     pictures = {}
     try:
-        pictures = read_pictures(args.dataset_path or args.valid_dataset_pattern, keys)
+        pictures = read_pictures(args.dataset_path, keys)
     except FileNotFoundError as error:
         print(f"the report has no pictures: {error}", file=sys.stderr)
     thumbnails = {keys[key]: report.thumbnail(data) for key, data in pictures.items()}

@@ -110,6 +110,12 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(data):
         evaluate_clip.main([*arguments, "--model-name=ViT-B-16", f"--checkpoint={data / 'final.pt'}"])
 
 
+def test_the_last_figure_is_measured_on_the_test_shards(data, tmp_path):
+    shards = f"--test-dataset-pattern={data / 'valid.{000002..000002}.tar'}"
+    assert evaluate(data, tmp_path, "--test", shards)["num_samples"] == PRODUCTS * VIEWS // 3
+    assert evaluate(data, tmp_path, shards)["num_samples"] == PRODUCTS * VIEWS
+
+
 def test_all_protocols_other_ks_and_fewer_samples(data, tmp_path, capsys):
     results = evaluate(data, tmp_path, "--protocol=all", "--k", "2", "500", "--max-samples=31", "--output=o.json")
     assert results["num_samples"] == 31
@@ -213,6 +219,7 @@ def test_nothing_usable_is_an_error(data, tmp_path):
     [
         (["--k", "0"], "--k 0"),
         (["--protocol", "best"], "best"),
+        (["--test", "--dataset-path=a.tar"], "--test and --dataset-path"),
         (["--zero-shot", "--from-embeddings=e.npz"], "--zero-shot needs a model"),
         (["--protocol", "pair", "--report=r.html"], "--report shows the product protocol"),
     ],
