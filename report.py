@@ -34,6 +34,7 @@ class Example(NamedTuple):
     answers: list[int]
     hits: list[bool]
     scores: list[float]
+    wanted: int  # one of its positives
 
 
 class Examples(NamedTuple):
@@ -49,7 +50,7 @@ class Examples(NamedTuple):
 
 
 def _images(example):
-    return example.answers if example.direction == "text_to_image" else [example.query]
+    return [*example.answers, example.wanted] if example.direction == "text_to_image" else [example.query]
 
 
 # ------------------------------------------------------------------------------------------- what is shown
@@ -77,7 +78,7 @@ def pick_examples(embeddings: Embeddings, queries=QUERIES, seed=0):
 def _examples(direction, task, chosen, best):
     items, scores = metrics.top_items(task.queries[chosen], task.gallery, SHOWN)
     for row, query in enumerate(chosen):
-        own = set(task.positives.items[slice(*task.positives.offsets[query : query + 2])].tolist())
+        own = task.positives.items[slice(*task.positives.offsets[query : query + 2])].tolist()
         yield Example(
             direction=direction,
             query=int(task.query_items[query]),
@@ -85,6 +86,7 @@ def _examples(direction, task, chosen, best):
             answers=task.gallery_items[items[row]].tolist(),
             hits=[item in own for item in items[row].tolist()],
             scores=scores[row].tolist(),
+            wanted=int(task.gallery_items[own[0]]),
         )
 
 
@@ -320,5 +322,6 @@ li { border: 2px solid transparent; border-radius: 6px; padding: .3rem; min-widt
 li.hit { border-color: var(--hit); background: var(--hit-paper) } li.miss { border-color: var(--line) }
 .mark { display: block; overflow: hidden; font-size: .75rem; color: var(--soft) } .hit .mark { color: var(--hit); font-weight: 600 }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px; background: #fff } .gone { overflow-wrap: anywhere; color: var(--soft) }
+.wanted { margin-top: .5rem; padding-left: .4rem; border-left: 3px solid var(--hit); font-size: .85rem } .wanted img { max-width: 20% }
 .image_to_text header img { max-height: 10rem }
 """

@@ -59,9 +59,17 @@ def test_what_is_shown_is_what_was_asked_for():
         else:
             hits = [embeddings.text_product[n] == embeddings.image_product[example.query] for n in example.answers]
         assert example.hits == hits
+        asked = embeddings.text_product if example.direction == "text_to_image" else embeddings.image_product
+        answered = embeddings.image_product if example.direction == "text_to_image" else embeddings.text_product
+        assert answered[example.wanted] == asked[example.query]
         assert example.scores == sorted(example.scores, reverse=True)
     ranks = [example.rank for example in examples.worst if example.direction == "image_to_text"]
     assert ranks == sorted(ranks, reverse=True) and min(ranks) > 1
+
+
+def test_a_query_without_a_hit_shows_what_it_should_have_found(page):
+    articles = page.split("<article")[1:]
+    assert all(('class="hit"' in article) != ("should be" in article) for article in articles)
 
 
 def test_the_page_is_self_contained_and_escaped(page):
