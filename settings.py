@@ -230,6 +230,9 @@ def _resolve(given):
 
 def run(main):
     """Call `main()` as a command: a user's mistake ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    for stream in (sys.stdout, sys.stderr):  # a caption that the console cannot show is no reason to stop
+        if hasattr(stream, "reconfigure"):  # a notebook's has no such thing, and no need of it
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(main())
     except KeyboardInterrupt:

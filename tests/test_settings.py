@@ -147,3 +147,10 @@ def test_a_users_mistake_is_one_line_and_a_debug_run_shows_where(monkeypatch, ca
     monkeypatch.setenv("CLIP_DEBUG", "true")
     with pytest.raises(ValueError, match="the rule"):
         settings.run(main)
+
+
+def test_a_console_that_cannot_show_a_caption_shows_what_it_can():
+    code = "import settings; settings.run(lambda: print('caption \\U0001f457 of a dress'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "caption ? of a dress\n")
