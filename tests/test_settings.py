@@ -1,6 +1,7 @@
 """Every knob: default < environment < flag, one clear line for a wrong value."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
