@@ -89,10 +89,19 @@ class ImageTransform:
         # The new axis goes in front before the others move: only so does torch see channels_last, and keep it, which
         # spares a third of the time at 256 pixels.
         image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
-        (height, width), (new_height, new_width) = pixels.shape[:2], size
-        if HEIGHT_MAY_BE_FIRST and not self.train and height - new_height > 2 * max(0, width - new_width):
-            image = torch.nn.functional.interpolate(image, (new_height, width), mode=self.interpolation, antialias=True)
+        if self._height_first(pixels.shape[:2], size):
+            between = (size[0], pixels.shape[1])
+            image = torch.nn.functional.interpolate(image, between, mode=self.interpolation, antialias=True)
         return torch.nn.functional.interpolate(image, size, mode=self.interpolation, antialias=True)[0]
+
+    def _height_first(self, size, new_size):
+        """Evaluation does as Pillow does. Training takes the faster way: left alone, torch resizes the width first, which
+        takes a quarter longer for photos; rounding in between makes 0.14 levels of difference on the average.
+        """
+        (height, width), (new_height, new_width) = size, new_size
+        if self.train:
+            return height > 2 * new_height
+        return HEIGHT_MAY_BE_FIRST and height - new_height > 2 * max(0, width - new_width)
 
     def _center(self, image):
         """Cut or pad (3, H, W) to the model's size around the middle."""

@@ -90,12 +90,17 @@ def test_crop_boxes_have_the_distribution_of_torchvision(shape):
         np.testing.assert_allclose(*quantiles, atol=0.02 * max(shape))
 
 
-def test_training_pixels_are_those_of_pil_for_the_same_crop():
-    picture = photo(256, 256)
-    top, left, height, width = random_crop_box(256, 256, (0.9, 1.0), random.Random(3))
+@pytest.mark.parametrize("shape", [(256, 256), (1300, 1000)])
+def test_training_pixels_are_those_of_pil_for_the_same_crop(shape):
+    picture = photo(*shape)
+    top, left, height, width = random_crop_box(*shape, (0.9, 1.0), random.Random(3))
     expected = picture.crop((left, top, left + width, top + height)).resize((224, 224), Image.Resampling.BICUBIC)
     ours = ImageTransform(224, train=True)(encode(picture, "PNG"), 3)
-    assert (ours.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()).abs().max() <= 2
+    difference = (ours.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()).abs()
+    if max(shape) > 2 * 224:  # the height goes first, so what is rounded in between differs
+        assert difference.max() < 10 and difference.float().mean() < 0.2
+    else:
+        assert difference.max() <= 2
 
 
 @pytest.mark.skipif(image_transforms.simplejpeg is None, reason="simplejpeg is not installed")
