@@ -69,6 +69,9 @@ class TarIndex:
     def __len__(self):
         return len(self._keys)
 
+    def key(self, i):
+        return self._keys[i]
+
     def name(self, i):
         return f"{os.path.basename(self.paths[self._shards[i]])}: {self._keys[i]}"
 
