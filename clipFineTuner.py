@@ -257,10 +257,11 @@ def train_step(training, args, batch):
     optimization.set_learning_rate(optimizer, learning_rate)
     torch.manual_seed(step_seed(args.seed, progress.step, distributed.rank()))  # dropout repeats after a resume
     images, tokens, products = (t.to(device, non_blocking=True) for t in (batch.images, batch.tokens, batch.products))
-    loss, training.micro_batch_size = gradient_cache.backward_with_retry(
-        embed, loss_of, images, tokens, products, parameters,
-        micro_batch_size=training.micro_batch_size, scaler=scaler, say=warn,
-    )  # fmt: skip
+    with clip.training_attention(device, training.precision):
+        loss, training.micro_batch_size = gradient_cache.backward_with_retry(
+            embed, loss_of, images, tokens, products, parameters,
+            micro_batch_size=training.micro_batch_size, scaler=scaler, say=warn,
+        )  # fmt: skip
     scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, args.grad_clip_norm or math.inf)
     finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))  # the one value fetched from the device each step

@@ -1,5 +1,6 @@
 """Building models, their preprocessing and embeddings, and checkpoints that plain open_clip loads."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -222,3 +223,22 @@ def test_parameters_are_counted(tiny):
     assert everything == trainable == sum(p.numel() for p in tiny.model.parameters())
     tiny.model.visual.requires_grad_(False)
     assert clip.count_parameters(tiny.model)[1] < everything
+
+
+def test_attention_in_training_gives_the_same_numbers(tmp_path):
+    """On the CPU in bf16 its kernels are chosen by hand: outputs and gradients stay within the precision."""
+    clip_model = clip.create_model(write_config(tmp_path), "", None, torch.device("cpu"), seed=1)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    tokens = clip_model.tokenizer(["red dress", "blue shirt", "green hat with a long name", "shoes"])
+
+    def gradients(context):
+        clip_model.model.zero_grad()
+        with context, clip.autocast(clip_model.device, "bf16"):
+            scores = clip.encode_images(clip_model, images) @ clip.encode_texts(clip_model, tokens).T
+            scores.float().diagonal().sum().backward()
+        return torch.cat([p.grad.flatten() for p in clip_model.model.parameters() if p.grad is not None])
+
+    clip_model.model.train()
+    chosen = gradients(clip.training_attention(clip_model.device, "bf16"))
+    usual = gradients(contextlib.nullcontext())
+    assert torch.nn.functional.cosine_similarity(chosen, usual, dim=0) > 0.999
