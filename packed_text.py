@@ -4,7 +4,7 @@ A tokenizer fills every caption up to the context length (77), and the tower com
 token sees a later one, and the embedding is read at the end-of-text token, so whatever stands behind it changes
 nothing. Here the linear layers, norms and activations run over the real tokens of all captions packed into one matrix;
 only attention sees captions side by side with padding. The last block computes its output for the one token that is
-read.
+read, and so does the image tower's in `class_token.py`.
 """
 
 import open_clip
@@ -77,29 +77,47 @@ def _encode(tower, tokens):
     for block in blocks:
         wanted = last if block is blocks[-1] else None
         if tower.transformer.grad_checkpointing:
-            x = checkpoint(_block, block, x, places, tokens.shape, wanted, use_reentrant=False)
+            x = checkpoint(_block, block, x, places, real, wanted, use_reentrant=False)
         else:
-            x = _block(block, x, places, tokens.shape, wanted)
+            x = _block(block, x, places, real, wanted)
     x = tower.ln_final(x)  # (B, W)
     if isinstance(tower.text_projection, torch.nn.Linear):
         return tower.text_projection(x)
     return x if tower.text_projection is None else x @ tower.text_projection
 
 
-def _block(block, x, places, shape, wanted):
+def _block(block, x, places, real, wanted):
     """One `ResidualAttentionBlock` over packed tokens: (T, W) -> (T, W), or (B, W) for the `wanted` tokens alone."""
-    attended = _attention(block.attn, block.ln_1(x), places, shape, wanted)
-    if wanted is not None:
-        x = x[wanted]
-    x = x + block.ls_1(attended)
+    normed = block.ln_1(x)
+    if wanted is None:
+        x = x + block.ls_1(_attention(block.attn, normed, places, real))
+    else:
+        x = x[wanted] + block.ls_1(_attention_of(wanted, block.attn, normed, places, real))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _attention(attention, x, places, shape, wanted):
-    (batch, longest), width = shape, x.shape[1]
+def _attention(attention, x, places, real):
+    """Causal attention among the tokens of each caption: (T, W) -> (T, W)."""
     packed = functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)  # (T, 3W)
-    padded = packed.new_zeros(batch * longest, 3 * width).index_copy(0, places, packed)
-    heads = padded.view(batch, longest, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, L, W/H)
-    attended = functional.scaled_dot_product_attention(*heads, is_causal=True)
-    attended = attended.transpose(1, 2).reshape(batch * longest, width)
-    return attention.out_proj(attended[places if wanted is None else places[wanted]])
+    queries, keys, values = _side_by_side(packed, places, real.shape, 3, attention.num_heads)
+    attended = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2).flatten(0, 1)[places])
+
+
+def _attention_of(wanted, attention, x, places, real):
+    """The same for one token of each caption, the end, which sees all of its tokens: (T, W) -> (B, W)."""
+    width = x.shape[1]
+    weights = attention.in_proj_weight.split((width, 2 * width))
+    biases = attention.in_proj_bias.split((width, 2 * width))
+    query = functional.linear(x[wanted], weights[0], biases[0])  # (B, W)
+    query = query.view(len(query), attention.num_heads, 1, -1)
+    packed = functional.linear(x, weights[1], biases[1])  # (T, 2W)
+    keys, values = _side_by_side(packed, places, real.shape, 2, attention.num_heads)
+    attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=real[:, None, None])
+    return attention.out_proj(attended.flatten(1))
+
+
+def _side_by_side(packed, places, shape, parts, heads):
+    """Rows of real tokens (T, parts * W) -> `parts` tensors (B, H, L, W / H), zero where the padding is."""
+    padded = packed.new_zeros(shape.numel(), packed.shape[1]).index_copy(0, places, packed)
+    return padded.view(*shape, parts, heads, -1).permute(2, 0, 3, 1, 4)
