@@ -50,6 +50,13 @@ VARIANTS = {
     "one view of a product an epoch": "--views random",
     "sigmoid loss": "--loss siglip",
     "average of the weights, 0.98": "--ema-decay 0.98",
+    "twice the rate": "--learning-rate 2e-3",
+    "batches of a few subcategories": "similar_batches",
+    "logit scale at 10 times the rate": "fast_logit_scale",
+    "some sentences of a caption": "sentences",
+    "mirrored pictures": "mirrored_pictures",
+    "labels smoothed by 0.1": "smoothed_labels",
+    "crops of half the area and more": "small_crops",
 }
 
 
@@ -125,7 +132,7 @@ def ours(run, folder, config, start, seed, steps, changes=()):
 
     names = [change for change in changes if change in CHANGES]
     for name in names:
-        CHANGES[name]()
+        CHANGES[name](folder)
     flags = [change for change in changes if change not in CHANGES]
     fixed = {
         "--train-dataset-pattern": pattern(folder, "train"),
@@ -168,7 +175,7 @@ def plain_loop(run, folder, config, start, seed, steps):
     import openClipManagement as clip
     from image_transforms import normalize
 
-    CHANGES["ordinary_batches"]()
+    CHANGES["ordinary_batches"](folder)
     clip_model = clip.create_model(str(config), str(start))
     model, targets = clip_model.model.train(), torch.arange(BATCH_SIZE)
     transform = clip.image_transform(clip_model, train=True)
@@ -194,7 +201,7 @@ def plain_loop(run, folder, config, start, seed, steps):
     return run / "plain.pt"
 
 
-def use_ordinary_batches():
+def use_ordinary_batches(folder):
     """A plain shuffle, in which views of a product may meet in a batch."""
     import dBManagement
     from batch_plan import generator
@@ -206,13 +213,41 @@ def use_ordinary_batches():
     dBManagement.plan_epoch = plan
 
 
-def use_masked_positives():
+def use_similar_batches(folder, group=32):
+    """Ours, but a batch is made of groups of samples of one subcategory, which are harder to tell apart."""
+    import numpy as np
+
+    import dBManagement
+    from batch_plan import generator
+    from shard_samples import product_hash
+
+    usual = dBManagement.plan_epoch
+    entries = json.loads((folder / "train.json").read_text())
+    names = sorted({entry.get("subcategory", entry["category"]) for entry in entries})
+    kinds = {product_hash(e["product_id"]): names.index(e.get("subcategory", e["category"])) for e in entries}
+
+    def plan(products, batch_size, seed, epoch, views="all"):
+        batches = usual(products, batch_size, seed, epoch, views)
+        random = generator(seed, epoch, 1)
+        groups = []
+        # Within a window of batches, sort by kind and cut into groups; a batch then takes every n-th group.
+        for window in np.array_split(batches, max(1, len(batches) // 7)):
+            flat = window.flatten()
+            kind = np.array([kinds[product] for product in products[flat].tolist()])
+            ordered = flat[np.lexsort((random.random(len(flat)), kind))].reshape(-1, group)
+            groups.append(random.permutation(ordered).reshape(window.shape))
+        return np.concatenate(groups)
+
+    dBManagement.plan_epoch = plan
+
+
+def use_masked_positives(folder):
     import losses
 
     losses.clip_loss = partial(losses.clip_loss, positives="mask")
 
 
-def use_one_positive():
+def use_one_positive(folder):
     """Every other sample is a negative, of whatever product."""
     import torch
 
@@ -226,13 +261,90 @@ def use_one_positive():
     losses.clip_loss = loss
 
 
-def use_decay_on_all():
+def use_decay_on_all(folder):
     import optimization
 
     optimization.is_matrix = lambda name, parameter: True
 
 
+def use_fast_logit_scale(folder):
+    import optimization
+
+    usual, set_rate = optimization.create_optimizer, optimization.set_learning_rate
+
+    def create_optimizer(model, **options):
+        optimizer = usual(model, **options)
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p is not model.logit_scale]
+        optimizer.add_param_group({"params": [model.logit_scale], "weight_decay": 0.0})
+        return optimizer
+
+    def set_learning_rate(optimizer, learning_rate):
+        set_rate(optimizer, learning_rate)
+        optimizer.param_groups[-1]["lr"] = 10 * learning_rate
+
+    optimization.create_optimizer, optimization.set_learning_rate = create_optimizer, set_learning_rate
+
+
+def use_sentences(folder, wordings=6):
+    """In training a caption is mostly some of its sentences in random order."""
+    import random
+
+    import dBManagement
+
+    usual = dBManagement.parse_sample
+
+    def parse_sample(raw):
+        sample = usual(raw)
+        captions = list(sample.captions[:1]) * 2
+        dice = random.Random(sample.product_id + sample.key)
+        for _ in range(wordings):
+            sentences = [sentence.strip(" .") for sentence in sample.captions[0].split(". ")]
+            kept = dice.sample(sentences, dice.randint((len(sentences) + 1) // 2, len(sentences)))
+            captions.append(". ".join(kept) + ".")
+        return sample._replace(captions=captions)
+
+    dBManagement.parse_sample = parse_sample
+
+
+def use_mirrored_pictures(folder):
+    from image_transforms import ImageTransform
+
+    usual = ImageTransform.__call__
+
+    def call(self, data, seed=None):
+        image = usual(self, data, seed)
+        return image.flip(2) if self.train and seed // 7 % 2 else image
+
+    ImageTransform.__call__ = call
+
+
+def use_smoothed_labels(folder):
+    from torch.nn import functional
+
+    functional.cross_entropy = partial(functional.cross_entropy, label_smoothing=0.1)
+
+
+def use_small_crops(folder):
+    import openClipManagement as clip
+
+    usual = clip.image_transform
+
+    def image_transform(clip_model, train, **options):
+        transform = usual(clip_model, train, **options)
+        transform.scale = (0.5, 1.0)
+        return transform
+
+    clip.image_transform = image_transform
+
+
 CHANGES = {
+    "sentences": use_sentences,
+    "mirrored_pictures": use_mirrored_pictures,
+    "smoothed_labels": use_smoothed_labels,
+    "similar_batches": use_similar_batches,
+    "fast_logit_scale": use_fast_logit_scale,
+    "small_crops": use_small_crops,
     "ordinary_batches": use_ordinary_batches,
     "masked_positives": use_masked_positives,
     "one_positive": use_one_positive,
@@ -259,9 +371,9 @@ def contend(name, folder, config, seed, run):
 
 def measure(work, catalogue, folder, config, name, seed):
     """Train and evaluate one contender -> its line of results.jsonl."""
-    run = work / "run"
+    run = work / "runs" / f"{catalogue}, {name}, {seed}"
     shutil.rmtree(run, ignore_errors=True)
-    run.mkdir()
+    run.mkdir(parents=True)
     begin = time.perf_counter()
     script("benchmarks/recipe.py", "WORK", "--contender", json.dumps([name, str(folder), str(config), seed, str(run)]))
     seconds = time.perf_counter() - begin
@@ -271,6 +383,7 @@ def measure(work, catalogue, folder, config, name, seed):
         cwd=run,
     )  # fmt: skip
     product = json.loads((run / "results.json").read_text())["protocols"]["product"]
+    shutil.rmtree(run)
     recalls = {way: [product[way][f"recall@{k}"] for k in RECALLS] for way in ("text_to_image", "image_to_text")}
     return {"catalogue": catalogue, "contender": name, "seed": seed, "seconds": round(seconds), **recalls}
 
