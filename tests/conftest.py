@@ -2,11 +2,15 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
+
+# Tiny models compute fastest with one thread, and children of a test with theirs would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def encoded_picture(number, size=(40, 48), file_format="JPEG"):
