@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import class_token
 import packed_text
 from atomic_write import atomic_write
 from image_transforms import ImageTransform, normalize
@@ -277,10 +278,15 @@ def image_transform(clip_model, train, reduced_decode=False):
 
 
 def encode_images(clip_model, images):
-    """(B, 3, H, W) uint8 -> (B, D) float32 of unit length, on the model's device."""
+    """(B, 3, H, W) uint8 -> (B, D) float32 of unit length, on the model's device.
+
+    In training without what the last block computes for nobody; else exactly open_clip's embeddings.
+    """
     images = images.to(clip_model.device, non_blocking=True)
     pixels = normalize(images, clip_model.preprocess["mean"], clip_model.preprocess["std"])
-    return F.normalize(clip_model.model.encode_image(pixels).float(), dim=-1)
+    model = clip_model.model
+    features = class_token.encode_image(model, pixels) if model.training else model.encode_image(pixels)
+    return F.normalize(features.float(), dim=-1)
 
 
 def encode_texts(clip_model, tokens):

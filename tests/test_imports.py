@@ -16,7 +16,7 @@ TABLE = {
     },
     "create_webdataset": {"settings", "clip_prep", "atomic_write", "pictures", "shard_plan", "shard_manifest"},
     "dBManagement": {"settings", "batch_plan", "tar_index", "shard_pattern", "shard_samples", "shard_stream"},
-    "openClipManagement": {"atomic_write", "image_transforms", "packed_text"},
+    "openClipManagement": {"atomic_write", "class_token", "image_transforms", "packed_text"},
     "evaluate_clip": {
         "settings", "dBManagement", "openClipManagement", "atomic_write", "distributed", "retrieval_metrics",
         "retrieval_protocols", "retrieval_comparison", "zero_shot", "report", "embeddings", "shard_pictures",
