@@ -93,7 +93,7 @@ class CheckpointFolder:
     def newest(self):
         """(path, checkpoint) of the furthest step that can be read, or None; damaged files are passed over loudly."""
         found = None
-        for path in [self.path / FINAL, *self._periodic_files()]:
+        for path in [self.path / FINAL, self.path / BEST, *self._periodic_files()]:
             if not path.exists():
                 continue
             try:
@@ -104,7 +104,7 @@ class CheckpointFolder:
                 continue
             if found is None or step > found[1]["step"]:
                 found = (path, checkpoint)
-            if path.name != FINAL:
+            if path.name not in (FINAL, BEST):
                 break
         return found
 
@@ -129,7 +129,18 @@ class CheckpointFolder:
     def set_aside(self):
         """Move an earlier run's files into a folder of their own, so that a new run neither mixes with nor loses them."""
         names = [FINAL, BEST, METRICS, CURVES, *(path.name for path in self._periodic_files())]
-        present = [self.path / name for name in names if (self.path / name).exists()]
+        self._move_aside([self.path / name for name in names if (self.path / name).exists()])
+
+    def set_aside_after(self, step):
+        """Move checkpoints of later steps out of the way of a run that goes on from this one."""
+        later = []
+        for path in [self.path / FINAL, self.path / BEST, *self._periodic_files()]:
+            with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
+                if read_checkpoint(path)["step"] > step:
+                    later.append(path)
+        self._move_aside(later)
+
+    def _move_aside(self, present):
         if not present:
             return
         number = next(n for n in itertools.count(1) if not (self.path / f"earlier_run_{n}").exists())
@@ -137,7 +148,8 @@ class CheckpointFolder:
         aside.mkdir()
         for path in present:
             path.rename(aside / path.name)
-        print(f"{self.path} held another run; it is now in {aside} (delete it if you do not need it; --resume goes on)")
+        names = ", ".join(path.name for path in present)
+        print(f"{self.path} held another run: {names} are now in {aside} (delete it if you do not need it)")
 
 
 def _lock_file(file):

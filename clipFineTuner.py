@@ -98,6 +98,7 @@ def setup(args, ranks, folder):
             None if same_name else args.model_name,
             checkpoint=checkpoint,
         )
+        clip_model = replace(clip_model, pretrained=checkpoint.get("pretrained", clip_model.pretrained))
         saved = checkpoint["settings"]
         args.precision = saved["PRECISION"] if args.precision == "auto" else args.precision
         args.warmup_steps = saved["WARMUP_STEPS"] if args.warmup_steps is None else args.warmup_steps
@@ -192,7 +193,7 @@ def fit(training, args, stop):
         for batch in batches(training):
             clock.data_arrived()
             record = train_step(training, args, batch)
-            clock.step_done(args.batch_size)
+            clock.step_done(len(batch.keys) * distributed.world_size())
             bar.update()
             step, last = progress.step, progress.step == training.total_steps
             if step % args.log_interval == 0 or last:
@@ -285,7 +286,7 @@ def train_step(training, args, batch):
 
 def step_seed(seed, step, rank):
     """A seed for one step of one process: a resumed run needs no saved random state."""
-    return (seed * 1_000_003 + step) * 1_000_003 + rank
+    return ((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63
 
 
 def count_skipped(training, finite, loss):

@@ -292,10 +292,16 @@ class Loader:
         epoch, start = self._next
         self._next = (epoch + 1, 0)
         self.dataset.set_epoch(epoch, start)
-        for batch in self._loader:
-            self._note(batch.lost)
-            if len(batch.keys):
-                yield batch
+        try:
+            for batch in self._loader:
+                self._note(batch.lost)
+                if len(batch.keys):
+                    yield batch
+        except (ValueError, OSError) as error:
+            if "Original Traceback" not in str(error):
+                raise
+            # torch wraps a worker's error into its whole traceback; the last line is the message
+            raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
 
     @property
     def skipped(self):
@@ -413,7 +419,8 @@ def _unchanged(batch):
 
 
 def _start_worker(_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still needs its batches
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the main process, which still needs its batches
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _no_data_message(pattern, source, world_size):

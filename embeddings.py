@@ -58,6 +58,7 @@ def load(path):
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; an embeddings file needs {', '.join(wanted)}")
+    _check_shapes(path, arrays)
     images, texts = len(arrays["image_embeddings"]), len(arrays["text_embeddings"])
     products, text_products = arrays["image_product"].astype(str), arrays["text_product"].astype(str)
     blank = np.full(images, "")
@@ -74,6 +75,27 @@ def load(path):
         subcategory=arrays.get("subcategory", blank).astype(str),
         image_text=arrays.get("image_text", np.array([first_text.get(product, 0) for product in products.tolist()])),
     )
+
+
+def _check_shapes(path, arrays):
+    """ValueError naming the array that has another shape or type than `Embeddings` needs."""
+    for name, array in arrays.items():
+        wanted = 2 if name in ("image_embeddings", "text_embeddings") else 1
+        if name in Embeddings.__dataclass_fields__ and array.ndim != wanted:
+            raise ValueError(f"{path}: {name} has shape {array.shape}; it must have {wanted} dimensions")
+        if wanted == 2 and (array.dtype.kind not in "fiu" or not array.shape[1]):
+            raise ValueError(
+                f"{path}: {name} is {array.dtype} {array.shape}; it must be real numbers (rows, dimensions)"
+            )
+    numbers = arrays.get("image_text", np.zeros(0, dtype=int))
+    if numbers.dtype.kind not in "iu" or (
+        len(numbers)
+        and not 0
+        <= numbers.min()
+        <= numbers.max()
+        < len(arrays["captions" if "captions" in arrays else "text_product"])
+    ):
+        raise ValueError(f"{path}: image_text must be whole numbers of texts, from 0")
 
 
 def _unit(rows):

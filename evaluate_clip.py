@@ -50,7 +50,8 @@ def main(argv=None):
         return
     ranks = distributed.start(args.device)
     if args.from_embeddings:
-        embeddings, about = embeddings_file.load(args.from_embeddings), {"embeddings": args.from_embeddings}
+        embeddings = embeddings_file.load(args.from_embeddings)
+        about = {"embeddings": args.from_embeddings, "data": {"fingerprint": embeddings.fingerprint()}}
         clip_model = None
     else:
         clip_model = load_model(args, ranks)
@@ -102,6 +103,8 @@ def parse_arguments(argv):
     args = parser.parse_args(argv)
     if min(args.k) < 1:
         parser.error(f"--k {min(args.k)} is not allowed: it takes whole numbers >= 1")
+    if args.max_samples is not None and args.max_samples < 1:
+        parser.error(f"--max-samples {args.max_samples} is not allowed: it takes a whole number >= 1")
     if args.zero_shot and args.from_embeddings:
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
     if args.report and not {"product", "all"} & set(args.protocol):
@@ -111,6 +114,7 @@ def parse_arguments(argv):
     args.dataset_path = args.dataset_path or (args.test_dataset_pattern if args.test else args.valid_dataset_pattern)
     if "all" in args.protocol:
         args.protocol = list(protocols.PROTOCOLS)
+    args.protocol = sorted(set(args.protocol), key=protocols.PROTOCOLS.index)  # product, if asked for, is the headline
     args.k = sorted({*args.k, *RECALLS})
     return args
 
@@ -231,10 +235,14 @@ def candidate_lists(embeddings, args):
         return None
     path, fingerprint = args.candidates, embeddings.fingerprint()
     if path and Path(path).exists():
-        with np.load(path) as file:
-            if str(file["fingerprint"]) != fingerprint:
-                raise ValueError(f"{path} holds candidate lists of other data; name another file to draw new ones")
-            return {way: file[way] for way in protocols.DIRECTIONS}, int(file["topped_up"])
+        try:
+            with np.load(path) as file:
+                lists = dict(file)
+        except Exception as error:  # zip and npy errors have no common class
+            raise ValueError(f"{path} holds no candidate lists; name another file to draw new ones") from error
+        if str(lists.get("fingerprint")) != fingerprint:
+            raise ValueError(f"{path} holds candidate lists of other data; name another file to draw new ones")
+        return {way: lists[way] for way in protocols.DIRECTIONS}, int(lists["topped_up"])
     lists, topped_up = protocols.draw_candidates(embeddings, args.seed)
     with atomic_write(path or "sampled101_candidates.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, fingerprint=fingerprint, topped_up=topped_up, image_key=embeddings.image_key, **lists)
@@ -251,7 +259,13 @@ def load_results(path, args):
         about = {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
         return measure_embeddings(embeddings, args.protocol, args.k, args.seed) | about
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8")) | {"name": str(path)}
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        for protocol in results["protocols"].values():
+            for direction in protocols.DIRECTIONS:
+                protocol[direction]["by_product"]
+        return results | {"name": str(path), "data": dict(results["data"])}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no result file of evaluate_clip.py: it lacks {error}") from error
     except FileNotFoundError:
         raise FileNotFoundError(f"result file {path} does not exist; evaluate_clip.py writes it") from None
     except ValueError as error:
@@ -281,7 +295,9 @@ def write_outputs(args, embeddings, results, baseline):
 def write_report(args, embeddings, results, baseline):
     """The page of `report`, with pictures from the shards; where they are out of reach, their keys stand instead."""
     examples = report.pick_examples(embeddings, seed=args.seed)
-    keys = {str(embeddings.image_key[image]): image for image in examples.images()}
+    unique, counts = np.unique(embeddings.image_key, return_counts=True)
+    single = set(unique[counts == 1].tolist())  # a key that stands for two pictures finds neither
+    keys = {key: image for image in examples.images() if (key := str(embeddings.image_key[image])) in single}
     pictures = {}
     try:
         pictures = read_pictures(args.dataset_path, keys)

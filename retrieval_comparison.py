@@ -11,7 +11,7 @@ FEWEST_PRODUCTS = 5  # of a category that may be called worse: the bootstrap of 
 def compare(first, second, seed=0):
     """Two result dictionaries of the same data -> a text for the console. Raises ValueError for other data."""
     fingerprints = [results.get("data", {}).get("fingerprint") for results in (first, second)]
-    if fingerprints[0] != fingerprints[1]:
+    if fingerprints[0] is None or fingerprints[0] != fingerprints[1]:
         raise ValueError(f"{first['name']} and {second['name']} are results of different data and cannot be compared")
     shared = [name for name in first.get("protocols", {}) if name in second.get("protocols", {})]
     if not shared:

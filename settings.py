@@ -238,7 +238,11 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; it has no place here
+                raise
+            error = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({str(error).splitlines()[0]})"
         if os.environ.get("CLIP_DEBUG", "").lower() == "true" or "--debug" in sys.argv:
             raise
         print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)

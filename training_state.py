@@ -94,6 +94,8 @@ def restore(training, checkpoint, force):
         checkpoint["micro_batch_size"] if now["MICRO_BATCH_SIZE"] is None else training.micro_batch_size
     )
     if training.is_main:
+        if now["RESUME"] not in ("auto", "none"):  # an earlier checkpoint, by its path: what came after is another run
+            training.folder.set_aside_after(training.progress.step)
         training.folder.forget_after(training.progress.step)
     print(f"resumed {checkpoint['path']}: step {training.progress.step}, epoch {training.progress.epoch + 1}")
 

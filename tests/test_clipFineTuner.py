@@ -80,7 +80,9 @@ if os.name == "posix":
     CONTEXT.set_forkserver_preload(["clipFineTuner"])
 
 
-def _child(arguments, console):
+def _child(arguments, console, group=False):
+    if group:
+        os.setpgid(0, 0)
     with open(console, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -90,11 +92,11 @@ def _child(arguments, console):
     settings.run(lambda: clipFineTuner.main(arguments))
 
 
-def start(data, run, *more, **changes):
-    """Train in a process of its own."""
+def start(data, run, *more, group=False, **changes):
+    """Train in a process of its own, and if asked for in a process group of its own."""
     run.mkdir(exist_ok=True)
     arguments = flags(data, run, **changes) + list(more)
-    process = CONTEXT.Process(target=_child, args=(arguments, str(run / "console.txt")))
+    process = CONTEXT.Process(target=_child, args=(arguments, str(run / "console.txt"), group))
     process.start()
     return process
 
@@ -294,7 +296,38 @@ def test_a_new_run_sets_the_old_one_aside(data, tmp_path, capsys):
     assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 3
 
 
+def test_a_run_goes_on_from_its_best_checkpoint_if_there_is_no_other(data, tmp_path, capsys):
+    run = train(data, tmp_path, max_steps=6, eval_interval=3, checkpoint_interval=100)
+    (run / "final_checkpoint.pt").unlink()
+    train(data, run, "--resume", max_steps=8, eval_interval=3, checkpoint_interval=100)
+    assert "resumed" in capsys.readouterr().out
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(data, tmp_path):
+    run = train(data, tmp_path, eval_interval="none")
+    train(data, run, f"--resume={run / 'checkpoint_00000004.pt'}", max_steps=6, eval_interval="none", warmup_steps=1)
+    assert {path.name for path in (run / "earlier_run_1").iterdir()} == {
+        "checkpoint_00000008.pt",
+        "final_checkpoint.pt",
+    }
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 6
+
+
 # -------------------------------------------------------------------------------------------- interruptions
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_a_signal_to_the_whole_process_group_saves_a_checkpoint_too(data, tmp_path):
+    """As `timeout`, torchrun and SLURM send it: the workers get it as well."""
+    run = tmp_path / "run"
+    process = start(
+        data, run, max_steps=5000, checkpoint_interval=5000, eval_interval="none", num_workers=2, group=True
+    )
+    wait_for_step(run, 3, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 0, (run / "console.txt").read_text()
+    assert list(run.glob("checkpoint_*.pt"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,6 +6,8 @@ from test_retrieval_protocols import catalogue
 
 import embeddings as embeddings_file
 
+FOUR = ("image_embeddings", "text_embeddings", "image_product", "text_product")
+
 
 def test_what_is_saved_is_loaded(tmp_path):
     mine = catalogue(noise=0.2)
@@ -44,6 +46,12 @@ def test_four_arrays_are_enough(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
+        ({name: np.eye(2) for name in FOUR}, "image_product has shape"),
+        (
+            {**dict.fromkeys(FOUR[:2], np.eye(2)), **{key: [1, 2] for key in FOUR[2:]}, "image_text": [0, -1]},
+            "image_text",
+        ),
+        ({**dict.fromkeys(FOUR[:2], np.eye(2) * 1j), **{key: [1, 2] for key in FOUR[2:]}}, "real numbers"),
         ({"image_embeddings": np.eye(2)}, "lacks text_embeddings, image_product, text_product"),
         (
             {

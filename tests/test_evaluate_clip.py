@@ -159,6 +159,21 @@ def test_compare_and_baseline(data, tmp_path, capsys):
         evaluate_clip.main(["--compare", "nowhere.json", "b.npz"])
 
 
+def test_results_of_embeddings_are_compared_by_their_data(data, tmp_path, capsys):
+    evaluate(data, tmp_path, "--save-embeddings=e.npz")
+    evaluate_clip.main(["--from-embeddings=e.npz", "--output=o.json", "--baseline=evaluation_results.json"])
+    assert "unclear" in capsys.readouterr().out
+    (tmp_path / "odd.json").write_text('{"protocols": {"product": {}}, "data": {}}')
+    (tmp_path / "list.json").write_text("[]")
+    for name in ("odd.json", "list.json"):
+        with pytest.raises(ValueError, match=f"{name} is no result file"):
+            evaluate_clip.main(["--compare", "o.json", name])
+
+
+def test_product_is_the_headline_in_whatever_order(data, tmp_path):
+    assert evaluate(data, tmp_path, "--protocol", "pair", "product")["protocol"] == "product"
+
+
 def test_zero_shot_and_report(data, tmp_path):
     (tmp_path / "s").mkdir()
     samples = [catalogue_sample(n, n // 2, category=["TOPS", "SHOES"][n // 2 % 2]) for n in range(12)]
@@ -218,6 +233,7 @@ def test_nothing_usable_is_an_error(data, tmp_path):
     ("arguments", "words"),
     [
         (["--k", "0"], "--k 0"),
+        (["--max-samples", "0"], "--max-samples 0"),
         (["--protocol", "best"], "best"),
         (["--test", "--dataset-path=a.tar"], "--test and --dataset-path"),
         (["--zero-shot", "--from-embeddings=e.npz"], "--zero-shot needs a model"),
