@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 
-def clip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias=None, positives="average"):
+def clip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias=None):
     """Multi-positive InfoNCE -> scalar.
 
         loss_i2t = -1/N sum_i 1/|P(i)| sum_{p in P(i)} log( exp(s x_i.y_p) / sum_j exp(s x_i.y_j) )
@@ -22,16 +22,11 @@ def clip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bi
     where all products differ, open_clip's `ClipLoss`.
     """
     logits, same = _logits(image_embeddings, text_embeddings, logit_scale), _same(products)
-    if positives == "mask":
-        own = torch.eye(len(same), dtype=torch.bool, device=same.device)
-        logits, same = logits.masked_fill(same & ~own, -torch.inf), own
     targets = same / same.sum(1, keepdim=True)  # (N, N), symmetric: the same for both directions
-    if positives == "mask":
-        targets = torch.arange(len(same), device=same.device)
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
 
 
-def siglip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias, positives="sum"):
+def siglip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias):
     """Multi-positive sigmoid loss -> scalar.
 
         loss = -1/N sum_i sum_j log sigmoid( z_ij (s x_i.y_j + b) ),  z_ij = 1 for samples of one product, else -1
@@ -43,10 +38,6 @@ def siglip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_
     """
     logits, same = _logits(image_embeddings, text_embeddings, logit_scale) + logit_bias, _same(products)
     losses = -functional.logsigmoid(torch.where(same, logits, -logits))
-    if positives == "mask":
-        losses = losses * ~(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device))
-    if positives == "average":
-        losses = torch.where(same, losses / same.sum(1), losses)
     return losses.sum() / len(logits)
 
 

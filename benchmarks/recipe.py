@@ -4,6 +4,7 @@
     python benchmarks/recipe.py WORK                                    # the demo's drawn catalogue
     python benchmarks/recipe.py WORK --catalogue emoji=RAW_FOLDER       # another one, in the raw PAI layout
     python benchmarks/recipe.py WORK --ablation                         # ours with one part changed at a time
+    python benchmarks/recipe.py WORK --jobs 2                           # two runs at once, each with half of the cores
 
 Every contender starts from the same random weights of the demo's tiny model (one start a seed), sees the same number of
 samples of the same JPEGs in batches of the same size, in fp32, and is measured by evaluate_clip.py on the last weights:
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,29 +37,23 @@ BATCH_SIZE, EPOCHS, LEARNING_RATE = 128, 8, 1e-3
 RECALLS = (1, 5, 10)
 OURS, PEER, PEER_DEFAULTS, PLAIN = "ours", "open_clip_train", "open_clip_train, its defaults", "plain loop"
 PEER_FLAGS = {PEER: "--lr 1e-3 --wd 0.1", PEER_DEFAULTS: "--lr 5e-4 --wd 0.2"}
-# What a variant of ours changes: flags of clipFineTuner.py, or one of `CHANGES` by name.
+# What a variant of ours changes: flags of clipFineTuner.py, and functions of `CHANGES` by name.
 VARIANTS = {
+    "AdamW": "--optimizer adamw",
+    "AdamW at three times the rate": "--optimizer adamw --learning-rate 3e-3",
+    "AdamW, one positive, ordinary batches": "--optimizer adamw ordinary_batches one_positive",
     "constant rate, no warmup": "--lr-schedule constant --warmup-steps 0",
-    "no warmup": "--warmup-steps 0",
     "no gradient clipping": "--grad-clip-norm none",
     "no weight decay": "--weight-decay 0",
-    "decay on all parameters": "decay_on_all",
-    "PyTorch's beta2 and epsilon": "--beta2 0.999 --eps 1e-8",
+    "half the rate": "--learning-rate 5e-4",
+    "twice the rate": "--learning-rate 2e-3",
+    "average of the weights, 0.98": "--ema-decay 0.98",
+    "sigmoid loss": "--loss siglip",
     "ordinary batches, positives averaged": "ordinary_batches",
     "ordinary batches, other positives masked": "ordinary_batches masked_positives",
     "ordinary batches, one positive": "ordinary_batches one_positive",
     "one view of a product an epoch": "--views random",
-    "sigmoid loss": "--loss siglip",
-    "average of the weights, 0.98": "--ema-decay 0.98",
-    "twice the rate": "--learning-rate 2e-3",
-    "batches of a few subcategories": "similar_batches",
-    "logit scale at 10 times the rate": "fast_logit_scale",
-    "some sentences of a caption": "sentences",
-    "mirrored pictures": "mirrored_pictures",
-    "labels smoothed by 0.1": "smoothed_labels",
-    "crops of half the area and more": "small_crops",
 }
-
 
 # ---------------------------------------------------------------------------------------------- catalogues
 
@@ -103,9 +98,11 @@ def total_steps(folder):
     return EPOCHS * ((len((folder / "train.csv").read_text().splitlines()) - 1) // BATCH_SIZE)
 
 
-def script(path, *arguments, cwd=ROOT):
-    """Run a script of this repository; CalledProcessError with its output if it fails."""
+def script(path, *arguments, cwd=ROOT, threads=None):
+    """Run a script of this repository; RuntimeError with its output if it fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CLIP_")}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, str(ROOT / path), *map(str, arguments)]
     finished = subprocess.run(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -213,38 +210,20 @@ def use_ordinary_batches(folder):
     dBManagement.plan_epoch = plan
 
 
-def use_similar_batches(folder, group=32):
-    """Ours, but a batch is made of groups of samples of one subcategory, which are harder to tell apart."""
-    import numpy as np
-
-    import dBManagement
-    from batch_plan import generator
-    from shard_samples import product_hash
-
-    usual = dBManagement.plan_epoch
-    entries = json.loads((folder / "train.json").read_text())
-    names = sorted({entry.get("subcategory", entry["category"]) for entry in entries})
-    kinds = {product_hash(e["product_id"]): names.index(e.get("subcategory", e["category"])) for e in entries}
-
-    def plan(products, batch_size, seed, epoch, views="all"):
-        batches = usual(products, batch_size, seed, epoch, views)
-        random = generator(seed, epoch, 1)
-        groups = []
-        # Within a window of batches, sort by kind and cut into groups; a batch then takes every n-th group.
-        for window in np.array_split(batches, max(1, len(batches) // 7)):
-            flat = window.flatten()
-            kind = np.array([kinds[product] for product in products[flat].tolist()])
-            ordered = flat[np.lexsort((random.random(len(flat)), kind))].reshape(-1, group)
-            groups.append(random.permutation(ordered).reshape(window.shape))
-        return np.concatenate(groups)
-
-    dBManagement.plan_epoch = plan
-
-
 def use_masked_positives(folder):
+    """A sample's other positives take no part in its loss."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
     import losses
 
-    losses.clip_loss = partial(losses.clip_loss, positives="mask")
+    def loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias=None):
+        logits, targets = logit_scale * image_embeddings @ text_embeddings.T, torch.arange(len(products))
+        others = (products[:, None] == products) & ~torch.eye(len(products), dtype=torch.bool)
+        logits = logits.masked_fill(others, -torch.inf)
+        return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
+
+    losses.clip_loss = loss
 
 
 def use_one_positive(folder):
@@ -261,94 +240,10 @@ def use_one_positive(folder):
     losses.clip_loss = loss
 
 
-def use_decay_on_all(folder):
-    import optimization
-
-    optimization.is_matrix = lambda name, parameter: True
-
-
-def use_fast_logit_scale(folder):
-    import optimization
-
-    usual, set_rate = optimization.create_optimizer, optimization.set_learning_rate
-
-    def create_optimizer(model, **options):
-        optimizer = usual(model, **options)
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if p is not model.logit_scale]
-        optimizer.add_param_group({"params": [model.logit_scale], "weight_decay": 0.0})
-        return optimizer
-
-    def set_learning_rate(optimizer, learning_rate):
-        set_rate(optimizer, learning_rate)
-        optimizer.param_groups[-1]["lr"] = 10 * learning_rate
-
-    optimization.create_optimizer, optimization.set_learning_rate = create_optimizer, set_learning_rate
-
-
-def use_sentences(folder, wordings=6):
-    """In training a caption is mostly some of its sentences in random order."""
-    import random
-
-    import dBManagement
-
-    usual = dBManagement.parse_sample
-
-    def parse_sample(raw):
-        sample = usual(raw)
-        captions = list(sample.captions[:1]) * 2
-        dice = random.Random(sample.product_id + sample.key)
-        for _ in range(wordings):
-            sentences = [sentence.strip(" .") for sentence in sample.captions[0].split(". ")]
-            kept = dice.sample(sentences, dice.randint((len(sentences) + 1) // 2, len(sentences)))
-            captions.append(". ".join(kept) + ".")
-        return sample._replace(captions=captions)
-
-    dBManagement.parse_sample = parse_sample
-
-
-def use_mirrored_pictures(folder):
-    from image_transforms import ImageTransform
-
-    usual = ImageTransform.__call__
-
-    def call(self, data, seed=None):
-        image = usual(self, data, seed)
-        return image.flip(2) if self.train and seed // 7 % 2 else image
-
-    ImageTransform.__call__ = call
-
-
-def use_smoothed_labels(folder):
-    from torch.nn import functional
-
-    functional.cross_entropy = partial(functional.cross_entropy, label_smoothing=0.1)
-
-
-def use_small_crops(folder):
-    import openClipManagement as clip
-
-    usual = clip.image_transform
-
-    def image_transform(clip_model, train, **options):
-        transform = usual(clip_model, train, **options)
-        transform.scale = (0.5, 1.0)
-        return transform
-
-    clip.image_transform = image_transform
-
-
 CHANGES = {
-    "sentences": use_sentences,
-    "mirrored_pictures": use_mirrored_pictures,
-    "smoothed_labels": use_smoothed_labels,
-    "similar_batches": use_similar_batches,
-    "fast_logit_scale": use_fast_logit_scale,
-    "small_crops": use_small_crops,
     "ordinary_batches": use_ordinary_batches,
     "masked_positives": use_masked_positives,
     "one_positive": use_one_positive,
-    "decay_on_all": use_decay_on_all,
 }
 
 
@@ -369,18 +264,19 @@ def contend(name, folder, config, seed, run):
 # ---------------------------------------------------------------------------------------------------- runs
 
 
-def measure(work, catalogue, folder, config, name, seed):
+def measure(work, catalogue, folder, config, name, seed, threads):
     """Train and evaluate one contender -> its line of results.jsonl."""
     run = work / "runs" / f"{catalogue}, {name}, {seed}"
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
     begin = time.perf_counter()
-    script("benchmarks/recipe.py", "WORK", "--contender", json.dumps([name, str(folder), str(config), seed, str(run)]))
+    contender = json.dumps([name, str(folder), str(config), seed, str(run)])
+    script("benchmarks/recipe.py", "WORK", "--contender", contender, threads=threads)
     seconds = time.perf_counter() - begin
     script(
         "evaluate_clip.py", "--model-name", config, "--checkpoint", run / "trained.pt", "--dataset-path",
         pattern(folder, "valid"), "--output", run / "results.json", "--precision", "fp32", "--protocol", "product",
-        cwd=run,
+        cwd=run, threads=threads,
     )  # fmt: skip
     product = json.loads((run / "results.json").read_text())["protocols"]["product"]
     shutil.rmtree(run)
@@ -416,6 +312,7 @@ def main():
     parser.add_argument("--ablation", action="store_true", help="ours and its variants, not the others")
     parser.add_argument("--seeds", type=int, default=3, help="random starts [3]")
     parser.add_argument("--model", type=Path, default=ROOT / "demo/tiny_clip.json", help="config JSON [the demo's]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; the cores are shared out among them [1]")
     parser.add_argument(
         "--at-most", type=int, metavar="N", help="stop after so many new runs; exit code 3 if more are due"
     )
@@ -431,12 +328,14 @@ def main():
     results = load_results(work / "results.jsonl")
     done = {(r["catalogue"], r["contender"], r["seed"]) for r in results}
     due = [(c, n, s) for s in range(options.seeds) for c in folders for n in names if (c, n, s) not in done]
-    for catalogue, name, seed in due[: options.at_most]:
-        result = measure(work, catalogue, folders[catalogue], options.model.resolve(), name, seed)
-        results.append(result)
-        with open(work / "results.jsonl", "a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(json.dumps(result), flush=True)
+    config, threads = options.model.resolve(), max(1, os.cpu_count() // options.jobs)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = [pool.submit(measure, work, c, folders[c], config, n, s, threads) for c, n, s in due[: options.at_most]]
+        for run in as_completed(runs):
+            results.append(run.result())
+            with open(work / "results.jsonl", "a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+            print(json.dumps(results[-1]), flush=True)
     for catalogue in folders:
         print_table(results, catalogue, names)
     if options.at_most is not None and len(due) > options.at_most:

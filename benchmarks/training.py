@@ -5,7 +5,8 @@
     python benchmarks/training.py --device cpu --rounds 9
     python benchmarks/training.py --case ViT-B-32 256 4      # any model, batch size, steps a turn
 
-Contenders: ours is `clipFineTuner.train_step` with its default settings; open_clip_train is its `train_one_epoch` with its
+Contenders: ours is `clipFineTuner.train_step` with its default settings for weights that were trained before, and for the
+demo's model also with Muon, its default for random ones; open_clip_train is its `train_one_epoch` with its
 AdamW and ClipLoss and its defaults; the plain loop is the model's own forward, cross entropy and `torch.optim.AdamW` as
 it comes, in fp32. All train the same model from the same random weights, at full batch, on batches that lie in memory.
 Ours gets uint8 pictures, as its loader gives, and normalises them within the step; the others get finished floats.
@@ -26,12 +27,13 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = "demo/tiny_clip.json"
 CASES = [["ViT-B-32", 16, 1], [DEMO_MODEL, 128, 3]]  # model, batch size, steps a turn
-OURS, PEER, PLAIN = "ours", "open_clip_train", "plain loop"
+OURS, OURS_MUON, PEER, PLAIN = "ours", "ours with Muon", "open_clip_train", "plain loop"
 DIFFERENT_BATCHES = 4
 LEARNING_RATE = 1e-5
 PEER_PRECISION = {"fp32": "fp32", "bf16": "amp_bf16", "fp16": "amp"}
@@ -67,7 +69,7 @@ def make_batches(clip_model, model_name, batch_size):
 # -------------------------------------------------------------------------------- contenders: steps -> None
 
 
-def ours(clip_model, batches, precision):
+def ours(clip_model, batches, precision, optimizer_kind="adamw"):
     import torch
 
     import clipFineTuner
@@ -81,6 +83,7 @@ def ours(clip_model, batches, precision):
         weight_decay=args.weight_decay,
         betas=(args.beta1, args.beta2),
         eps=args.eps,
+        kind=optimizer_kind,
     )
     args.warmup_steps = 0
     training = types.SimpleNamespace(
@@ -186,7 +189,8 @@ def contend(name, model_name, batch_size, precision, device):
     model_name = str(ROOT / model_name) if model_name.endswith(".json") else model_name
     clip_model = clip.create_model(model_name, "", device=clip.pick_device(device), seed=0)
     batches = make_batches(clip_model, model_name.removeprefix(f"{ROOT}/"), batch_size)
-    run = {OURS: ours, PEER: open_clip_train, PLAIN: plain_loop}[name](clip_model, batches, precision)
+    contender = {OURS: ours, OURS_MUON: partial(ours, optimizer_kind="muon"), PEER: open_clip_train, PLAIN: plain_loop}
+    run = contender[name](clip_model, batches, precision)
     on_gpu = clip_model.device.type == "cuda"
     real = statistics.mean(float((tokens > 0).sum(1).float().mean()) for _, tokens in batches)
     print(json.dumps({"tokens": real, "context": batches[0][1].shape[1]}), file=sys.stderr, flush=True)
@@ -244,7 +248,8 @@ class Contender:
 
 def compare(model_name, batch_size, steps, precisions, options):
     """Let ours and open_clip_train in a precision, and the plain fp32 loop, take turns; print and return the ratios."""
-    names = [(name, precision) for precision in precisions for name in (OURS, PEER)] + [(PLAIN, "fp32")]
+    timed = (OURS, OURS_MUON, PEER) if model_name == DEMO_MODEL else (OURS, PEER)
+    names = [(name, precision) for precision in precisions for name in timed] + [(PLAIN, "fp32")]
     contenders = [Contender(*name, model_name, batch_size, options.device) for name in names]
     for contender in contenders:
         contender.run(steps, keep=False)
