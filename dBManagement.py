@@ -256,13 +256,15 @@ class RememberedTokens:
 class Loader:
     """The batches of a ClipDataset with `num_workers` processes which outlive the epoch.
 
-    `len()`: batches of an epoch (on this rank). `num_samples`: of all ranks. Iterating again yields the next epoch.
+    `len()`: batches of an epoch (on this rank). `num_samples` of the data and `batch_size` are those of all ranks together.
+    Iterating again yields the next epoch.
     `skipped`: how many samples could not be used so far, by reason; the first few of each reason are logged by name.
     """
 
     def __init__(self, dataset, num_workers):
         self.dataset = dataset
         self.num_samples = dataset.source.num_samples
+        self.batch_size = dataset.source.batch_size * dataset.world_size
         if dataset.source.streamed:
             num_workers = min(num_workers, dataset.source.max_workers)
         self.num_workers = num_workers
@@ -326,7 +328,7 @@ class Loader:
         state = {
             "seed": dataset.seed,
             "views": dataset.views,
-            "global batch size": source.batch_size * dataset.world_size,
+            "global batch size": self.batch_size,
             "samples": source.num_samples,
             "data": source.fingerprint(),
         }

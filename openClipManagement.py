@@ -196,6 +196,13 @@ def add_logit_bias(clip_model):
             model.logit_scale.fill_(torch.tensor(10.0).log())
 
 
+def is_untrained(model):
+    """Whether a model still has random weights, wherever they came from: no bias of a normalisation has left zero."""
+    norms = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm)
+    biases = [m.bias for m in model.modules() if isinstance(m, norms) and m.bias is not None]
+    return bool(biases) and not any(bias.any() for bias in biases)
+
+
 def count_parameters(model):
     """(all parameters, trainable parameters) of a module."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]

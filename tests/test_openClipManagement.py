@@ -42,6 +42,20 @@ def test_random_weights_are_announced_and_follow_the_seed(config, capsys, inputs
     assert not torch.equal(embed(other, inputs), embed(tiny, inputs))
 
 
+@pytest.mark.parametrize("tower", [{}, {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8}])
+def test_random_weights_are_known_as_such_until_the_first_step(tmp_path, tower):
+    vision = {**TINY["vision_cfg"], **tower}
+    fresh = clip.create_model(write_config(tmp_path, vision_cfg=vision))
+    clip.save_checkpoint(tmp_path / "start.pt", fresh)
+    again = clip.load_model(tmp_path / "start.pt")
+    assert clip.is_untrained(again.model)
+    model = again.model
+    image_features, text_features, _ = model(torch.randn(4, 3, 32, 32), torch.randint(1, 99, (4, 16)))
+    (image_features @ text_features.T).diagonal().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    assert not clip.is_untrained(model)
+
+
 def test_embeddings_are_unit_vectors_of_the_models_size(tiny, inputs):
     embeddings = embed(tiny, inputs)
     assert embeddings.shape == (6, TINY["embed_dim"])

@@ -7,7 +7,17 @@ import open_clip
 import pytest
 import torch
 
-from optimization import check_warmup, create_optimizer, is_matrix, learning_rate_at, set_learning_rate
+from optimization import (
+    MUON_RATE,
+    check_warmup,
+    count_moments,
+    create_optimizer,
+    is_matrix,
+    learning_rate_at,
+    multiplied,
+    pick_optimizer,
+    set_learning_rate,
+)
 
 OPTIONS = {"learning_rate": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.98), "eps": 1e-6}
 
@@ -62,9 +72,80 @@ def _by_decay(model):
     return (matrices, 0.1), ([p for n, p in model.named_parameters() if not is_matrix(n, p)], 0.0)
 
 
-def test_a_model_without_trainable_parameters_is_refused():
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_model_without_trainable_parameters_is_refused(kind):
     with pytest.raises(ValueError, match="no trainable parameters"):
-        create_optimizer(tiny_model().requires_grad_(False), **OPTIONS)
+        create_optimizer(tiny_model().requires_grad_(False), kind=kind, **OPTIONS)
+
+
+# ---------------------------------------------------------------------------------------------------- Muon
+
+
+def names_of(model, parameters):
+    known = {id(p): name for name, p in model.named_parameters()}
+    return {known[id(p)] for p in parameters}
+
+
+def test_muon_gets_what_activations_are_multiplied_by():
+    model = tiny_model()
+    block = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    towers = ("transformer", "visual.transformer")
+    inner = {f"{tower}.resblocks.0.{name}" for tower in towers for name in block}
+    assert names_of(model, multiplied(model)) == inner | {"visual.proj", "text_projection"}
+
+
+def test_no_kernel_no_embedding_and_no_query_is_for_muon():
+    queries = tiny_model(attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2)
+    assert "visual.attn_pool.query" not in names_of(queries, multiplied(queries))
+    assert "visual.attn_pool.attn.q_proj_weight" in names_of(queries, multiplied(queries))
+    resnet = open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
+        text_cfg={"context_length": 8, "vocab_size": 50, "layers": 1, "width": 32, "heads": 2},
+    )
+    names = names_of(resnet, multiplied(resnet))
+    assert "visual.attnpool.q_proj.weight" in names
+    assert not [name for name in names if "conv" in name or "embedding" in name]
+
+
+def test_muon_and_adamw_share_the_parameters_and_the_schedule():
+    model = tiny_model()
+    model.visual.proj.requires_grad_(False)
+    optimizer = create_optimizer(model, kind="muon", **OPTIONS)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5 * MUON_RATE, 0.5, 0.5]
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    assert count_moments(optimizer) == 2 * sum(sizes) - sum(p.numel() for p in multiplied(model))
+    assert count_moments(create_optimizer(model, **OPTIONS)) == 2 * sum(sizes)
+
+
+def test_a_step_that_overflows_in_fp16_moves_neither_of_them():
+    model = tiny_model()
+    optimizer, scaler = create_optimizer(model, kind="muon", **OPTIONS), torch.amp.GradScaler("cpu")
+    before = [p.clone() for p in model.parameters()]
+    for scale in (math.inf, 1.0):
+        scaler.scale(sum((p * scale).sum() for p in model.parameters())).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), before)]
+        assert not any(moved) if scale == math.inf else all(moved)
+        model.zero_grad()
+
+
+def test_auto_takes_muon_for_random_weights_unless_the_batch_is_too_small_for_it():
+    model = tiny_model()  # 64 wide
+    assert pick_optimizer("auto", model, 16, untrained=True) == "muon"
+    assert pick_optimizer("auto", model, 15, untrained=True) == "adamw"
+    assert pick_optimizer("auto", model, 4096, untrained=False) == "adamw"
+    assert pick_optimizer("muon", model, 1, untrained=False) == "muon"
+    assert pick_optimizer("adamw", model, 4096, untrained=True) == "adamw"
+
+
+# ------------------------------------------------------------------------------------------- learning rate
 
 
 def test_warmup_and_cosine():
