@@ -38,6 +38,12 @@ OTHER_KNOBS = [
     "EPOCHS", "MAX_STEPS", "DEVICE", "MICRO_BATCH_SIZE", "GRAD_CHECKPOINTING", "CHECKPOINT_DIR", "CHECKPOINT_INTERVAL",
     "KEEP_CHECKPOINTS", "RESUME", "EVAL_INTERVAL", "PATIENCE", "LOG_INTERVAL", "TENSORBOARD",
 ]  # fmt: skip
+CHOSEN_KNOBS = {
+    "PRECISION": "auto",
+    "OPTIMIZER": "auto",
+    "LEARNING_RATE": None,
+    "WARMUP_STEPS": None,
+}  # if left at these
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_DEFAULT_WARMUP = 500
@@ -90,7 +96,8 @@ def setup(args, ranks, folder):
         if args.loss == "siglip":
             clip.add_logit_bias(clip_model)
     else:
-        same_name = checkpoint["settings"]["MODEL_NAME"] == args.model_name
+        saved = {"OPTIMIZER": "adamw", **checkpoint["settings"]}  # before there was a choice, it was AdamW
+        same_name = saved["MODEL_NAME"] == args.model_name
         clip_model = clip.load_model(
             checkpoint["path"],
             device,
@@ -99,10 +106,13 @@ def setup(args, ranks, folder):
             checkpoint=checkpoint,
         )
         clip_model = replace(clip_model, pretrained=checkpoint.get("pretrained", clip_model.pretrained))
-        saved = checkpoint["settings"]
-        args.precision = saved["PRECISION"] if args.precision == "auto" else args.precision
-        args.warmup_steps = saved["WARMUP_STEPS"] if args.warmup_steps is None else args.warmup_steps
+        for name in [name for name, unset in CHOSEN_KNOBS.items() if getattr(args, name.lower()) == unset]:
+            setattr(args, name.lower(), saved[name])
     precision = args.precision = clip.pick_precision(args.precision, device)
+    untrained = clip.is_untrained(clip_model.model)
+    args.optimizer = optimization.pick_optimizer(args.optimizer, clip_model.model, args.batch_size, untrained)
+    if args.learning_rate is None:
+        args.learning_rate = optimization.usual_learning_rate(untrained)
     if args.grad_checkpointing:
         clip_model.model.set_grad_checkpointing()
     distributed.broadcast([*clip_model.model.parameters(), *clip_model.model.buffers()])
@@ -126,6 +136,7 @@ def setup(args, ranks, folder):
             weight_decay=args.weight_decay,
             betas=(args.beta1, args.beta2),
             eps=args.eps,
+            kind=args.optimizer,
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         average=average,
@@ -183,8 +194,15 @@ def load_data(args, ranks, clip_model):
 def fit(training, args, stop):
     """Train from the current progress to the end, with logs, evaluations and checkpoints on the way."""
     progress, folder = training.progress, training.folder
-    if progress.step == 0:
+
+    def evaluation_is_due():
+        step = progress.step
+        return args.eval_interval and (step % args.eval_interval == 0 or step == training.total_steps)
+
+    if evaluation_is_due() and progress.evaluated_step < progress.step:  # a signal may have come before it
         evaluate(training)
+    if is_over(training, args):
+        return
     clock = training_log.Clock()
     bar = tqdm(
         total=training.total_steps, initial=progress.step, unit="step", disable=None if training.is_main else True
@@ -199,15 +217,14 @@ def fit(training, args, stop):
             if step % args.log_interval == 0 or last:
                 training.recorder.log_training(record, clock.lap(), progress, training.total_steps)
             stopped = distributed.any_rank(bool(stop.requested))
-            if args.eval_interval and (step % args.eval_interval == 0 or last) and not stopped:
+            if evaluation_is_due() and not stopped:
                 evaluate(training)
-                stopped = args.patience is not None and progress.evaluations_since_best >= args.patience
-                if stopped and not last:
+                if out_of_patience(progress, args) and not last:
                     print(
                         f"step {step}: no better mean Recall@10 in {args.patience} evaluations, so the training ends here"
                     )
                     break
-            if (step % args.checkpoint_interval == 0 and not last) or (stopped and not last):
+            if (step % args.checkpoint_interval == 0 or stopped) and not last:
                 save(training, folder.periodic(step))
             if stopped and not last:
                 print(f"stopped by {stop.requested or 'another process'} at step {step}; go on with --resume")
@@ -215,6 +232,25 @@ def fit(training, args, stop):
             clock.restart()
     save(training, folder.path / FINAL)
     finish(training)
+
+
+def out_of_patience(progress, args):
+    return args.patience is not None and progress.evaluations_since_best >= args.patience
+
+
+def is_over(training, args):
+    """Say so if a resumed run has nothing left to do and its final checkpoint is there."""
+    progress, final = training.progress, training.folder.path / FINAL
+    if out_of_patience(progress, args):
+        why = f"no better mean Recall@10 in {args.patience} evaluations; a larger PATIENCE goes on"
+    elif progress.step >= training.total_steps:
+        why = f"EPOCHS and MAX_STEPS ask for {training.total_steps}; more of them go on"
+    else:
+        return False
+    there = distributed.any_rank(training.is_main and final.exists())
+    if there:
+        print(f"{progress.step} steps are done, and {why}; {final} stays as it is")
+    return there
 
 
 def batches(training):
@@ -320,6 +356,7 @@ def evaluate(training):
     if training.average is not None and progress.step > 0:
         clip_model = replace(clip_model, model=training.average.module)
     results = evaluate_clip.measure(clip_model, training.valid_loader, training.precision)
+    progress.evaluated_step = progress.step
     score = sum(results["recall@10"].values()) / 2
     training.recorder.log_evaluation(results, score, progress)
     if progress.step == 0:
@@ -357,15 +394,16 @@ def announce(training, args, ranks):
     """One block that says what will happen."""
     clip_model, folder = training.clip_model, training.folder
     everything, trainable = clip.count_parameters(clip_model.model)
-    copies = 3 + 2 * (training.average is not None)  # weights, two moments of AdamW, average and raw weights
-    size = 4 * everything * copies
+    moments = optimization.count_moments(training.optimizer)
+    size = 4 * (everything * (1 if training.average is None else 2) + moments)
     number = (
         min(args.keep_checkpoints, training.total_steps // args.checkpoint_interval)
         + 1
         + (training.valid_loader is not None)
     )
     free = shutil.disk_usage(folder.path).free
-    micro = training.micro_batch_size or args.batch_size // ranks.world_size
+    batch_size = training.loader.batch_size
+    micro = min(training.micro_batch_size or batch_size, batch_size // ranks.world_size)
     lines = {
         "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
         "parameters": f"{everything:,}, trainable {trainable:,}",
@@ -373,8 +411,8 @@ def announce(training, args, ranks):
         + (f", {ranks.world_size} processes" if ranks.world_size > 1 else ""),
         "data": f"{training.loader.num_samples:,} samples, {len(training.loader):,} batches an epoch",
         "validation": f"{training.valid_loader.num_samples:,} samples" if training.valid_loader else "none",
-        "steps": f"{training.total_steps:,} of {args.batch_size} samples, {micro} on the device at once",
-        "learning rate": f"{args.learning_rate:g}, {args.warmup_steps} steps of warmup, then {args.lr_schedule}",
+        "steps": f"{training.total_steps:,} of {batch_size} samples, {micro} on the device at once",
+        "learning rate": f"{args.learning_rate:g} for {args.optimizer}, {args.warmup_steps} steps of warmup, then {args.lr_schedule}",
         "checkpoints": f"{number} of {size / 2**20:,.0f} MiB in {folder.path}, {free / 2**20:,.0f} MiB free",
     }
     print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)

@@ -11,7 +11,7 @@ from checkpoint_folder import CheckpointFolder, warn
 
 # A resumed run with another value of one of these would no longer be the same training.
 MATHEMATICAL_KNOBS = [
-    "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS",
+    "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "OPTIMIZER", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS",
     "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY",
 ]  # fmt: skip
 
@@ -25,6 +25,7 @@ class Progress:
     batch: int = 0  # batches done in this epoch
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    evaluated_step: int = -1  # the step of the last evaluation
     first_score: float | None = None  # mean Recall@10 before the first step
     best_score: float | None = None  # of the steps since
     evaluations_since_best: int = 0

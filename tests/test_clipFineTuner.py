@@ -172,6 +172,23 @@ def test_micro_batches_give_the_same_training(data, tmp_path, finished):
     assert_same_weights(train(data, tmp_path, micro_batch_size=3), finished, tolerance=1e-5)
 
 
+def test_the_start_says_the_truth_about_the_batch(data, tmp_path, capsys):
+    train(data, tmp_path, batch_size=64, max_steps=2, eval_interval="none")
+    assert f"2 of {PRODUCTS} samples, {PRODUCTS} on the device at once" in capsys.readouterr().out
+
+
+def test_the_learning_rate_fits_the_weights_and_stays_that_of_the_run(data, tmp_path, finished):
+    common = {"learning_rate": None, "warmup_steps": 0, "eval_interval": "none"}
+    fresh = train(data, tmp_path / "random", max_steps=2, **common)
+    train(data, fresh, "--resume", max_steps=4, **common)  # its weights are no longer random
+    tuned = train(data, tmp_path / "trained", model_pretrained=finished / "final_checkpoint.pt", max_steps=1, **common)
+    assert [max(rate for (rate,) in records(run, "learning_rate")) for run in (fresh, tuned)] == [1e-3, 1e-5]
+    assert [clip.read_checkpoint(r / "final_checkpoint.pt")["settings"]["LEARNING_RATE"] for r in (fresh, tuned)] == [
+        1e-3,
+        1e-5,
+    ]
+
+
 def test_epochs_end_the_training_and_max_steps_limits_it(data, tmp_path):
     run = train(data, tmp_path / "a", max_steps=None, epochs=2, eval_interval="none")
     assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 12
@@ -205,6 +222,20 @@ def test_training_ends_early_without_gain(data, tmp_path, monkeypatch):
     assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 6
 
 
+def test_what_patience_ended_stays_ended(data, tmp_path, monkeypatch, capsys):
+    recall = {"text_to_image": 0.5, "image_to_text": 0.5}
+    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", lambda *_, **__: {"recall@10": recall})
+    run = train(data, tmp_path, patience=2, eval_interval=2)
+    whole = (run / "final_checkpoint.pt").read_bytes()
+    train(data, run, "--resume", patience=2, eval_interval=2)
+    assert (
+        "6 steps are done, and no better mean Recall@10 in 2 evaluations; a larger PATIENCE" in capsys.readouterr().out
+    )
+    assert (run / "final_checkpoint.pt").read_bytes() == whole
+    train(data, run, "--resume", patience=9, eval_interval=2)
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 12
+
+
 def test_a_score_below_the_first_is_warned_of(data, tmp_path, monkeypatch, capsys):
     scores = iter([0.9, 0.4, 0.5])
     monkeypatch.setattr(
@@ -218,11 +249,13 @@ def test_a_score_below_the_first_is_warned_of(data, tmp_path, monkeypatch, capsy
 # --------------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("micro_batch_size", [None, 3])
-def test_killed_runs_end_bit_identical(data, tmp_path, workers, micro_batch_size, finished):
+@pytest.mark.parametrize(
+    ("workers", "micro_batch_size", "optimizer"),
+    [(0, None, "muon"), (2, None, "adamw"), (0, 3, "adamw"), (2, 3, "muon")],
+)
+def test_killed_runs_end_bit_identical(data, tmp_path, workers, micro_batch_size, optimizer):
     """SIGKILL at steps 3, 6 and 9, resumed from the last checkpoint each time."""
-    changes = {"num_workers": workers, "micro_batch_size": micro_batch_size}
+    changes = {"num_workers": workers, "micro_batch_size": micro_batch_size, "optimizer": optimizer}
     undisturbed = start(data, tmp_path / "undisturbed", **changes)
     undisturbed.join()
     run, kills = tmp_path / "killed", 0
@@ -250,6 +283,16 @@ def test_a_finished_run_goes_on_with_more_steps(data, tmp_path, capsys):
     assert [step for step, _ in records(run, "step", "loss")] == list(range(1, 13))
 
 
+@pytest.mark.parametrize("max_steps", [8, 5])
+def test_a_finished_run_without_more_steps_stays_as_it_is(data, tmp_path, capsys, max_steps):
+    run = train(data, tmp_path, max_steps=8)
+    whole = (run / "final_checkpoint.pt").read_bytes()
+    train(data, tmp_path, "--resume", max_steps=max_steps)
+    assert f"8 steps are done, and EPOCHS and MAX_STEPS ask for {max_steps}" in capsys.readouterr().out
+    assert (run / "final_checkpoint.pt").read_bytes() == whole
+    assert [step for step, _ in records(run, "step", "recall@10/text_to_image")] == [0, 6, 8]
+
+
 def test_resume_without_a_checkpoint_is_a_new_run(data, tmp_path, capsys):
     train(data, tmp_path, "--resume", max_steps=2)
     assert "nothing to resume" in capsys.readouterr().out
@@ -264,6 +307,30 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly(data, tmp_path, capsys):
     told = capsys.readouterr()
     assert "checkpoint_00000008.pt is damaged" in told.err
     assert "checkpoint_00000004.pt: step 4" in told.out
+
+
+def test_the_optimizer_is_muon_for_random_weights_and_stays_that_of_the_run(data, tmp_path, finished, capsys):
+    chosen = {"OPTIMIZER": "muon"}
+    assert chosen.items() <= clip.read_checkpoint(finished / "final_checkpoint.pt")["settings"].items()
+    short = train(data, tmp_path / "run", max_steps=4, warmup_steps=1, eval_interval="none")
+    train(data, short, "--resume", max_steps=8, eval_interval="none")  # its weights are no longer random
+    assert "for muon, 1 steps of warmup" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="OPTIMIZER was muon, is adamw"):
+        train(data, short, "--resume", max_steps=12, optimizer="adamw", eval_interval="none")
+
+
+def test_trained_weights_are_fine_tuned_with_adamw(data, tmp_path, finished):
+    run = train(data, tmp_path, model_pretrained=finished / "final_checkpoint.pt", max_steps=2, eval_interval="none")
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["settings"]["OPTIMIZER"] == "adamw"
+
+
+def test_a_checkpoint_from_before_there_was_muon_goes_on_with_adamw(data, tmp_path):
+    run = train(data, tmp_path, max_steps=4, optimizer="adamw", warmup_steps=1, eval_interval="none")
+    content = torch.load(run / "final_checkpoint.pt", weights_only=True)
+    del content["settings"]["OPTIMIZER"]
+    torch.save(content, run / "final_checkpoint.pt")
+    train(data, run, "--resume", max_steps=6, eval_interval="none")
+    assert weights(run)
 
 
 def test_settings_that_change_the_mathematics_need_force(data, tmp_path, capsys):
@@ -344,6 +411,25 @@ def test_a_signal_saves_a_checkpoint_and_leaves_cleanly(data, tmp_path, number):
     step = clip.read_checkpoint(path)["step"]
     assert step >= 3
     assert f"at step {step}; go on with --resume" in console
+
+
+def test_an_evaluation_that_a_signal_came_before_is_made_up_for(data, tmp_path, monkeypatch, finished):
+    real_step = clipFineTuner.train_step
+
+    def step(training, args, batch):
+        record = real_step(training, args, batch)
+        if training.progress.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    monkeypatch.setattr(clipFineTuner, "train_step", step)
+    run = train(data, tmp_path)
+    assert clip.read_checkpoint(run / "checkpoint_00000006.pt")["step"] == 6
+    monkeypatch.setattr(clipFineTuner, "train_step", real_step)
+    train(data, run, "--resume")
+    keys = ("step", "recall@10/text_to_image", "recall@10/image_to_text")
+    assert records(run, *keys) == records(finished, *keys)
+    assert_same_weights(run, finished)
 
 
 def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
