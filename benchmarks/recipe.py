@@ -10,7 +10,7 @@ Every contender starts from the same random weights of the demo's tiny model (on
 samples of the same JPEGs in batches of the same size, in fp32, and is measured by evaluate_clip.py on the last weights:
 Recall@1/5/10 of the product protocol on validation products, mean of both directions.
 
-ours: `clipFineTuner.py` with its defaults and the rate for random weights, 1e-3.
+ours: `clipFineTuner.py` with its defaults, which for random weights are Muon and a rate of 1e-3.
 open_clip_train: its own `main`, from a CSV file, with the flags of its README (--lr 1e-3 --wd 0.1) and, separately, its
 defaults (5e-4, 0.2). Their warmup of 10,000 steps is longer than the training; it gets a tenth of the steps, as ours does.
 plain loop: ordinary shuffle, each caption the one positive of its picture, `torch.optim.AdamW` as it comes, constant 1e-3.
@@ -138,7 +138,6 @@ def ours(run, folder, config, start, seed, steps, changes=()):
         "--checkpoint-dir": run,
         "--batch-size": BATCH_SIZE,
         "--max-steps": steps,
-        "--learning-rate": LEARNING_RATE,
         "--seed": seed,
         "--precision": "fp32",
         "--eval-interval": "none",
