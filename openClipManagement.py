@@ -9,6 +9,7 @@ import difflib
 import json
 import logging
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -336,7 +337,7 @@ def save_checkpoint(path, clip_model, state_dict=None, **fields):
 def read_checkpoint(path):
     """A checkpoint file as a dictionary with at least `state_dict`, on the CPU, without running code from it.
 
-    Takes this suite's files, open_clip_train's, `model_state_dict` files, bare state dicts and safetensors.
+    Takes this suite's files, open_clip_train's, files with `model_state_dict` or `model`, bare state dicts and safetensors.
     Raises FileNotFoundError, or ValueError if the file is damaged or holds no weights.
     """
     path = Path(path)
@@ -356,7 +357,9 @@ def read_checkpoint(path):
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds no weights: expected a dictionary, found {type(content).__name__}")
-    found = next((key for key in ("state_dict", "model_state_dict") if isinstance(content.get(key), dict)), None)
+    found = next(
+        (key for key in ("state_dict", "model_state_dict", "model") if isinstance(content.get(key), dict)), None
+    )
     checkpoint = {**content, "state_dict": content.pop(found)} if found else {"state_dict": content}
     checkpoint["state_dict"] = {
         _bare_key(key): value for key, value in checkpoint["state_dict"].items() if isinstance(value, torch.Tensor)
@@ -367,10 +370,8 @@ def read_checkpoint(path):
 
 
 def _bare_key(key):
-    """A parameter's name without what DistributedDataParallel and torch.compile put before it."""
-    for prefix in ("module.", "_orig_mod."):
-        key = key.removeprefix(prefix)
-    return key
+    """A parameter's name without what DistributedDataParallel and torch.compile put before it, in either order."""
+    return re.sub(r"^((module|_orig_mod)\.)+", "", key)
 
 
 def _load_weights(clip_model, checkpoint, path):

@@ -1,5 +1,6 @@
 """The numbers of a training run: a console line, metrics.jsonl, TensorBoard, and curves as a picture."""
 
+import math
 import time
 
 from tqdm import tqdm
@@ -71,12 +72,15 @@ class Recorder:
         self._write({"step": progress.step, "epoch": progress.epoch, "mean_recall@10": score, **numbers})
 
     def _write(self, numbers):
+        # JSON knows no NaN and no infinity: a step that was skipped has null there
+        numbers = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.last = {**self.last, **numbers}
         if self._folder is not None:
             self._folder.log(numbers)
         if self._board is not None:
             for name, value in numbers.items():
-                self._board.add_scalar(name, value, numbers["step"])
+                if value is not None:
+                    self._board.add_scalar(name, value, numbers["step"])
 
 
 def draw_curves(records, path):
@@ -91,7 +95,7 @@ def draw_curves(records, path):
         ("samples_per_second", "samples/s"),
     ]
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels):
-        points = [(record["step"], record[key]) for record in records if key in record]
+        points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
         if points:
             axes.plot(*zip(*points), marker="o" if len(points) < 30 else None, markersize=3)
         else:

@@ -29,7 +29,7 @@ COMMANDS = [
     "../create_webdataset.py --json clip_dataset_train.json --output-dir webdataset_shards --shard-size 1000",
     "../create_webdataset.py --json clip_dataset_valid.json --output-dir webdataset_shards --shard-size 1000",
     "../evaluate_clip.py",
-    "../clipFineTuner.py --batch-size 128 --max-steps 200 --learning-rate 1e-3 --log-interval 20",
+    "../clipFineTuner.py --batch-size 128 --max-steps 200 --log-interval 20",
     "../evaluate_clip.py --use-checkpoint",
 ]
 

@@ -118,11 +118,29 @@ def rewrite_model_state_dict(weights):
     return {"model_state_dict": weights, "loss": 1.0}
 
 
+def rewrite_model(weights):
+    return {"model": weights}
+
+
 def rewrite_compiled(weights):
     return {"state_dict": {f"module._orig_mod.{k}": v for k, v in weights.items()}}
 
 
-@pytest.mark.parametrize("rewrite", [rewrite_bare, rewrite_open_clip_train, rewrite_model_state_dict, rewrite_compiled])
+def rewrite_parallel_then_compiled(weights):
+    return {"state_dict": {f"_orig_mod.module.{k}": v for k, v in weights.items()}}
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        rewrite_bare,
+        rewrite_open_clip_train,
+        rewrite_model_state_dict,
+        rewrite_model,
+        rewrite_compiled,
+        rewrite_parallel_then_compiled,
+    ],
+)
 def test_other_trainers_files_are_read(tiny, config, inputs, tmp_path, rewrite):
     path = tmp_path / "other.pt"
     torch.save(rewrite(tiny.model.state_dict()), path)

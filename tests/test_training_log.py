@@ -1,6 +1,7 @@
 """The clock, metrics.jsonl and the curves."""
 
 import json
+import math
 
 import pytest
 from PIL import Image
@@ -8,6 +9,8 @@ from PIL import Image
 import training_log
 from checkpoint_folder import CheckpointFolder
 from training_state import Progress
+
+SPEED = {"samples_per_second": 99.0, "data_wait": 0.25}
 
 
 def test_the_clock_tells_waiting_from_work(monkeypatch):
@@ -27,14 +30,26 @@ def test_the_clock_tells_waiting_from_work(monkeypatch):
 def test_every_number_goes_to_the_file(tmp_path, capsys):
     recorder = training_log.Recorder(CheckpointFolder(tmp_path))
     record = {"loss": 1.5, "learning_rate": 1e-3, "grad_norm": 0.5, "logit_scale": 14.3}
-    recorder.log_training(record, {"samples_per_second": 99.0, "data_wait": 0.25}, Progress(step=10), 20)
+    recorder.log_training(record, SPEED, Progress(step=10), 20)
     recalls = {"recall@10": {"text_to_image": 0.5, "image_to_text": 0.7}}
     recorder.log_evaluation(recalls, 0.6, Progress(step=10))
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert first == {"step": 10, "epoch": 0, "skipped_steps": 0, "samples_per_second": 99.0, "data_wait": 0.25} | record
+    assert first == {"step": 10, "epoch": 0, "skipped_steps": 0} | SPEED | record
     assert second["mean_recall@10"] == 0.6 and second["recall@10/image_to_text"] == 0.7
     assert recorder.last["loss"] == 1.5 and recorder.last["mean_recall@10"] == 0.6
     assert "step 10/20  loss 1.5000" in capsys.readouterr().out
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_a_gap_in_the_curves(tmp_path):
+    """NaN is no JSON: strict readers would refuse the whole line."""
+    folder = CheckpointFolder(tmp_path)
+    recorder = training_log.Recorder(folder)
+    for step, loss in enumerate([1.0, math.nan, math.inf]):
+        recorder.log_training({"loss": loss, "learning_rate": 1e-3, "logit_scale": 14.3}, SPEED, Progress(step=step), 3)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["loss"] for line in lines] == [1.0, None, None]
+    training_log.draw_curves(folder.records(), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
