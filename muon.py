@@ -65,3 +65,45 @@ def orthogonalized(matrices):
         gram = x @ x.mT  # (B, M, M), M the smaller side
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+class SideBySide:
+    """Two optimizers with different parameters, used as one, also by a GradScaler."""
+
+    def __init__(self, *optimizers):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self):
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self):
+        """In the form of one optimizer's: the parameters of the second are numbered on from those of the first."""
+        merged, first = {"state": {}, "param_groups": []}, 0
+        for optimizer in self.optimizers:
+            own = optimizer.state_dict()
+            merged["state"].update((first + number, values) for number, values in own["state"].items())
+            merged["param_groups"] += _renumbered(own["param_groups"], first)
+            first += _count(own["param_groups"])
+        return merged
+
+    def load_state_dict(self, state_dict):
+        groups, first = list(state_dict["param_groups"]), 0
+        for optimizer in self.optimizers:
+            own, groups = groups[: len(optimizer.param_groups)], groups[len(optimizer.param_groups) :]
+            numbers = range(first, first + _count(own))
+            state = {number - first: values for number, values in state_dict["state"].items() if number in numbers}
+            optimizer.load_state_dict({"state": state, "param_groups": _renumbered(own, -first)})
+            first += len(numbers)
+
+
+def _renumbered(groups, by):
+    return [{**group, "params": [number + by for number in group["params"]]} for group in groups]
+
+
+def _count(groups):
+    return sum(len(group["params"]) for group in groups)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from muon import Muon
+from muon import Muon, SideBySide
 
 MUON_RATE = 20  # Muon's rate in units of the learning rate: its usual 0.02 where AdamW's is the usual 1e-3
 NO_MATRICES = ("positional_embedding", "pos_embed", "cls_token", "bias")  # though some have two dimensions
@@ -35,28 +35,6 @@ def create_optimizer(model, *, learning_rate, weight_decay, betas, eps, kind="ad
         return adamw
     muon = Muon([{"params": for_muon, "rate": MUON_RATE}], lr=MUON_RATE * learning_rate, weight_decay=weight_decay)
     return SideBySide(muon, adamw)
-
-
-class SideBySide:
-    """Two optimizers with different parameters, used as one, also by a GradScaler."""
-
-    def __init__(self, *optimizers):
-        self.optimizers = optimizers
-
-    @property
-    def param_groups(self):
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def step(self):
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def state_dict(self):
-        return {type(optimizer).__name__: optimizer.state_dict() for optimizer in self.optimizers}
-
-    def load_state_dict(self, state):
-        for optimizer in self.optimizers:
-            optimizer.load_state_dict(state[type(optimizer).__name__])
 
 
 def is_matrix(name, parameter):

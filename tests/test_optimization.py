@@ -122,6 +122,24 @@ def test_muon_and_adamw_share_the_parameters_and_the_schedule():
     assert count_moments(create_optimizer(model, **OPTIONS)) == 2 * sum(sizes)
 
 
+def test_the_state_of_both_is_that_of_one_optimizer_and_goes_on_to_the_bit(tmp_path):
+    models = [tiny_model() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [create_optimizer(model, kind="muon", **OPTIONS) for model in models]
+    for seed in range(2):
+        for model, optimizer in zip(models, optimizers):
+            torch.manual_seed(seed)
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        state = optimizers[1].state_dict()
+        assert sorted(state["state"]) == sorted(n for group in state["param_groups"] for n in group["params"])
+        torch.save(state, tmp_path / "state.pt")
+        optimizers[1] = create_optimizer(models[1], kind="muon", **OPTIONS)
+        optimizers[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all(torch.equal(p, q) for p, q in zip(*(model.parameters() for model in models)))
+
+
 def test_a_step_that_overflows_in_fp16_moves_neither_of_them():
     model = tiny_model()
     optimizer, scaler = create_optimizer(model, kind="muon", **OPTIONS), torch.amp.GradScaler("cpu")
