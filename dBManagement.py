@@ -16,6 +16,7 @@ function of (seed, epoch) alone, whatever the number of workers. Patterns with a
 streamed through webdataset; there the number of workers enters the order.
 """
 
+import atexit
 import collections
 import contextlib
 import hashlib
@@ -24,6 +25,7 @@ import logging
 import os
 import signal
 import sys
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -279,6 +281,8 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
         )
+        if num_workers:
+            atexit.register(_end_workers, weakref.ref(self._loader))
         self._next = (0, 0)
         self._lost = {}
         self._note(dataset.source.lost)
@@ -423,6 +427,16 @@ def _unchanged(batch):
 def _start_worker(_):
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the main process, which still needs its batches
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(reference):
+    """At the exit, before multiprocessing ends what is left by SIGTERM, which workers ignore, and waits for ever."""
+    loader = reference()
+    iterator = loader and loader._iterator  # a private name, but the one that others too end workers by
+    if iterator is not None:
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()  # one that did not listen
 
 
 def _no_data_message(pattern, source, world_size):

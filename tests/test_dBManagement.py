@@ -5,7 +5,10 @@ import io
 import json
 import multiprocessing
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -517,3 +520,24 @@ def test_a_replacement_is_of_no_product_of_any_rank(tmp_path):
     for one, other in zip(*ranks):
         assert len(set(one.product_ids + other.product_ids)) == 10
     assert len(ranks[0]) == len(ranks[1]) == 6
+
+
+def test_a_process_that_ends_does_not_wait_for_its_workers(shards):
+    """They ignore SIGTERM, by which multiprocessing would end those of a loader that still lives at the exit."""
+    program = f"""
+import gc
+gc.disable()  # whether a circle of references is collected before the exit is chance
+import sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(dBManagement.__file__).parent)]}
+from test_dBManagement import training
+loader = training({str(shards)!r}, 8, num_workers=2)
+loader.itself = loader
+batches = iter(loader)
+next(batches)
+if "fail" in sys.argv:
+    raise ValueError("as a training may end")
+"""
+    for argument in ("", "fail"):
+        ended = subprocess.run([sys.executable, "-c", program, argument], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == (1 if argument else 0), ended.stderr
+        assert "as a training may end" in ended.stderr if argument else not ended.stderr
