@@ -46,7 +46,10 @@ def start(device="auto", timeout=TIMEOUT):
             )
         torch.cuda.set_device(ranks.local_rank)
         backend = "cpu:gloo,cuda:nccl"  # flags and objects travel between the CPUs, without waiting for the GPU
-    dist.init_process_group(backend, timeout=timeout)
+    # Each restart by torchrun meets under a name of its own: under the old one lie the addresses of processes that are gone.
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return ranks
 
 

@@ -67,8 +67,8 @@ def backward_with_retry(
 
 
 def _direct(embed, loss, images, tokens, products, scaler):
-    embeddings = _on_all_ranks(lambda: embed(images, tokens))
-    value = _loss_over_all_ranks(loss, embeddings, products)
+    gathered = _gathered(_on_all_ranks(lambda: embed(images, tokens)), products)
+    value = _on_all_ranks(lambda: loss(*gathered))
     _on_all_ranks(lambda: _scaled(value, scaler).backward())
     return value.detach()
 
@@ -94,15 +94,17 @@ def _sliced(embed, loss, parts, products, scaler):
 
     embeddings = [rows.requires_grad_() for rows in _on_all_ranks(embed_without_graph)]
     torch.clear_autocast_cache()  # under an autocast around both passes, the second would reuse weights without a graph
-    value = _loss_over_all_ranks(loss, embeddings, products)
-    _scaled(value, scaler).backward()
+    gathered = _gathered(embeddings, products)
+    value = _on_all_ranks(lambda: loss(*gathered))
+    _on_all_ranks(lambda: _scaled(value, scaler).backward())
     sizes = [len(images) for images, _ in parts]
     _on_all_ranks(lambda: push_through([rows.grad.split(sizes) for rows in embeddings]))
     return value.detach()
 
 
-def _loss_over_all_ranks(loss, embeddings, products):
-    return loss(*map(distributed.gather_with_gradient, embeddings), distributed.gather(products))
+def _gathered(embeddings, products):
+    """(image embeddings, text embeddings, products) of all ranks; no rank may be missing here."""
+    return *map(distributed.gather_with_gradient, embeddings), distributed.gather(products)
 
 
 def _scaled(value, scaler):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ import distributed
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def launch(worker, job, *arguments, processes=2):
+def launch(worker, job, *arguments, processes=2, restarts=0):
     """Run `worker job arguments` in several processes under torchrun -> the finished launcher."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    command += [f"--max-restarts={restarts}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command += [str(worker), job, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -77,8 +79,21 @@ def test_one_failing_rank_ends_all(job):
     assert time.monotonic() - started < 60
 
 
+def test_processes_that_torchrun_restarts_meet_again(tmp_path):
+    """Also where the addresses of those that are gone still lie in torchrun's store."""
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        run = launch(__file__, "die once", tmp_path / str(number), restarts=2)
+        assert run.returncode == 0, run.stderr
+        assert [(tmp_path / str(number) / f"{rank}.json").exists() for rank in range(2)] == [True, True]
+
+
 def worker(job, folder=None):
     ranks = distributed.start()
+    if job == "die once" and ranks.rank == 1 and not Path(folder, "died").exists():
+        distributed.gather_objects("all are here")
+        Path(folder, "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     if job == "fail" and ranks.rank == 1:
         raise RuntimeError("broken on purpose")
     if job == "refuse" and ranks.rank == 1:
