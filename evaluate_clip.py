@@ -16,6 +16,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,7 @@ def embed(clip_model, loader, precision, progress=False):
     with torch.inference_mode(), bar:
         for batch in loader:
             with clip.autocast(clip_model.device, precision):
-                images.append(clip.encode_images(clip_model, batch.images).cpu().numpy())
+                images.append(_within_memory(partial(clip.encode_images, clip_model), batch.images))
                 _embed_new_captions(clip_model, batch, texts)
             rows += zip(batch.keys, batch.product_ids, batch.categories, batch.subcategories, batch.captions)
             bar.update(len(batch.keys))
@@ -180,8 +181,18 @@ def _embed_new_captions(clip_model, batch, texts):
     """Embed the captions that were not met before into `texts`."""
     new = {caption: number for number, caption in enumerate(batch.captions) if caption not in texts}
     if new:
-        encoded = clip.encode_texts(clip_model, batch.tokens[list(new.values())]).cpu().numpy()
+        encoded = _within_memory(partial(clip.encode_texts, clip_model), batch.tokens[list(new.values())])
         texts.update(zip(new, encoded))
+
+
+def _within_memory(encode, rows):
+    """encode(rows) as a NumPy array, in halves where the device's memory does not hold all of it at once."""
+    try:
+        return encode(rows).cpu().numpy()
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    return np.concatenate([_within_memory(encode, half) for half in rows.split((len(rows) + 1) // 2)])
 
 
 def _assemble(images, texts, rows):

@@ -241,7 +241,7 @@ def run(main):
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError):
-            if type(error).__name__ != "OutOfMemoryError":  # torch's; it has no place here
+            if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):  # torch's
                 raise
             error = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({str(error).splitlines()[0]})"
         if os.environ.get("CLIP_DEBUG", "").lower() == "true" or "--debug" in sys.argv:

@@ -150,6 +150,15 @@ def test_a_users_mistake_is_one_line_and_a_debug_run_shows_where(monkeypatch, ca
         settings.run(main)
 
 
+def test_a_cpu_without_memory_is_one_line_too(capsys):
+    import torch
+
+    with pytest.raises(SystemExit) as end:
+        settings.run(lambda: torch.empty(2**60, dtype=torch.uint8))
+    assert end.value.code == 2
+    assert "error: out of memory: lower BATCH_SIZE" in capsys.readouterr().err
+
+
 def test_a_console_that_cannot_show_a_caption_shows_what_it_can():
     code = "import settings; settings.run(lambda: print('caption \\U0001f457 of a dress'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
