@@ -22,3 +22,9 @@ def atomic_write(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder, pattern="*"):
+    """Delete what killed writers of files like `pattern` left in a folder; call it where no other can be writing."""
+    for path in Path(folder).glob(f".{pattern}.*.partial"):
+        path.unlink(missing_ok=True)

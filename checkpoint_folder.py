@@ -8,7 +8,6 @@ training_curves.png      the same as a picture
 """
 
 import contextlib
-import errno
 import itertools
 import json
 import os
@@ -17,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from atomic_write import atomic_write
+from atomic_write import atomic_write, remove_leftovers
 from openClipManagement import read_checkpoint, save_checkpoint
 
 FINAL, BEST = "final_checkpoint.pt", "best_checkpoint.pt"
@@ -26,7 +25,8 @@ METRICS, CURVES = "metrics.jsonl", "training_curves.png"
 
 def warn(text):
     """A line that is seen among progress bars and redirected output alike."""
-    print(f"WARNING: {text}", file=sys.stderr, flush=True)
+    if int(os.environ.get("RANK", 0)) == 0:  # one log, also under torchrun
+        print(f"WARNING: {text}", file=sys.stderr, flush=True)
 
 
 class CheckpointFolder:
@@ -34,7 +34,10 @@ class CheckpointFolder:
 
     def __init__(self, path, keep=3):
         self.path, self.keep = Path(path), keep
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(f"CHECKPOINT_DIR={path} is a file: choose a folder, or move the file away") from None
 
     @contextlib.contextmanager
     def lock(self):
@@ -49,6 +52,7 @@ class CheckpointFolder:
         except OSError as error:  # network folders such as Google Drive may not know locks
             warn(f"{self.path} cannot be locked ({error}): make sure that no other trainer writes there")
         with file:
+            remove_leftovers(self.path, "*.pt")
             yield
 
     # ------------------------------------------------------------------------------------------ writing
@@ -58,23 +62,28 @@ class CheckpointFolder:
         return self.path / f"checkpoint_{step:08d}.pt"
 
     def save(self, path, clip_model, **fields):
-        """Write a checkpoint whole or not at all -> True; on a full disk warn, keep the older ones -> False."""
+        """Write a checkpoint whole or not at all -> True; if the disk does not take it, warn, keep the older ones -> False."""
         try:
             save_checkpoint(path, clip_model, **fields)
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-                raise
-            if isinstance(error, RuntimeError) and not re.search("write|PytorchStreamWriter|file", str(error)):
-                raise
+        except OSError as error:
             free = shutil.disk_usage(self.path).free / 2**20
             warn(
-                f"{path} could not be written ({str(error).splitlines()[0]}; {free:,.0f} MiB free): earlier checkpoints "
-                "are whole, training goes on; free some space, or lower KEEP_CHECKPOINTS"
+                f"{path} could not be written ({error.strerror or error}; {free:,.0f} MiB free): earlier checkpoints are "
+                "whole, training goes on; free some space, or lower KEEP_CHECKPOINTS"
             )
             return False
-        for old in self._periodic_files()[self.keep :]:
-            old.unlink(missing_ok=True)
+        self._prune(self.keep, path)
         return True
+
+    def make_room(self):
+        """Delete all periodic checkpoints but the newest."""
+        self._prune(1)
+
+    def _prune(self, keep, written=None):
+        """Delete the periodic checkpoints that were written first; one of an earlier step may be the newest that is whole."""
+        by_age = sorted(self._periodic_files(), key=lambda path: (path == written, path.stat().st_mtime_ns, path.name))
+        for old in by_age[:-keep]:
+            old.unlink(missing_ok=True)
 
     def log(self, record):
         """Append one line to metrics.jsonl."""
@@ -87,8 +96,11 @@ class CheckpointFolder:
     # ------------------------------------------------------------------------------------------ reading
 
     def _periodic_files(self):
-        """Periodic checkpoints, newest first."""
-        return sorted(self.path.glob("checkpoint_*.pt"), reverse=True)
+        """Periodic checkpoints, the furthest step first; a copy under a name of the user's is no business of ours."""
+        names = re.compile(r"checkpoint_\d{8,}\.pt")
+        return sorted(
+            (p for p in self.path.glob("checkpoint_*.pt") if names.fullmatch(p.name)), key=_step_in, reverse=True
+        )
 
     def newest(self):
         """(path, checkpoint) of the furthest step that can be read, or None; damaged files are passed over loudly."""
@@ -108,6 +120,13 @@ class CheckpointFolder:
                 break
         return found
 
+    @staticmethod
+    def step_of(path):
+        """The step that a checkpoint file was written after, or None if there is none that can be read."""
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            return read_checkpoint(path).get("step")
+        return None
+
     def records(self):
         """The objects of metrics.jsonl; a last line that was cut by a crash is left out."""
         try:
@@ -120,24 +139,25 @@ class CheckpointFolder:
                 records.append(json.loads(line))
         return records
 
-    def forget_after(self, step):
-        """Drop the lines of metrics.jsonl behind a step: the resumed run writes them again."""
-        kept = [record for record in self.records() if record.get("step", 0) <= step]
+    def forget_after(self, step, evaluated_step=None):
+        """Drop the lines of metrics.jsonl behind a step, and evaluations behind another: the resumed run writes them again."""
+        last = {True: step if evaluated_step is None else evaluated_step, False: step}
+        kept = [record for record in self.records() if record.get("step", 0) <= last["mean_recall@10" in record]]
         with atomic_write(self.path / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def set_aside(self):
         """Move an earlier run's files into a folder of their own, so that a new run neither mixes with nor loses them."""
         names = [FINAL, BEST, METRICS, CURVES, *(path.name for path in self._periodic_files())]
-        self._move_aside([self.path / name for name in names if (self.path / name).exists()])
+        events = self.path.glob("events.out.tfevents.*")  # TensorBoard's
+        self._move_aside([*(self.path / name for name in names if (self.path / name).exists()), *events])
 
     def set_aside_after(self, step):
         """Move checkpoints of later steps out of the way of a run that goes on from this one."""
         later = []
         for path in [self.path / FINAL, self.path / BEST, *self._periodic_files()]:
-            with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
-                if read_checkpoint(path)["step"] > step:
-                    later.append(path)
+            if (self.step_of(path) or 0) > step:
+                later.append(path)
         self._move_aside(later)
 
     def _move_aside(self, present):
@@ -150,6 +170,10 @@ class CheckpointFolder:
             path.rename(aside / path.name)
         names = ", ".join(path.name for path in present)
         print(f"{self.path} held another run: {names} are now in {aside} (delete it if you do not need it)")
+
+
+def _step_in(path):
+    return int(path.stem.removeprefix("checkpoint_"))
 
 
 def _lock_file(file):

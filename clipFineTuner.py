@@ -108,7 +108,8 @@ def setup(args, ranks, folder):
         clip_model = replace(clip_model, pretrained=checkpoint.get("pretrained", clip_model.pretrained))
         for name in [name for name, unset in CHOSEN_KNOBS.items() if getattr(args, name.lower()) == unset]:
             setattr(args, name.lower(), saved[name])
-    precision = args.precision = clip.pick_precision(args.precision, device)
+    # Timed where it is `auto`, so that processes might choose differently.
+    precision = args.precision = distributed.gather_objects(clip.pick_precision(args.precision, device))[0]
     untrained = clip.is_untrained(clip_model.model)
     args.optimizer = optimization.pick_optimizer(args.optimizer, clip_model.model, args.batch_size, untrained)
     if args.learning_rate is None:
@@ -145,7 +146,7 @@ def setup(args, ranks, folder):
         precision=precision,
         total_steps=total_steps,
         micro_batch_size=args.micro_batch_size,
-        progress=Progress(),
+        progress=Progress(learns_statistics=untrained),
         settings={
             name: getattr(args, name.lower()) for name in MODEL_KNOBS + DATA_KNOBS + MATHEMATICAL_KNOBS + OTHER_KNOBS
         },
@@ -155,6 +156,16 @@ def setup(args, ranks, folder):
         restore(training, checkpoint, args.force)
     elif training.is_main:
         folder.set_aside()
+    if len(set(distributed.gather_objects((training.progress.step, total_steps)))) > 1:
+        raise ValueError(
+            f"the processes do not start from the same step of the same training: CHECKPOINT_DIR={args.checkpoint_dir} and "
+            "the shards must be the same for all machines, on a file system that they share"
+        )
+    cut = ranks.world_size > 1 or args.micro_batch_size is not None
+    if cut and training.progress.learns_statistics and clip.batch_norms(clip_model.model):
+        warn(
+            "BatchNorm layers see each process's part and each micro-batch by itself: the result depends on their sizes"
+        )
     return training
 
 
@@ -180,11 +191,12 @@ def load_data(args, ranks, clip_model):
     try:
         transform = clip.image_transform(clip_model, train=False)
         valid = args.valid_dataset_pattern
-        return loader, dBManagement.eval_loader(valid, transform, clip_model.tokenizer, batch_size=size, **mine)
+        at_once = min(size, args.micro_batch_size or size)
+        return loader, dBManagement.eval_loader(valid, transform, clip_model.tokenizer, batch_size=at_once, **mine)
     except FileNotFoundError as error:
         if "VALID_DATASET_PATTERN" in args.given:
             raise
-        warn(f"training goes on without evaluation, so without best_checkpoint.pt: {error}")
+        warn(f"training goes on without evaluation, so without best_checkpoint.pt and PATIENCE: {error}")
         return loader, None
 
 
@@ -193,16 +205,21 @@ def load_data(args, ranks, clip_model):
 
 def fit(training, args, stop):
     """Train from the current progress to the end, with logs, evaluations and checkpoints on the way."""
+    progress, final = training.progress, training.folder.path / FINAL
+    with rescue(training):
+        if evaluation_is_due(training, args) and progress.evaluated_step < progress.step:  # a signal came before it
+            evaluate(training)
+        if is_over(training, args):
+            return
+        if not out_of_patience(progress, args) and train(training, args, stop) == "stopped":
+            return
+        save(training, final, needed=True)
+    finish(training)
+
+
+def train(training, args, stop):
+    """Step after step -> "stopped" if a signal ended it, "ended" otherwise."""
     progress, folder = training.progress, training.folder
-
-    def evaluation_is_due():
-        step = progress.step
-        return args.eval_interval and (step % args.eval_interval == 0 or step == training.total_steps)
-
-    if evaluation_is_due() and progress.evaluated_step < progress.step:  # a signal may have come before it
-        evaluate(training)
-    if is_over(training, args):
-        return
     clock = training_log.Clock()
     bar = tqdm(
         total=training.total_steps, initial=progress.step, unit="step", disable=None if training.is_main else True
@@ -216,50 +233,75 @@ def fit(training, args, stop):
             step, last = progress.step, progress.step == training.total_steps
             if step % args.log_interval == 0 or last:
                 training.recorder.log_training(record, clock.lap(), progress, training.total_steps)
-            stopped = distributed.any_rank(bool(stop.requested))
-            if evaluation_is_due() and not stopped:
+            stopped = distributed.any_rank(bool(stop.requested)) and not last
+            if evaluation_is_due(training, args) and not stopped:
                 evaluate(training)
                 if out_of_patience(progress, args) and not last:
                     print(
                         f"step {step}: no better mean Recall@10 in {args.patience} evaluations, so the training ends here"
                     )
-                    break
+                    return "ended"
             if (step % args.checkpoint_interval == 0 or stopped) and not last:
-                save(training, folder.periodic(step))
-            if stopped and not last:
+                save(training, folder.periodic(step), needed=stopped)
+            if stopped:
                 print(f"stopped by {stop.requested or 'another process'} at step {step}; go on with --resume")
-                return
+                return "stopped"
             clock.restart()
-    save(training, folder.path / FINAL)
-    finish(training)
+    return "ended"
+
+
+@contextlib.contextmanager
+def rescue(training):
+    """Whatever goes wrong between two checkpoints (the shards are gone, another process died) costs no step."""
+    begin = training.progress.step
+    try:
+        yield
+    except Exception:
+        path = training.folder.periodic(training.progress.step)
+        try:
+            if training.progress.step > begin and not path.exists() and weights_are_finite(training):
+                save(training, path)
+        except Exception as error:  # a device that failed gives no weights; the first error is the one to tell
+            warn(f"{path} could not be saved: {error}")
+        raise
+
+
+def weights_are_finite(training):
+    return all(torch.isfinite(p).all() for p in training.clip_model.model.parameters())
+
+
+def evaluation_is_due(training, args):
+    """Whether the validation shards are to be looked at after this step."""
+    step = training.progress.step
+    return args.eval_interval and (step % args.eval_interval == 0 or step == training.total_steps)
 
 
 def out_of_patience(progress, args):
+    """Whether the last PATIENCE evaluations were no better than one before them."""
     return args.patience is not None and progress.evaluations_since_best >= args.patience
 
 
 def is_over(training, args):
     """Say so if a resumed run has nothing left to do and its final checkpoint is there."""
-    progress, final = training.progress, training.folder.path / FINAL
+    progress, folder = training.progress, training.folder
     if out_of_patience(progress, args):
         why = f"no better mean Recall@10 in {args.patience} evaluations; a larger PATIENCE goes on"
     elif progress.step >= training.total_steps:
         why = f"EPOCHS and MAX_STEPS ask for {training.total_steps}; more of them go on"
     else:
         return False
-    there = distributed.any_rank(training.is_main and final.exists())
+    there = distributed.any_rank(training.is_main and folder.step_of(folder.path / FINAL) == progress.step)
     if there:
-        print(f"{progress.step} steps are done, and {why}; {final} stays as it is")
+        print(f"{progress.step} steps are done, and {why}; {folder.path / FINAL} stays as it is")
     return there
 
 
 def batches(training):
-    """Batches from the current position on, epoch after epoch, until all steps are done."""
+    """Batches from the current position on, epoch after epoch, until all steps are done; `train_step` counts them."""
     progress = training.progress
     while progress.step < training.total_steps:
         training.loader.set_epoch(progress.epoch, progress.batch)
         for batch in training.loader:
-            progress.batch += 1
             yield batch
             if progress.step == training.total_steps:
                 return
@@ -283,7 +325,8 @@ def train_step(training, args, batch):
         return loss_function(image_embeddings, text_embeddings, products, model.logit_scale.exp(), bias)
 
     # ---- the step ------------------------------------------------------------------------------------
-    model.train()
+    clip.training_mode(model, progress.learns_statistics)
+    statistics = [(b, b.clone()) for norm in clip.batch_norms(model) if norm.training for b in norm.buffers()]
     learning_rate = optimization.learning_rate_at(
         progress.step,
         peak=args.learning_rate,
@@ -305,12 +348,16 @@ def train_step(training, args, batch):
     if finite:
         scaler.step(optimizer)
         with torch.no_grad():
-            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+            # SigLIP's paper bounds its scale by nothing, and its published ones are above 100.
+            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE if args.loss == "clip" else None)
         if training.average is not None:
             training.average.update_parameters(model)
+    else:
+        for buffer, before in statistics:
+            buffer.copy_(before)
     scaler.update()
     # ----------------------------------------------------------------------------------------------------
-    progress.step += 1
+    progress.step, progress.batch = progress.step + 1, progress.batch + 1
     count_skipped(training, finite, loss)
     return {
         "loss": loss,
@@ -338,13 +385,13 @@ def count_skipped(training, finite, loss):
     if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
         return
     first = progress.step - MAX_SKIPPED_IN_A_ROW + 1
-    sound = all(torch.isfinite(p).all() for p in training.clip_model.model.parameters())
+    sound = weights_are_finite(training)
     if sound:
         save(training, training.folder.periodic(progress.step))
     raise ValueError(
         f"the loss or its gradient was not finite in steps {first} to {progress.step}, so the training stops "
         f"({'a checkpoint of the last sound weights is saved' if sound else 'the weights are not finite either'}); "
-        "lower LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32"
+        "lower LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32, with --resume --force or in a new run"
     )
 
 
@@ -353,6 +400,7 @@ def evaluate(training):
     if training.valid_loader is None:
         return
     progress, clip_model = training.progress, training.clip_model
+    distributed.broadcast(clip_model.model.buffers())  # BatchNorm's, which may differ between processes
     if training.average is not None and progress.step > 0:
         clip_model = replace(clip_model, model=training.average.module)
     results = evaluate_clip.measure(clip_model, training.valid_loader, training.precision)
@@ -378,7 +426,10 @@ def finish(training):
     """Say how it went and draw the curves."""
     progress, folder = training.progress, training.folder
     if training.is_main:
-        training_log.draw_curves(folder.records(), folder.path / CURVES)
+        try:
+            training_log.draw_curves(folder.records(), folder.path / CURVES)
+        except OSError as error:
+            warn(f"{folder.path / CURVES} could not be written ({error}); the numbers are in metrics.jsonl")
     if progress.best_score is not None:
         start = "" if progress.first_score is None else f", at the start {progress.first_score:.4f}"
         print(
@@ -397,7 +448,7 @@ def announce(training, args, ranks):
     moments = optimization.count_moments(training.optimizer)
     size = 4 * (everything * (1 if training.average is None else 2) + moments)
     number = (
-        min(args.keep_checkpoints, training.total_steps // args.checkpoint_interval)
+        min(args.keep_checkpoints, (training.total_steps - 1) // args.checkpoint_interval)
         + 1
         + (training.valid_loader is not None)
     )
@@ -416,9 +467,10 @@ def announce(training, args, ranks):
         "checkpoints": f"{number} of {size / 2**20:,.0f} MiB in {folder.path}, {free / 2**20:,.0f} MiB free",
     }
     print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)
-    if number * size > free:
+    if (number + 1) * size > free:  # the one that is being written lies beside the older ones
         warn(
-            f"{number} checkpoints of {size / 2**20:,.0f} MiB may not fit into {folder.path}: free space or lower KEEP_CHECKPOINTS"
+            f"{number} checkpoints of {size / 2**20:,.0f} MiB, and one more while writing, may not fit into {folder.path}: "
+            "free some space, or lower KEEP_CHECKPOINTS"
         )
 
 

@@ -204,6 +204,23 @@ def is_untrained(model):
     return bool(biases) and not any(bias.any() for bias in biases)
 
 
+def training_mode(model, learn_statistics):
+    """Switch to training; the statistics of BatchNorm layers stay what they are unless `learn_statistics`.
+
+    Statistics of a whole pre-training would be drowned by those of a few small batches, and would make a sample's
+    embedding depend on how a batch is cut into micro-batches and processes.
+    """
+    model.train()
+    if not learn_statistics:
+        for norm in batch_norms(model):
+            norm.eval()
+
+
+def batch_norms(model):
+    """The BatchNorm layers of a model, as ResNets have them."""
+    return [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+
+
 def count_parameters(model):
     """(all parameters, trainable parameters) of a module."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -330,8 +347,11 @@ def save_checkpoint(path, clip_model, state_dict=None, **fields):
         **extra,
         **fields,
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch's zip writer makes of a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def read_checkpoint(path):
@@ -376,9 +396,9 @@ def _bare_key(key):
 
 def _load_weights(clip_model, checkpoint, path):
     """Strictly load a checkpoint's weights; what does not fit is refused in one line."""
-    if "logit_bias" in checkpoint:
-        add_logit_bias(clip_model)
     model, weights = clip_model.model, dict(checkpoint["state_dict"])
+    if "logit_bias" in checkpoint or "logit_bias" in weights:
+        add_logit_bias(clip_model)
     if "logit_bias" in checkpoint:
         weights["logit_bias"] = checkpoint["logit_bias"]
     for name in ("logit_scale", "logit_bias"):  # a scalar for some trainers, one element for others

@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from atomic_write import atomic_write
+
 
 class Clock:
     """Throughput and the share of time spent waiting for data, over the steps since the last log line."""
@@ -43,14 +45,13 @@ class Recorder:
     """Writes every logged number to the console, to metrics.jsonl and, if asked, to TensorBoard; nowhere without a folder."""
 
     def __init__(self, folder, tensorboard=False):
-        self._folder, self._board = folder, None
+        self._folder, self._board, self._tensorboard = folder, None, tensorboard
         self.last = {}  # the last evaluation's and the last log line's numbers
         if tensorboard and folder is not None:
             try:
-                from torch.utils.tensorboard import SummaryWriter
+                import torch.utils.tensorboard  # noqa: F401 - before the training, not at its first line
             except ImportError as error:
                 raise ValueError("TENSORBOARD is true, but tensorboard is missing: pip install tensorboard") from error
-            self._board = SummaryWriter(str(folder.path))
 
     def log_training(self, record, speed, progress, total_steps):
         """One line of the training: `record` of the step, `speed` from the clock."""
@@ -77,10 +78,18 @@ class Recorder:
         self.last = {**self.last, **numbers}
         if self._folder is not None:
             self._folder.log(numbers)
-        if self._board is not None:
+        if self._tensorboard and self._folder is not None:
+            self._open_board(numbers["step"])
             for name, value in numbers.items():
                 if value is not None:
                     self._board.add_scalar(name, value, numbers["step"])
+
+    def _open_board(self, step):
+        """The events file, at the first numbers; those of a run before it, from this step on, are hidden."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._folder.path), purge_step=step)
 
 
 def draw_curves(records, path):
@@ -102,4 +111,5 @@ def draw_curves(records, path):
             axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-    figure.savefig(path, format="png", dpi=110)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -14,6 +14,7 @@ MATHEMATICAL_KNOBS = [
     "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "OPTIMIZER", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS",
     "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY",
 ]  # fmt: skip
+FIXED_KNOBS = ["LOSS", "OPTIMIZER"]  # those among them that decide what a checkpoint holds
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     evaluated_step: int = -1  # the step of the last evaluation
+    learns_statistics: bool = False  # of BatchNorm layers: only where they start from nothing
     first_score: float | None = None  # mean Recall@10 before the first step
     best_score: float | None = None  # of the steps since
     evaluations_since_best: int = 0
@@ -73,8 +75,17 @@ def restore(training, checkpoint, force):
     """Put a run back to where the checkpoint was written; settings that differ are listed, grave ones refused."""
     saved, now = checkpoint["settings"], training.settings
     different = [name for name in now if name != "RESUME" and saved.get(name, now[name]) != now[name]]
+    fixed = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in FIXED_KNOBS]
+    if fixed:
+        raise ValueError(
+            f"{checkpoint['path']} was written by another kind of training: {'; '.join(fixed)}; restore it, or start a new "
+            "run with this file as MODEL_PRETRAINED"
+        )
     grave = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in MATHEMATICAL_KNOBS]
     grave += training.loader.check_state(checkpoint["data"])
+    planned = checkpoint.get("total_steps", training.total_steps)
+    if training.total_steps != planned > checkpoint["step"] and now["LR_SCHEDULE"] != "constant":
+        grave.append(f"the learning rate falls over {planned} steps in the checkpoint, over {training.total_steps} now")
     if grave and not force:
         raise ValueError(
             f"{checkpoint['path']} was written by another training: {'; '.join(grave)}; restore these, or add --force to go "
@@ -84,21 +95,36 @@ def restore(training, checkpoint, force):
         print(f"resuming with another {name}: was {saved[name]}, is {now[name]}")
     for line in grave:
         warn(f"forced: {line}")
-    if training.average is not None and "raw_state_dict" in checkpoint:
+    if "raw_state_dict" in checkpoint:
         # `state_dict` holds the average, which `load_model` put into the model that the average was copied from.
-        training.average.n_averaged.fill_(checkpoint["averaged_steps"])
         training.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])
-    training.optimizer.load_state_dict(checkpoint["optimizer"])
-    training.scaler.load_state_dict(checkpoint["scaler"])
-    training.progress = Progress(**checkpoint["progress"])
+        if training.average is not None:
+            training.average.n_averaged.fill_(checkpoint["averaged_steps"])
+    _restore_optimizer(training.optimizer, checkpoint["optimizer"])
+    if checkpoint["scaler"]:  # empty if it was not fp16
+        training.scaler.load_state_dict(checkpoint["scaler"])
+    training.progress = Progress(**{"evaluated_step": checkpoint["step"], **checkpoint["progress"]})
+    training.progress.skipped_in_a_row = 0
+    training.recorder.last = dict(checkpoint.get("metrics", {}))
     training.micro_batch_size = (
         checkpoint["micro_batch_size"] if now["MICRO_BATCH_SIZE"] is None else training.micro_batch_size
     )
     if training.is_main:
         if now["RESUME"] not in ("auto", "none"):  # an earlier checkpoint, by its path: what came after is another run
             training.folder.set_aside_after(training.progress.step)
-        training.folder.forget_after(training.progress.step)
+        training.folder.forget_after(training.progress.step, training.progress.evaluated_step)
     print(f"resumed {checkpoint['path']}: step {training.progress.step}, epoch {training.progress.epoch + 1}")
+
+
+def _restore_optimizer(optimizer, state_dict):
+    """The moments of the checkpoint with the settings of this run."""
+    settings = [
+        {key: group[key] for key in ("weight_decay", "betas", "eps") if key in group}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state_dict)
+    for group, values in zip(optimizer.param_groups, settings):
+        group.update(values)
 
 
 def checkpoint_fields(training):
@@ -107,6 +133,7 @@ def checkpoint_fields(training):
     fields = {
         "step": progress.step,
         "epoch": progress.epoch,
+        "total_steps": training.total_steps,
         "progress": asdict(progress),
         "data": training.loader.state(),
         "settings": training.settings,
@@ -124,7 +151,19 @@ def checkpoint_fields(training):
     return fields
 
 
-def save(training, path):
-    """Write a checkpoint; only rank 0 does."""
-    if training.is_main and training.folder.save(path, training.clip_model, **checkpoint_fields(training)):
+def save(training, path, needed=False):
+    """Write a checkpoint; only rank 0 does. One that the disk does not take is an OSError only if it is `needed`."""
+    if not training.is_main:
+        return
+    folder, fields = training.folder, checkpoint_fields(training)
+    saved = folder.save(path, training.clip_model, **fields)
+    if needed and not saved:
+        folder.make_room()
+        saved = folder.save(path, training.clip_model, **fields)
+    if saved:
         print(f"saved {path}")
+    elif needed:
+        raise OSError(
+            f"{path} could not be written, so the steps since the last checkpoint are lost: free some space, or choose "
+            "another CHECKPOINT_DIR, then --resume"
+        )

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import clipFineTuner
+import dBManagement
 import losses
 import openClipManagement as clip
 import settings
@@ -27,7 +28,7 @@ def data(tmp_path_factory, make_shards):
     """A folder with training and validation shards and a model's config."""
     folder = tmp_path_factory.mktemp("data")
     make_shards(folder / "train", products=PRODUCTS, views=VIEWS, shards=2)
-    make_shards(folder / "valid", products=6, views=VIEWS, shards=1, first_product=100)
+    make_shards(folder / "valid", products=40, views=VIEWS, shards=1, first_product=100)
     write_config(folder)
     return folder
 
@@ -343,6 +344,40 @@ def test_settings_that_change_the_mathematics_need_force(data, tmp_path, capsys)
     assert "another LOG_INTERVAL: was 1, is 2" in told.out
 
 
+def test_forced_settings_are_those_that_the_run_goes_on_with(data, tmp_path):
+    run = train(data, tmp_path, max_steps=6, eval_interval="none")
+    changes = {"weight_decay": 0.5, "beta1": 0.5, "eps": 1e-3, "precision": "fp16"}
+    train(data, run, "--resume", "--force", max_steps=8, eval_interval="none", **changes)
+    optimizer = clip.read_checkpoint(run / "final_checkpoint.pt")["optimizer"]
+    adamw = [group for group in optimizer["param_groups"] if "betas" in group]
+    assert [(group["betas"][0], group["eps"]) for group in adamw] == [(0.5, 1e-3)] * 2
+    assert sorted(group["weight_decay"] for group in optimizer["param_groups"]) == [0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("change", [{"loss": "siglip"}, {"optimizer": "adamw"}])
+def test_what_decides_over_the_contents_of_a_checkpoint_cannot_be_forced(data, tmp_path, change):
+    run = train(data, tmp_path, max_steps=2, eval_interval="none")
+    with pytest.raises(
+        ValueError, match="another kind of training.*start a new run with this file as MODEL_PRETRAINED"
+    ):
+        train(data, run, "--resume", "--force", max_steps=4, eval_interval="none", **change)
+
+
+def test_another_number_of_steps_in_the_middle_of_the_cosine_needs_force(data, tmp_path):
+    run = train(data, tmp_path, eval_interval="none", warmup_steps=1)
+    (run / "final_checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match="the learning rate falls over 12 steps in the checkpoint, over 100 now"):
+        train(data, run, "--resume", max_steps=100, eval_interval="none")
+    train(data, run, "--resume", "--force", max_steps=10, eval_interval="none")
+
+
+def test_an_average_that_is_given_up_by_force_leaves_the_weights_themselves(data, tmp_path):
+    run = train(data, tmp_path, ema_decay=0.9, max_steps=6, eval_interval="none")
+    raw = clip.read_checkpoint(run / "final_checkpoint.pt")["raw_state_dict"]
+    train(data, run, "--resume", "--force", max_steps=7, eval_interval="none", learning_rate=1e-12)
+    assert torch.allclose(weights(run)["visual.proj"], raw["visual.proj"], atol=1e-6)
+
+
 def test_another_architecture_is_refused_by_name(data, tmp_path):
     run = train(data, tmp_path, max_steps=2, eval_interval="none")
     with pytest.raises(ValueError, match="checkpoint of tiny-test, but MODEL_NAME is ViT-B-32"):
@@ -366,13 +401,14 @@ def test_a_new_run_sets_the_old_one_aside(data, tmp_path, capsys):
 def test_a_run_goes_on_from_its_best_checkpoint_if_there_is_no_other(data, tmp_path, capsys):
     run = train(data, tmp_path, max_steps=6, eval_interval=3, checkpoint_interval=100)
     (run / "final_checkpoint.pt").unlink()
-    train(data, run, "--resume", max_steps=8, eval_interval=3, checkpoint_interval=100)
+    train(data, run, "--resume", "--force", max_steps=8, eval_interval=3, checkpoint_interval=100)
     assert "resumed" in capsys.readouterr().out
 
 
 def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(data, tmp_path):
     run = train(data, tmp_path, eval_interval="none")
-    train(data, run, f"--resume={run / 'checkpoint_00000004.pt'}", max_steps=6, eval_interval="none", warmup_steps=1)
+    earlier = f"--resume={run / 'checkpoint_00000004.pt'}"
+    train(data, run, earlier, "--force", max_steps=6, eval_interval="none", warmup_steps=1)
     assert {path.name for path in (run / "earlier_run_1").iterdir()} == {
         "checkpoint_00000008.pt",
         "final_checkpoint.pt",
@@ -413,23 +449,67 @@ def test_a_signal_saves_a_checkpoint_and_leaves_cleanly(data, tmp_path, number):
     assert f"at step {step}; go on with --resume" in console
 
 
-def test_an_evaluation_that_a_signal_came_before_is_made_up_for(data, tmp_path, monkeypatch, finished):
+def send_sigterm_at(number, monkeypatch):
+    """SIGTERM for this process in the step of this number, whenever a run does it."""
     real_step = clipFineTuner.train_step
 
     def step(training, args, batch):
         record = real_step(training, args, batch)
-        if training.progress.step == 6:
+        if training.progress.step == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return record
 
     monkeypatch.setattr(clipFineTuner, "train_step", step)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema_decay": 0.9},
+        {"precision": "bf16", "loss": "siglip", "ema_decay": 0.5},
+        {"precision": "fp16", "grad_checkpointing": "true", "micro_batch_size": 3},
+    ],
+)
+def test_whatever_a_run_consists_of_goes_on_to_the_bit(data, tmp_path, monkeypatch, changes):
+    whole = train(data, tmp_path / "whole", eval_interval="none", **changes)
+    send_sigterm_at(7, monkeypatch)
+    run = train(data, tmp_path / "run", eval_interval="none", **changes)
+    assert not (run / "final_checkpoint.pt").exists()
+    train(data, run, "--resume", eval_interval="none", **changes)
+    found, expected = (clip.read_checkpoint(folder / "final_checkpoint.pt") for folder in (run, whole))
+    for part in ("state_dict", "raw_state_dict"):
+        for name, value in expected.get(part, {}).items():
+            assert torch.equal(found[part][name], value), name
+    for number, moments in expected["optimizer"]["state"].items():
+        assert all(torch.equal(found["optimizer"]["state"][number][key], value) for key, value in moments.items())
+    assert found["scaler"] == expected["scaler"]
+    assert found.get("logit_bias") == expected.get("logit_bias")
+
+
+def test_an_evaluation_that_a_signal_came_before_is_made_up_for(data, tmp_path, monkeypatch, finished):
+    send_sigterm_at(6, monkeypatch)
     run = train(data, tmp_path)
     assert clip.read_checkpoint(run / "checkpoint_00000006.pt")["step"] == 6
-    monkeypatch.setattr(clipFineTuner, "train_step", real_step)
     train(data, run, "--resume")
     keys = ("step", "recall@10/text_to_image", "recall@10/image_to_text")
     assert records(run, *keys) == records(finished, *keys)
     assert_same_weights(run, finished)
+
+
+def test_patience_that_ends_at_an_evaluation_made_up_for_ends_the_run(data, tmp_path, monkeypatch):
+    recall = {"text_to_image": 0.5, "image_to_text": 0.5}
+    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", lambda *_, **__: {"recall@10": recall})
+    send_sigterm_at(6, monkeypatch)
+    run = train(data, tmp_path, patience=2, eval_interval=2)
+    assert not (run / "final_checkpoint.pt").exists()
+    train(data, run, "--resume", patience=2, eval_interval=2)
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 6
+
+
+def test_a_signal_in_the_last_step_leaves_a_whole_run(data, tmp_path, monkeypatch, finished):
+    send_sigterm_at(12, monkeypatch)
+    keys = ("step", "recall@10/text_to_image", "recall@10/image_to_text")
+    assert records(train(data, tmp_path), *keys) == records(finished, *keys)
 
 
 def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
@@ -461,11 +541,11 @@ def test_two_trainers_on_one_folder_the_second_refuses(data, tmp_path):
 def test_a_full_disk_leaves_the_older_checkpoint_and_training_goes_on(data, tmp_path, monkeypatch, capsys):
     real_save = torch.save
 
-    def save(content, path):
+    def save(content, file):
         if content["step"] == 8:
-            Path(path).write_bytes(b"half")
+            file.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real_save(content, path)
+        real_save(content, file)
 
     monkeypatch.setattr(torch, "save", save)
     run = train(data, tmp_path, eval_interval="none")
@@ -473,6 +553,93 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_training_goes_on(data, tmp_
     assert sorted(path.name for path in run.glob("*.pt")) == ["checkpoint_00000004.pt", "final_checkpoint.pt"]
     assert not list(run.glob(".*.partial"))
     assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 12
+
+
+def test_a_final_checkpoint_makes_room_for_itself(data, tmp_path, monkeypatch):
+    real_save = torch.save
+
+    def save(content, file):
+        if content["step"] == 12 and len(list(tmp_path.glob("checkpoint_*.pt"))) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_save(content, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    train(data, tmp_path, eval_interval="none")
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["checkpoint_00000008.pt", "final_checkpoint.pt"]
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_is_no_success(data, tmp_path, monkeypatch):
+    real_save = torch.save
+
+    def save(content, file):
+        if content["step"] == 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_save(content, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="final_checkpoint.pt could not be written, so the steps since the last"):
+        train(data, tmp_path, eval_interval="none")
+    monkeypatch.setattr(torch, "save", real_save)
+    train(data, tmp_path, "--resume", eval_interval="none")
+    assert clip.read_checkpoint(tmp_path / "final_checkpoint.pt")["step"] == 12
+
+
+def test_a_final_checkpoint_of_fewer_steps_is_replaced(data, tmp_path):
+    run = train(data, tmp_path, max_steps=6)
+    old = (run / "final_checkpoint.pt").read_bytes()
+    train(data, run, "--resume", max_steps=9)
+    (run / "final_checkpoint.pt").write_bytes(
+        old
+    )  # as if killed between best_checkpoint.pt of step 9 and the final one
+    if clip.read_checkpoint(run / "best_checkpoint.pt")["step"] != 9:
+        (run / "best_checkpoint.pt").unlink()
+    train(data, run, "--resume", max_steps=9)
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 9
+
+
+@pytest.mark.parametrize("what", ["evaluation", "shards"])
+def test_an_error_between_two_checkpoints_costs_no_step(data, tmp_path, monkeypatch, finished, what):
+    real_measure, real_collate = clipFineTuner.evaluate_clip.measure, dBManagement.ClipDataset._collate
+    calls = {"evaluation": 0, "shards": 0}
+
+    def measure(*arguments):
+        calls["evaluation"] += 1
+        if what == "evaluation" and calls["evaluation"] == 2:  # step 6; the last checkpoint is of step 4
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return real_measure(*arguments)
+
+    def collate(dataset, *arguments):
+        calls["shards"] += dataset.train
+        if what == "shards" and dataset.train and calls["shards"] == 7:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return real_collate(dataset, *arguments)
+
+    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", measure)
+    monkeypatch.setattr(dBManagement.ClipDataset, "_collate", collate)
+    with pytest.raises(OSError, match="not connected"):
+        train(data, tmp_path)
+    assert clip.read_checkpoint(tmp_path / "checkpoint_00000006.pt")["step"] == 6
+    run = train(data, tmp_path, "--resume")
+    assert_same_weights(run, finished)
+    for keys in (("step", "loss"), ("step", "recall@10/text_to_image", "recall@10/image_to_text")):
+        assert records(run, *keys) == records(finished, *keys)
+
+
+def test_evaluation_keeps_to_the_micro_batch_and_halves_it_when_memory_ends(data, tmp_path, monkeypatch, finished):
+    real_encode, sizes = clip.encode_images, []
+
+    def encode(clip_model, images):
+        if not clip_model.model.training:
+            sizes.append(len(images))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("injected")
+        return real_encode(clip_model, images)
+
+    monkeypatch.setattr(clip, "encode_images", encode)
+    run = train(data, tmp_path, micro_batch_size=4, max_steps=6)
+    assert max(sizes) == 4
+    key = "recall@10/text_to_image"
+    assert records(run, "step", key)[0] == records(finished, "step", key)[0]
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(data, tmp_path, monkeypatch, capsys, finished):
@@ -514,6 +681,8 @@ def test_ten_steps_in_a_row_that_are_not_finite_stop_with_a_checkpoint(data, tmp
     with pytest.raises(ValueError, match="not finite in steps 2 to 11.*lower LEARNING_RATE"):
         train(data, tmp_path, eval_interval="none")
     assert clip.read_checkpoint(tmp_path / "checkpoint_00000011.pt")["step"] == 11
+    with pytest.raises(ValueError, match="not finite in steps 12 to 21"):  # ten more are allowed
+        train(data, tmp_path, "--resume", "--force", eval_interval="none", learning_rate=1e-4, max_steps=99)
 
 
 @pytest.mark.parametrize(
@@ -569,3 +738,77 @@ def test_two_processes_train_like_one(data, tmp_path, finished):
     one, two = records(finished, "step", "loss"), records(run, "step", "loss")
     assert [step for step, _ in one] == [step for step, _ in two]
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
+
+
+def test_processes_that_see_different_folders_do_not_wait_for_each_other(data, tmp_path):
+    resumed = train(data, tmp_path / "0", max_steps=4, eval_interval="none")
+    assert (resumed / "final_checkpoint.pt").exists()
+    (tmp_path / "1").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"max_steps": 8, "warmup_steps": 0, "eval_interval": "none"}
+    arguments = [[*flags(data, tmp_path / str(r), **common), "--resume", "--force"] for r in range(2)]
+    consoles = [tmp_path / f"{r}.txt" for r in range(2)]
+    ranks = [CONTEXT.Process(target=_rank, args=(arguments[r], r, port, str(consoles[r]))) for r in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [2, 2], [path.read_text() for path in consoles]
+    assert "do not start from the same step" in consoles[0].read_text()
+
+
+# ------------------------------------------------------------------------------------------------ BatchNorm
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+    return write_config(tmp_path, name="tiny-resnet", vision_cfg=vision)
+
+
+def statistics(run):
+    return {name: value for name, value in weights(run).items() if "running_" in name}
+
+
+def test_trained_statistics_stay_and_micro_batches_change_nothing(data, tmp_path, resnet):
+    common = {"model_name": resnet, "max_steps": 3, "eval_interval": "none", "learning_rate": 1e-4}
+    start = train(data, tmp_path / "start", **common)
+    assert any(value.any() for name, value in statistics(start).items() if "mean" in name)  # from nothing they learn
+    common["model_pretrained"] = start / "final_checkpoint.pt"
+    whole = train(data, tmp_path / "whole", **common)
+    sliced = train(data, tmp_path / "sliced", micro_batch_size=3, **common)
+    for name, value in statistics(start).items():
+        assert torch.equal(statistics(whole)[name], value), name
+    assert_same_weights(sliced, whole, tolerance=1e-5)
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_statistics(data, tmp_path, resnet, monkeypatch):
+    real_normalize, calls = clip.normalize, []
+
+    def normalize(*arguments):
+        calls.append(1)
+        return real_normalize(*arguments) * (math.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(clip, "normalize", normalize)
+    run = train(data, tmp_path / "run", model_name=resnet, max_steps=4, eval_interval="none")
+    assert clip.read_checkpoint(run / "final_checkpoint.pt")["progress"]["skipped_steps"] == 1
+    assert all(torch.isfinite(value).all() for value in statistics(run).values())
+
+
+def test_siglips_scale_may_exceed_a_hundred_and_clips_may_not(data, tmp_path):
+    """Published SigLIP weights have scales above 100; CLIP's paper bounds them there."""
+    config = write_config(tmp_path, name="tiny-sigmoid")
+    start = clip.create_model(config)
+    clip.add_logit_bias(start)
+    with torch.no_grad():
+        start.model.logit_scale.fill_(math.log(117.3))
+    clip.save_checkpoint(tmp_path / "start.pt", start)
+    common = {"model_name": config, "model_pretrained": tmp_path / "start.pt", "max_steps": 1, "eval_interval": "none"}
+    scales = {
+        loss: weights(train(data, tmp_path / loss, loss=loss, learning_rate=1e-8, **common))["logit_scale"].exp().item()
+        for loss in ("siglip", "clip")
+    }
+    assert scales["siglip"] == pytest.approx(117.3, abs=0.01)
+    assert scales["clip"] == pytest.approx(100, abs=0.01)
