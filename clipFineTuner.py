@@ -91,29 +91,9 @@ def setup(args, ranks, folder):
     device = clip.pick_device(args.device, ranks.local_rank)
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     checkpoint = find_checkpoint(args, folder)
-    if checkpoint is None:
-        clip_model = clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed)
-        if args.loss == "siglip":
-            clip.add_logit_bias(clip_model)
-    else:
-        saved = {"OPTIMIZER": "adamw", **checkpoint["settings"]}  # before there was a choice, it was AdamW
-        same_name = saved["MODEL_NAME"] == args.model_name
-        clip_model = clip.load_model(
-            checkpoint["path"],
-            device,
-            args.model_cache_dir,
-            None if same_name else args.model_name,
-            checkpoint=checkpoint,
-        )
-        clip_model = replace(clip_model, pretrained=checkpoint.get("pretrained", clip_model.pretrained))
-        for name in [name for name, unset in CHOSEN_KNOBS.items() if getattr(args, name.lower()) == unset]:
-            setattr(args, name.lower(), saved[name])
-    # Timed where it is `auto`, so that processes might choose differently.
-    precision = args.precision = distributed.gather_objects(clip.pick_precision(args.precision, device))[0]
+    clip_model = load_start(args, checkpoint, device)
     untrained = clip.is_untrained(clip_model.model)
-    args.optimizer = optimization.pick_optimizer(args.optimizer, clip_model.model, args.batch_size, untrained)
-    if args.learning_rate is None:
-        args.learning_rate = optimization.usual_learning_rate(untrained)
+    choose_knobs(args, checkpoint, clip_model, untrained)
     if args.grad_checkpointing:
         clip_model.model.set_grad_checkpointing()
     distributed.broadcast([*clip_model.model.parameters(), *clip_model.model.buffers()])
@@ -139,11 +119,11 @@ def setup(args, ranks, folder):
             eps=args.eps,
             kind=args.optimizer,
         ),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        scaler=torch.amp.GradScaler(device.type, enabled=args.precision == "fp16"),
         average=average,
         folder=folder,
         recorder=training_log.Recorder(folder if ranks.rank == 0 else None, args.tensorboard),
-        precision=precision,
+        precision=args.precision,
         total_steps=total_steps,
         micro_batch_size=args.micro_batch_size,
         progress=Progress(learns_statistics=untrained),
@@ -156,17 +136,47 @@ def setup(args, ranks, folder):
         restore(training, checkpoint, args.force)
     elif training.is_main:
         folder.set_aside()
-    if len(set(distributed.gather_objects((training.progress.step, total_steps)))) > 1:
+    check_processes(training, args, ranks)
+    return training
+
+
+def load_start(args, checkpoint, device):
+    """The model that MODEL_NAME and MODEL_PRETRAINED name, or that of the checkpoint to go on from."""
+    if checkpoint is None:
+        clip_model = clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed)
+        if args.loss == "siglip":
+            clip.add_logit_bias(clip_model)
+        return clip_model
+    named = None if checkpoint["settings"]["MODEL_NAME"] == args.model_name else args.model_name
+    clip_model = clip.load_model(checkpoint["path"], device, args.model_cache_dir, named, checkpoint=checkpoint)
+    return replace(clip_model, pretrained=checkpoint.get("pretrained", clip_model.pretrained))
+
+
+def choose_knobs(args, checkpoint, clip_model, untrained):
+    """Fill in what the settings leave open: as the checkpoint has it, else what suits the device and the weights."""
+    if checkpoint is not None:
+        saved = {"OPTIMIZER": "adamw", **checkpoint["settings"]}  # before there was a choice, it was AdamW
+        for name in [name for name, unset in CHOSEN_KNOBS.items() if getattr(args, name.lower()) == unset]:
+            setattr(args, name.lower(), saved[name])
+    # Rank 0's choice for all: it is timed on a CPU, so processes might choose differently.
+    args.precision = distributed.gather_objects(clip.pick_precision(args.precision, clip_model.device))[0]
+    args.optimizer = optimization.pick_optimizer(args.optimizer, clip_model.model, args.batch_size, untrained)
+    if args.learning_rate is None:
+        args.learning_rate = optimization.usual_learning_rate(untrained)
+
+
+def check_processes(training, args, ranks):
+    """ValueError if the processes are not about to do the same; a warning if it matters how many they are."""
+    if len(set(distributed.gather_objects((training.progress.step, training.total_steps)))) > 1:
         raise ValueError(
             f"the processes do not start from the same step of the same training: CHECKPOINT_DIR={args.checkpoint_dir} and "
             "the shards must be the same for all machines, on a file system that they share"
         )
     cut = ranks.world_size > 1 or args.micro_batch_size is not None
-    if cut and training.progress.learns_statistics and clip.batch_norms(clip_model.model):
+    if cut and training.progress.learns_statistics and clip.batch_norms(training.clip_model.model):
         warn(
             "BatchNorm layers see each process's part and each micro-batch by itself: the result depends on their sizes"
         )
-    return training
 
 
 def load_data(args, ranks, clip_model):
