@@ -1,6 +1,7 @@
 """A file appears whole or not at all: write beside it, flush to the disk, rename."""
 
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def atomic_write(path):
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder, pattern="*"):
-    """Delete what killed writers of files like `pattern` left in a folder; call it where no other can be writing."""
-    for path in Path(folder).glob(f".{pattern}.*.partial"):
-        path.unlink(missing_ok=True)
+def remove_leftovers(folder, names=None):
+    """Delete what killed writers left in a folder, of the files of these `names` or of all: where no other is writing."""
+    for path in Path(folder).glob(".*.*.partial"):
+        if names is None or re.sub(r"\.\d+\.partial$", "", path.name[1:]) in names:
+            path.unlink(missing_ok=True)

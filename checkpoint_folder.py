@@ -8,6 +8,7 @@ training_curves.png      the same as a picture
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -21,12 +22,17 @@ from openClipManagement import read_checkpoint, save_checkpoint
 
 FINAL, BEST = "final_checkpoint.pt", "best_checkpoint.pt"
 METRICS, CURVES = "metrics.jsonl", "training_curves.png"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def warn(text):
     """A line that is seen among progress bars and redirected output alike."""
     if int(os.environ.get("RANK", 0)) == 0:  # one log, also under torchrun
         print(f"WARNING: {text}", file=sys.stderr, flush=True)
+
+
+class NeededCheckpointFailed(OSError):
+    """A checkpoint could not be written without which the run is no success."""
 
 
 class CheckpointFolder:
@@ -51,8 +57,9 @@ class CheckpointFolder:
             ) from None
         except OSError as error:  # network folders such as Google Drive may not know locks
             warn(f"{self.path} cannot be locked ({error}): make sure that no other trainer writes there")
+        else:
+            remove_leftovers(self.path)
         with file:
-            remove_leftovers(self.path, "*.pt")
             yield
 
     # ------------------------------------------------------------------------------------------ writing
@@ -61,29 +68,43 @@ class CheckpointFolder:
         """The path of the checkpoint of a step."""
         return self.path / f"checkpoint_{step:08d}.pt"
 
-    def save(self, path, clip_model, **fields):
-        """Write a checkpoint whole or not at all -> True; if the disk does not take it, warn, keep the older ones -> False."""
-        try:
-            save_checkpoint(path, clip_model, **fields)
-        except OSError as error:
-            free = shutil.disk_usage(self.path).free / 2**20
-            warn(
-                f"{path} could not be written ({error.strerror or error}; {free:,.0f} MiB free): earlier checkpoints are "
-                "whole, training goes on; free some space, or lower KEEP_CHECKPOINTS"
-            )
-            return False
-        self._prune(self.keep, path)
-        return True
+    def save(self, path, clip_model, needed=False, **fields):
+        """Write a checkpoint whole or not at all -> True; if the disk does not take it, warn, keep the older ones -> False.
 
-    def make_room(self):
-        """Delete all periodic checkpoints but the newest."""
-        self._prune(1)
+        One that is `needed` makes room for itself, and raises NeededCheckpointFailed if that does not help.
+        """
+        failure = _failure(save_checkpoint, path, clip_model, **fields)
+        if needed and failure and failure.errno in NO_ROOM:
+            self._make_room()
+            failure = _failure(save_checkpoint, path, clip_model, **fields)
+        if failure is None:
+            self._prune(path)
+            return True
+        what = f"{path} could not be written ({failure.strerror or failure}{self._free_space()})"
+        if needed:
+            raise NeededCheckpointFailed(
+                f"{what}: earlier checkpoints are whole; free some space, or choose another CHECKPOINT_DIR, then --resume"
+            ) from failure
+        warn(f"{what}: earlier checkpoints are whole, training goes on; free some space, or lower KEEP_CHECKPOINTS")
+        return False
 
-    def _prune(self, keep, written=None):
-        """Delete the periodic checkpoints that were written first; one of an earlier step may be the newest that is whole."""
-        by_age = sorted(self._periodic_files(), key=lambda path: (path == written, path.stat().st_mtime_ns, path.name))
-        for old in by_age[:-keep]:
-            old.unlink(missing_ok=True)
+    def _free_space(self):
+        with contextlib.suppress(OSError):  # a folder that is gone has none
+            return f"; {shutil.disk_usage(self.path).free / 2**20:,.0f} MiB free"
+        return ""
+
+    def _make_room(self):
+        """Delete all periodic checkpoints but the newest that can be read."""
+        files = self._periodic_files()
+        newest = next((path for path in files if self.step_of(path) is not None), None)
+        _delete(path for path in files if path != newest)
+
+    def _prune(self, written):
+        """Delete the periodic checkpoints that were written first: a damaged one may be of a later step than `written`."""
+        with contextlib.suppress(OSError):
+            files = self._periodic_files()
+            files.sort(key=lambda path: (path == written, path.stat().st_mtime_ns, path.name))
+            _delete(files[: -self.keep])
 
     def log(self, record):
         """Append one line to metrics.jsonl."""
@@ -139,10 +160,13 @@ class CheckpointFolder:
                 records.append(json.loads(line))
         return records
 
-    def forget_after(self, step, evaluated_step=None):
+    def forget_after(self, step, evaluated_step):
         """Drop the lines of metrics.jsonl behind a step, and evaluations behind another: the resumed run writes them again."""
-        last = {True: step if evaluated_step is None else evaluated_step, False: step}
-        kept = [record for record in self.records() if record.get("step", 0) <= last["mean_recall@10" in record]]
+
+        def is_done(record):
+            return record.get("step", 0) <= (evaluated_step if "mean_recall@10" in record else step)
+
+        kept = [record for record in self.records() if is_done(record)]
         with atomic_write(self.path / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
@@ -170,6 +194,21 @@ class CheckpointFolder:
             path.rename(aside / path.name)
         names = ", ".join(path.name for path in present)
         print(f"{self.path} held another run: {names} are now in {aside} (delete it if you do not need it)")
+
+
+def _failure(function, *arguments, **options):
+    """The OSError of a call, or None."""
+    try:
+        function(*arguments, **options)
+    except OSError as error:
+        return error
+    return None
+
+
+def _delete(paths):
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _step_in(path):

@@ -28,7 +28,7 @@ import openClipManagement as clip
 import optimization
 import settings
 import training_log
-from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, warn
+from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed, warn
 from stop_signals import StopSignals
 from training_state import MATHEMATICAL_KNOBS, Progress, Training, find_checkpoint, restore, save
 
@@ -38,12 +38,8 @@ OTHER_KNOBS = [
     "EPOCHS", "MAX_STEPS", "DEVICE", "MICRO_BATCH_SIZE", "GRAD_CHECKPOINTING", "CHECKPOINT_DIR", "CHECKPOINT_INTERVAL",
     "KEEP_CHECKPOINTS", "RESUME", "EVAL_INTERVAL", "PATIENCE", "LOG_INTERVAL", "TENSORBOARD",
 ]  # fmt: skip
-CHOSEN_KNOBS = {
-    "PRECISION": "auto",
-    "OPTIMIZER": "auto",
-    "LEARNING_RATE": None,
-    "WARMUP_STEPS": None,
-}  # if left at these
+# A resumed run takes these from its checkpoint where they are left at the value here.
+CHOSEN_KNOBS = {"PRECISION": "auto", "OPTIMIZER": "auto", "LEARNING_RATE": None, "WARMUP_STEPS": None}
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_DEFAULT_WARMUP = 500
@@ -93,12 +89,12 @@ def setup(args, ranks, folder):
     checkpoint = find_checkpoint(args, folder)
     clip_model = load_start(args, checkpoint, device)
     untrained = clip.is_untrained(clip_model.model)
-    choose_knobs(args, checkpoint, clip_model, untrained)
     if args.grad_checkpointing:
         clip_model.model.set_grad_checkpointing()
     distributed.broadcast([*clip_model.model.parameters(), *clip_model.model.buffers()])
 
     loader, valid_loader = load_data(args, ranks, clip_model)
+    choose_knobs(args, checkpoint, clip_model, loader.batch_size, untrained)
     steps = len(loader) * args.epochs if args.epochs else args.max_steps
     total_steps = min(steps, args.max_steps or steps)
     if args.warmup_steps is None:
@@ -132,11 +128,11 @@ def setup(args, ranks, folder):
         },
         is_main=ranks.rank == 0,
     )
+    check_processes(training, args, ranks, checkpoint["step"] if checkpoint else 0)
     if checkpoint is not None:
         restore(training, checkpoint, args.force)
     elif training.is_main:
         folder.set_aside()
-    check_processes(training, args, ranks)
     return training
 
 
@@ -152,25 +148,25 @@ def load_start(args, checkpoint, device):
     return replace(clip_model, pretrained=checkpoint.get("pretrained", clip_model.pretrained))
 
 
-def choose_knobs(args, checkpoint, clip_model, untrained):
+def choose_knobs(args, checkpoint, clip_model, batch_size, untrained):
     """Fill in what the settings leave open: as the checkpoint has it, else what suits the device and the weights."""
     if checkpoint is not None:
-        saved = {"OPTIMIZER": "adamw", **checkpoint["settings"]}  # before there was a choice, it was AdamW
-        for name in [name for name, unset in CHOSEN_KNOBS.items() if getattr(args, name.lower()) == unset]:
-            setattr(args, name.lower(), saved[name])
-    # Rank 0's choice for all: it is timed on a CPU, so processes might choose differently.
-    args.precision = distributed.gather_objects(clip.pick_precision(args.precision, clip_model.device))[0]
-    args.optimizer = optimization.pick_optimizer(args.optimizer, clip_model.model, args.batch_size, untrained)
+        for name, unset in CHOSEN_KNOBS.items():
+            if getattr(args, name.lower()) == unset:
+                setattr(args, name.lower(), checkpoint["settings"][name])
+    args.precision = distributed.agree(clip.pick_precision(args.precision, clip_model.device))
+    args.optimizer = optimization.pick_optimizer(args.optimizer, clip_model.model, batch_size, untrained)
     if args.learning_rate is None:
         args.learning_rate = optimization.usual_learning_rate(untrained)
 
 
-def check_processes(training, args, ranks):
+def check_processes(training, args, ranks, step):
     """ValueError if the processes are not about to do the same; a warning if it matters how many they are."""
-    if len(set(distributed.gather_objects((training.progress.step, training.total_steps)))) > 1:
+    valid_samples = training.valid_loader.num_samples if training.valid_loader else 0
+    if len(set(distributed.gather_objects((step, training.total_steps, valid_samples)))) > 1:
         raise ValueError(
-            f"the processes do not start from the same step of the same training: CHECKPOINT_DIR={args.checkpoint_dir} and "
-            "the shards must be the same for all machines, on a file system that they share"
+            f"the processes do not start from the same step with the same data: CHECKPOINT_DIR={args.checkpoint_dir} and the "
+            "shards must be the same for all machines, on a file system that they share"
         )
     cut = ranks.world_size > 1 or args.micro_batch_size is not None
     if cut and training.progress.learns_statistics and clip.batch_norms(training.clip_model.model):
@@ -224,6 +220,10 @@ def fit(training, args, stop):
         if not out_of_patience(progress, args) and train(training, args, stop) == "stopped":
             return
         save(training, final, needed=True)
+    if progress.step < training.total_steps:
+        print(
+            f"step {progress.step}: no better mean Recall@10 in {args.patience} evaluations, so the training ends here"
+        )
     finish(training)
 
 
@@ -247,9 +247,6 @@ def train(training, args, stop):
             if evaluation_is_due(training, args) and not stopped:
                 evaluate(training)
                 if out_of_patience(progress, args) and not last:
-                    print(
-                        f"step {step}: no better mean Recall@10 in {args.patience} evaluations, so the training ends here"
-                    )
                     return "ended"
             if (step % args.checkpoint_interval == 0 or stopped) and not last:
                 save(training, folder.periodic(step), needed=stopped)
@@ -262,15 +259,21 @@ def train(training, args, stop):
 
 @contextlib.contextmanager
 def rescue(training):
-    """Whatever goes wrong between two checkpoints (the shards are gone, another process died) costs no step."""
+    """Save before an error ends the run: the shards are gone, another process died, no step is finite."""
     begin = training.progress.step
     try:
         yield
+    except NeededCheckpointFailed:
+        raise
     except Exception:
         path = training.folder.periodic(training.progress.step)
         try:
-            if training.progress.step > begin and not path.exists() and weights_are_finite(training):
+            if training.in_update or training.progress.step == begin:
+                pass  # weights of no whole step, or those that were there already
+            elif weights_are_finite(training):
                 save(training, path)
+            else:
+                warn("the weights are not finite, so they are not saved; go on from an earlier checkpoint")
         except Exception as error:  # a device that failed gives no weights; the first error is the one to tell
             warn(f"{path} could not be saved: {error}")
         raise
@@ -283,7 +286,7 @@ def weights_are_finite(training):
 def evaluation_is_due(training, args):
     """Whether the validation shards are to be looked at after this step."""
     step = training.progress.step
-    return args.eval_interval and (step % args.eval_interval == 0 or step == training.total_steps)
+    return args.eval_interval is not None and (step % args.eval_interval == 0 or step == training.total_steps)
 
 
 def out_of_patience(progress, args):
@@ -292,12 +295,12 @@ def out_of_patience(progress, args):
 
 
 def is_over(training, args):
-    """Say so if a resumed run has nothing left to do and its final checkpoint is there."""
+    """Whether a resumed run has nothing left to do and its final checkpoint is there; says so."""
     progress, folder = training.progress, training.folder
-    if out_of_patience(progress, args):
-        why = f"no better mean Recall@10 in {args.patience} evaluations; a larger PATIENCE goes on"
-    elif progress.step >= training.total_steps:
+    if progress.step >= training.total_steps:
         why = f"EPOCHS and MAX_STEPS ask for {training.total_steps}; more of them go on"
+    elif out_of_patience(progress, args):
+        why = f"no better mean Recall@10 in {args.patience} evaluations; a larger PATIENCE goes on"
     else:
         return False
     there = distributed.any_rank(training.is_main and folder.step_of(folder.path / FINAL) == progress.step)
@@ -337,6 +340,7 @@ def train_step(training, args, batch):
     # ---- the step ------------------------------------------------------------------------------------
     clip.training_mode(model, progress.learns_statistics)
     statistics = [(b, b.clone()) for norm in clip.batch_norms(model) if norm.training for b in norm.buffers()]
+    training.in_update = bool(statistics)  # those the forward pass updates already
     learning_rate = optimization.learning_rate_at(
         progress.step,
         peak=args.learning_rate,
@@ -352,13 +356,14 @@ def train_step(training, args, batch):
             embed, loss_of, images, tokens, products, parameters,
             micro_batch_size=training.micro_batch_size, scaler=scaler, say=warn,
         )  # fmt: skip
+    training.in_update = True
     scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, args.grad_clip_norm or math.inf)
     finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))  # the one value fetched from the device each step
     if finite:
         scaler.step(optimizer)
         with torch.no_grad():
-            # SigLIP's paper bounds its scale by nothing, and its published ones are above 100.
+            # SigLIP's paper does not bound the scale, and published ones are above 100.
             model.logit_scale.clamp_(0, MAX_LOGIT_SCALE if args.loss == "clip" else None)
         if training.average is not None:
             training.average.update_parameters(model)
@@ -368,6 +373,7 @@ def train_step(training, args, batch):
     scaler.update()
     # ----------------------------------------------------------------------------------------------------
     progress.step, progress.batch = progress.step + 1, progress.batch + 1
+    training.in_update = False
     count_skipped(training, finite, loss)
     return {
         "loss": loss,
@@ -383,7 +389,7 @@ def step_seed(seed, step, rank):
 
 
 def count_skipped(training, finite, loss):
-    """Count a step without update; ValueError after ten in a row, with a checkpoint if the weights are still sound."""
+    """Count a step without update; ValueError after ten in a row."""
     progress = training.progress
     if finite:
         progress.skipped_in_a_row = 0
@@ -395,13 +401,9 @@ def count_skipped(training, finite, loss):
     if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
         return
     first = progress.step - MAX_SKIPPED_IN_A_ROW + 1
-    sound = weights_are_finite(training)
-    if sound:
-        save(training, training.folder.periodic(progress.step))
     raise ValueError(
-        f"the loss or its gradient was not finite in steps {first} to {progress.step}, so the training stops "
-        f"({'a checkpoint of the last sound weights is saved' if sound else 'the weights are not finite either'}); "
-        "lower LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32, with --resume --force or in a new run"
+        f"the loss or its gradient was not finite in steps {first} to {progress.step}, so the training stops; lower "
+        "LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32, with --resume --force or in a new run"
     )
 
 
@@ -410,9 +412,9 @@ def evaluate(training):
     if training.valid_loader is None:
         return
     progress, clip_model = training.progress, training.clip_model
-    distributed.broadcast(clip_model.model.buffers())  # BatchNorm's, which may differ between processes
     if training.average is not None and progress.step > 0:
         clip_model = replace(clip_model, model=training.average.module)
+    distributed.broadcast(clip_model.model.buffers())  # BatchNorm's, which may differ between processes
     results = evaluate_clip.measure(clip_model, training.valid_loader, training.precision)
     progress.evaluated_step = progress.step
     score = sum(results["recall@10"].values()) / 2

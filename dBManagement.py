@@ -430,9 +430,9 @@ def _start_worker(_):
 
 
 def _end_workers(reference):
-    """At the exit, before multiprocessing ends what is left by SIGTERM, which workers ignore, and waits for ever."""
+    """At the exit, before multiprocessing does: it would send SIGTERM, which workers ignore, and wait for ever."""
     loader = reference()
-    iterator = loader and loader._iterator  # a private name, but the one that others too end workers by
+    iterator = loader and loader._iterator  # a private name, which other libraries end workers by too
     if iterator is not None:
         iterator._shutdown_workers()
         for worker in iterator._workers:

@@ -46,9 +46,11 @@ def start(device="auto", timeout=TIMEOUT):
             )
         torch.cuda.set_device(ranks.local_rank)
         backend = "cpu:gloo,cuda:nccl"  # flags and objects travel between the CPUs, without waiting for the GPU
-    # Each restart by torchrun meets under a name of its own: under the old one lie the addresses of processes that are gone.
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # One torchrun has started all: after a restart they meet under another name, because under the old one its store
+        # still has the addresses of processes that are gone.
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return ranks
 
@@ -76,6 +78,11 @@ def gather_objects(value):
         values = [None] * world_size()
         dist.all_gather_object(values, value)
     return values
+
+
+def agree(value):
+    """Rank 0's `value`, on every rank: for what each could decide for itself, but differently."""
+    return gather_objects(value)[0]
 
 
 def any_rank(flag):

@@ -142,7 +142,7 @@ def embed_shards(clip_model, args, ranks):
         world_size=ranks.world_size,
         max_samples=args.max_samples,
     )
-    precision = clip.pick_precision(args.precision, clip_model.device)
+    precision = distributed.agree(clip.pick_precision(args.precision, clip_model.device))
     start = time.perf_counter()
     embeddings, skipped = embed(clip_model, loader, precision, progress=ranks.rank == 0)
     about = {

@@ -198,7 +198,10 @@ def add_logit_bias(clip_model):
 
 
 def is_untrained(model):
-    """Whether a model still has random weights, wherever they came from: no bias of a normalisation has left zero."""
+    """Whether a model still has random weights, wherever they came from: no bias of a normalisation has left zero.
+
+    A model without such biases counts as trained.
+    """
     norms = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm)
     biases = [m.bias for m in model.modules() if isinstance(m, norms) and m.bias is not None]
     return bool(biases) and not any(bias.any() for bias in biases)

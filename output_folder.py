@@ -4,14 +4,13 @@ Either way a file appears whole or not at all under its name.
 """
 
 import os
-import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from atomic_write import atomic_write
+from atomic_write import atomic_write, remove_leftovers
 
 
 def open_folder(path):
@@ -58,9 +57,9 @@ class LocalFolder:
     def clean(self, names):
         """Delete the temporaries that killed runs left of these files."""
         for folder in {os.path.dirname(name) for name in names}:
-            for path in (self.path / folder).glob(".*.partial"):
-                if os.path.join(folder, re.sub(r"\.\d+\.partial$", "", path.name[1:])) in names:
-                    path.unlink(missing_ok=True)
+            remove_leftovers(
+                self.path / folder, {os.path.basename(name) for name in names if os.path.dirname(name) == folder}
+            )
 
 
 class RemoteFolder:

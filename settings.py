@@ -70,7 +70,7 @@ class Settings:
     LEARNING_RATE: float | None = knob(None, "peak learning rate; none: 1e-5 for weights that were trained before, 1e-3 for random ones", above=0)
     LR_SCHEDULE: str = knob("cosine", "learning rate after the warmup", choices=("cosine", "constant"))
     WARMUP_STEPS: int | None = knob(None, "steps of linear warmup; none: a tenth of the training, at most 500", at_least=0)
-    WEIGHT_DECAY: float = knob(0.1, "AdamW's decoupled decay, on matrices only", at_least=0)
+    WEIGHT_DECAY: float = knob(0.1, "decoupled decay, on matrices only", at_least=0)
     BETA1: float = knob(0.9, "AdamW's first moment decay", at_least=0, below=1)
     BETA2: float = knob(0.98, "AdamW's second moment decay (0.98: CLIP; 0.95: SigLIP)", at_least=0, below=1)
     EPS: float = knob(1e-6, "AdamW's epsilon (1e-6: CLIP and SigLIP)", above=0)

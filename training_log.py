@@ -47,11 +47,16 @@ class Recorder:
     def __init__(self, folder, tensorboard=False):
         self._folder, self._board, self._tensorboard = folder, None, tensorboard
         self.last = {}  # the last evaluation's and the last log line's numbers
+        self._first_step = 0
         if tensorboard and folder is not None:
             try:
                 import torch.utils.tensorboard  # noqa: F401 - before the training, not at its first line
             except ImportError as error:
                 raise ValueError("TENSORBOARD is true, but tensorboard is missing: pip install tensorboard") from error
+
+    def go_on(self, step, last):
+        """Take up a run after this step, with the `last` numbers of its checkpoint."""
+        self.last, self._first_step = dict(last), step + 1
 
     def log_training(self, record, speed, progress, total_steps):
         """One line of the training: `record` of the step, `speed` from the clock."""
@@ -79,17 +84,17 @@ class Recorder:
         if self._folder is not None:
             self._folder.log(numbers)
         if self._tensorboard and self._folder is not None:
-            self._open_board(numbers["step"])
+            self._open_board()
             for name, value in numbers.items():
                 if value is not None:
                     self._board.add_scalar(name, value, numbers["step"])
 
-    def _open_board(self, step):
-        """The events file, at the first numbers; those of a run before it, from this step on, are hidden."""
+    def _open_board(self):
+        """The events file, at the first numbers; it hides later steps of the run that this one goes on with."""
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self._folder.path), purge_step=step)
+            self._board = SummaryWriter(str(self._folder.path), purge_step=self._first_step)
 
 
 def draw_curves(records, path):

@@ -51,6 +51,7 @@ class Training:
     progress: Progress
     settings: dict
     is_main: bool  # rank 0: the one that writes
+    in_update: bool = False  # some weights may have moved already, others not
 
 
 def find_checkpoint(args, folder):
@@ -68,7 +69,10 @@ def find_checkpoint(args, folder):
     absent = [key for key in ("step", "optimizer", "progress", "data", "settings") if key not in checkpoint]
     if absent:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
-    return {**checkpoint, "path": str(path)}
+    # What checkpoints did not say before there was a choice.
+    settings = {"OPTIMIZER": "adamw", **checkpoint["settings"]}
+    progress = {"evaluated_step": checkpoint["step"], "learns_statistics": True, **checkpoint["progress"]}
+    return {**checkpoint, "path": str(path), "settings": settings, "progress": progress}
 
 
 def restore(training, checkpoint, force):
@@ -78,7 +82,7 @@ def restore(training, checkpoint, force):
     fixed = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in FIXED_KNOBS]
     if fixed:
         raise ValueError(
-            f"{checkpoint['path']} was written by another kind of training: {'; '.join(fixed)}; restore it, or start a new "
+            f"{checkpoint['path']} was written by another kind of training: {'; '.join(fixed)}; restore that, or start a new "
             "run with this file as MODEL_PRETRAINED"
         )
     grave = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in MATHEMATICAL_KNOBS]
@@ -103,9 +107,9 @@ def restore(training, checkpoint, force):
     _restore_optimizer(training.optimizer, checkpoint["optimizer"])
     if checkpoint["scaler"]:  # empty if it was not fp16
         training.scaler.load_state_dict(checkpoint["scaler"])
-    training.progress = Progress(**{"evaluated_step": checkpoint["step"], **checkpoint["progress"]})
+    training.progress = Progress(**checkpoint["progress"])
     training.progress.skipped_in_a_row = 0
-    training.recorder.last = dict(checkpoint.get("metrics", {}))
+    training.recorder.go_on(checkpoint["step"], checkpoint.get("metrics", {}))
     training.micro_batch_size = (
         checkpoint["micro_batch_size"] if now["MICRO_BATCH_SIZE"] is None else training.micro_batch_size
     )
@@ -152,18 +156,6 @@ def checkpoint_fields(training):
 
 
 def save(training, path, needed=False):
-    """Write a checkpoint; only rank 0 does. One that the disk does not take is an OSError only if it is `needed`."""
-    if not training.is_main:
-        return
-    folder, fields = training.folder, checkpoint_fields(training)
-    saved = folder.save(path, training.clip_model, **fields)
-    if needed and not saved:
-        folder.make_room()
-        saved = folder.save(path, training.clip_model, **fields)
-    if saved:
+    """Write a checkpoint; only rank 0 does. A failed write is a warning, and an error if `needed`."""
+    if training.is_main and training.folder.save(path, training.clip_model, needed, **checkpoint_fields(training)):
         print(f"saved {path}")
-    elif needed:
-        raise OSError(
-            f"{path} could not be written, so the steps since the last checkpoint are lost: free some space, or choose "
-            "another CHECKPOINT_DIR, then --resume"
-        )

@@ -327,14 +327,18 @@ def main():
     results = load_results(work / "results.jsonl")
     done = {(r["catalogue"], r["contender"], r["seed"]) for r in results}
     due = [(c, n, s) for s in range(options.seeds) for c in folders for n in names if (c, n, s) not in done]
-    config, threads = options.model.resolve(), max(1, os.cpu_count() // options.jobs)
+    config = options.model.resolve()
+    threads = None if options.jobs == 1 else max(1, os.cpu_count() // options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
         runs = [pool.submit(measure, work, c, folders[c], config, n, s, threads) for c, n, s in due[: options.at_most]]
-        for run in as_completed(runs):
-            results.append(run.result())
-            with open(work / "results.jsonl", "a") as file:
-                file.write(json.dumps(results[-1]) + "\n")
-            print(json.dumps(results[-1]), flush=True)
+        try:
+            for run in as_completed(runs):
+                results.append(run.result())
+                with open(work / "results.jsonl", "a") as file:
+                    file.write(json.dumps(results[-1]) + "\n")
+                print(json.dumps(results[-1]), flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, only what runs already is waited for
     for catalogue in folders:
         print_table(results, catalogue, names)
     if options.at_most is not None and len(due) > options.at_most:

@@ -66,6 +66,25 @@ def test_what_killed_writers_left_is_deleted_once_the_folder_is_ones_own(tmp_pat
         assert not left.exists()
 
 
+def test_a_folder_that_cannot_be_locked_may_be_anothers_so_nothing_in_it_is_touched(tmp_path, monkeypatch, capsys):
+    def fail(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(checkpoint_folder, "_lock_file", fail)
+    left = tmp_path / ".checkpoint_00000004.pt.123.partial"
+    left.write_bytes(b"half")
+    with CheckpointFolder(tmp_path).lock():
+        assert left.exists()
+    assert "cannot be locked" in capsys.readouterr().err
+
+
+def test_only_rank_0_warns(monkeypatch, capsys):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        checkpoint_folder.warn(f"rank {rank}")
+    assert capsys.readouterr().err == "WARNING: rank 0\n"
+
+
 def test_a_file_in_the_folders_place_is_named(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(ValueError, match="CHECKPOINT_DIR=.*run is a file"):
@@ -96,9 +115,45 @@ def test_a_full_disk_is_a_warning(tmp_path, model, monkeypatch, capsys, number):
         raise OSError(number, "no room")
 
     monkeypatch.setattr(checkpoint_folder, "save_checkpoint", fail)
+    if number == errno.ENOTCONN:  # nothing at all can be asked of a network folder that is gone
+        monkeypatch.setattr(checkpoint_folder.shutil, "disk_usage", fail)
     folder = CheckpointFolder(tmp_path)
     assert not folder.save(folder.periodic(1), model, step=1)
     assert "no room" in capsys.readouterr().err
+
+
+def test_room_is_made_for_a_needed_checkpoint_by_all_but_the_newest_that_is_whole(tmp_path, model, monkeypatch):
+    folder, real_save, calls = CheckpointFolder(tmp_path), checkpoint_folder.save_checkpoint, []
+    for step in (2, 4):
+        folder.save(folder.periodic(step), model, step=step)
+    folder.periodic(8).write_bytes(b"cut")
+
+    def fail_once(*arguments, **fields):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "no room")
+        real_save(*arguments, **fields)
+
+    monkeypatch.setattr(checkpoint_folder, "save_checkpoint", fail_once)
+    assert folder.save(folder.periodic(6), model, needed=True, step=6)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["checkpoint_00000004.pt", "checkpoint_00000006.pt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_needed_checkpoint_that_cannot_be_written_is_an_error_and_only_a_full_disk_is_cleared(
+    tmp_path, model, monkeypatch, number
+):
+    folder = CheckpointFolder(tmp_path)
+    for step in (2, 4):
+        folder.save(folder.periodic(step), model, step=step)
+
+    def fail(*_, **__):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(checkpoint_folder, "save_checkpoint", fail)
+    with pytest.raises(OSError, match="checkpoint_00000006.pt could not be written .*then --resume"):
+        folder.save(folder.periodic(6), model, needed=True, step=6)
+    assert len(list(tmp_path.glob("*.pt"))) == (1 if number == errno.ENOSPC else 2)
 
 
 def test_another_error_is_raised(tmp_path, model, monkeypatch):
@@ -117,7 +172,7 @@ def test_lines_behind_a_step_are_forgotten_and_a_cut_line_too(tmp_path):
     folder.log({"step": 2, "mean_recall@10": 0.5})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
-    folder.forget_after(2)
+    folder.forget_after(2, evaluated_step=2)
     assert [record["step"] for record in folder.records()] == [1, 2, 2]
     folder.forget_after(2, evaluated_step=1)
     assert folder.records() == [{"step": 1}, {"step": 2}]

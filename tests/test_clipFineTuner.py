@@ -1,6 +1,7 @@
 """The training loop: what it writes, and that it never loses work. Kills are real: a child process gets SIGKILL."""
 
 import errno
+import itertools
 import json
 import math
 import multiprocessing
@@ -326,12 +327,20 @@ def test_trained_weights_are_fine_tuned_with_adamw(data, tmp_path, finished):
 
 
 def test_a_checkpoint_from_before_there_was_muon_goes_on_with_adamw(data, tmp_path):
-    run = train(data, tmp_path, max_steps=4, optimizer="adamw", warmup_steps=1, eval_interval="none")
+    run = train(data, tmp_path, max_steps=4, optimizer="adamw", warmup_steps=1, eval_interval=2)
     content = torch.load(run / "final_checkpoint.pt", weights_only=True)
-    del content["settings"]["OPTIMIZER"]
+    for part, name in (("settings", "OPTIMIZER"), ("progress", "evaluated_step"), ("progress", "learns_statistics")):
+        del content[part][name]
+    del content["total_steps"]
     torch.save(content, run / "final_checkpoint.pt")
-    train(data, run, "--resume", max_steps=6, eval_interval="none")
-    assert weights(run)
+    (run / "best_checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match="OPTIMIZER was adamw, is muon"):
+        train(data, run, "--resume", "--force", max_steps=6, optimizer="muon", eval_interval=2)
+    train(data, run, "--resume", max_steps=6, eval_interval=2)
+    checkpoint = clip.read_checkpoint(run / "final_checkpoint.pt")
+    assert (checkpoint["step"], checkpoint["settings"]["OPTIMIZER"]) == (6, "adamw")
+    assert checkpoint["progress"]["learns_statistics"] is True
+    assert [step for step, _ in records(run, "step", "mean_recall@10")] == [0, 2, 4, 6]
 
 
 def test_settings_that_change_the_mathematics_need_force(data, tmp_path, capsys):
@@ -577,24 +586,61 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_is_no_success(data, tmp_p
         real_save(content, file)
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(OSError, match="final_checkpoint.pt could not be written, so the steps since the last"):
+    with pytest.raises(OSError, match=r"final_checkpoint.pt could not be written .*; free some space.*then --resume"):
         train(data, tmp_path, eval_interval="none")
     monkeypatch.setattr(torch, "save", real_save)
     train(data, tmp_path, "--resume", eval_interval="none")
     assert clip.read_checkpoint(tmp_path / "final_checkpoint.pt")["step"] == 12
 
 
-def test_a_final_checkpoint_of_fewer_steps_is_replaced(data, tmp_path):
+def test_a_final_checkpoint_of_fewer_steps_is_replaced(data, tmp_path, monkeypatch):
+    """As a run leaves one that is killed between its best checkpoint and the final one of the same step."""
+    scores = itertools.count(1)
+
+    def measure(*_):
+        return {"recall@10": dict.fromkeys(("text_to_image", "image_to_text"), next(scores) / 100)}
+
+    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", measure)
     run = train(data, tmp_path, max_steps=6)
     old = (run / "final_checkpoint.pt").read_bytes()
     train(data, run, "--resume", max_steps=9)
-    (run / "final_checkpoint.pt").write_bytes(
-        old
-    )  # as if killed between best_checkpoint.pt of step 9 and the final one
-    if clip.read_checkpoint(run / "best_checkpoint.pt")["step"] != 9:
-        (run / "best_checkpoint.pt").unlink()
+    (run / "final_checkpoint.pt").write_bytes(old)
+    assert clip.read_checkpoint(run / "best_checkpoint.pt")["step"] == 9
     train(data, run, "--resume", max_steps=9)
     assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 9
+
+
+def test_an_update_that_fails_half_way_is_not_saved(data, tmp_path, monkeypatch):
+    """Some weights have moved by then, others not."""
+    real_step, calls = torch.optim.AdamW.step, []
+
+    def step(optimizer, *arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise RuntimeError("the device is gone")
+        return real_step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        train(data, tmp_path, eval_interval="none")
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint_00000004.pt"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, monkeypatch, capsys):
+    real_step = clipFineTuner.train_step
+
+    def step(training, args, batch):
+        record = real_step(training, args, batch)
+        if training.progress.step == 6:
+            with torch.no_grad():
+                training.clip_model.model.visual.proj.fill_(math.nan)
+        return record
+
+    monkeypatch.setattr(clipFineTuner, "train_step", step)
+    with pytest.raises(ValueError):
+        train(data, tmp_path)
+    assert "the weights are not finite, so they are not saved" in capsys.readouterr().err
+    assert "checkpoint_00000006.pt" not in [path.name for path in tmp_path.glob("*.pt")]
 
 
 @pytest.mark.parametrize("what", ["evaluation", "shards"])
@@ -756,7 +802,9 @@ def test_processes_that_see_different_folders_do_not_wait_for_each_other(data, t
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [2, 2], [path.read_text() for path in consoles]
-    assert "do not start from the same step" in consoles[0].read_text()
+    assert "do not start from the same step with the same data" in consoles[0].read_text()
+    assert "do not start" in consoles[1].read_text()  # an error is told by whoever meets it
+    assert (resumed / "final_checkpoint.pt").exists()
 
 
 # ------------------------------------------------------------------------------------------------ BatchNorm
