@@ -1,8 +1,8 @@
 """Muon: the optimizer that replaces the momentum of each weight matrix by the nearest orthogonal matrix.
 
 Adam scales every number of a gradient by itself. The gradient of a matrix is mostly of low rank, so a few directions get
-all of the step; Muon gives every direction the same. From random weights that learns several times as much from a sample
-(`benchmarks/recipe.py`).
+all of the step; Muon gives every direction the same. From random weights three epochs of it reach what eight of AdamW's do
+(the catalogues of `benchmarks/recipe.py`).
 """
 
 import torch
