@@ -73,7 +73,8 @@ def test_training_crops_are_reproducible_and_differ():
     transform, data = ImageTransform(32, train=True), encode(photo(80, 80), "JPEG")
     assert torch.equal(transform(data, 5), transform(data, 5))
     assert not torch.equal(transform(data, 5), transform(data, 6))
-    assert not torch.equal(transform(data), transform(data))
+    unseeded = [transform(data) for _ in range(9)]  # two of them may well take the same of the few boxes
+    assert any(not torch.equal(unseeded[0], other) for other in unseeded[1:])
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (120, 100), (40, 400), (400, 40)])
