@@ -72,7 +72,8 @@ def _encode(tower, tokens):
 
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens.flatten()[places]).to(dtype)
-    x = x + tower.positional_embedding.to(dtype)[places % longest]  # (T, W)
+    # A look-up like that of tokens, whose gradient adds up in a fixed order; that of indexing depends on the threads' luck.
+    x = x + functional.embedding(places % longest, tower.positional_embedding.to(dtype))  # (T, W)
     blocks = tower.transformer.resblocks
     for block in blocks:
         wanted = last if block is blocks[-1] else None

@@ -216,3 +216,23 @@ def test_the_plain_tower_is_not_changed():
     before = copy.deepcopy(model.state_dict())
     packed_text.encode_text(model, tokens)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_gradients_are_the_same_to_the_bit_each_time_on_several_threads():
+    """Or no resumed run could end in the weights of an undisturbed one."""
+    torch.manual_seed(0)
+    model = clip({"width": 64})
+    tokens = torch.randint(1, END, (256, LENGTH))
+    tokens[:, -1] = END
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = []
+        for _ in range(6):
+            model.zero_grad()
+            packed_text.encode_text(model, tokens).square().sum().backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    finally:
+        torch.set_num_threads(threads)
+    for again in gradients[1:]:
+        assert all(torch.equal(g, first) for g, first in zip(again, gradients[0]))
