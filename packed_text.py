@@ -72,7 +72,7 @@ def _encode(tower, tokens):
 
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens.flatten()[places]).to(dtype)
-    # A look-up like that of tokens, whose gradient adds up in a fixed order; that of indexing depends on the threads' luck.
+    # Looked up like tokens, so that the gradient adds up in a fixed order; that of indexing is left to the threads' race.
     x = x + functional.embedding(places % longest, tower.positional_embedding.to(dtype))  # (T, W)
     blocks = tower.transformer.resblocks
     for block in blocks:
