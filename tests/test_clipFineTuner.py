@@ -767,19 +767,24 @@ def _rank(arguments, rank, port, console):
     _child(arguments, console)
 
 
-def test_two_processes_train_like_one(data, tmp_path, finished):
-    run = tmp_path / "run"
-    run.mkdir()
+def train_on_two_ranks(arguments, consoles, seconds=120):
+    """A trainer for each of two command lines, as torchrun would start them -> exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = flags(data, run)
-    ranks = [CONTEXT.Process(target=_rank, args=(arguments, r, port, str(run / f"{r}.txt"))) for r in range(2)]
+    ranks = [CONTEXT.Process(target=_rank, args=(arguments[r], r, port, str(consoles[r]))) for r in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(120)
-    assert [rank.exitcode for rank in ranks] == [0, 0], (run / "0.txt").read_text() + (run / "1.txt").read_text()
+        rank.join(seconds)
+    return [rank.exitcode for rank in ranks]
+
+
+def test_two_processes_train_like_one(data, tmp_path, finished):
+    run = tmp_path / "run"
+    run.mkdir()
+    consoles = [run / f"{r}.txt" for r in range(2)]
+    assert train_on_two_ranks([flags(data, run)] * 2, consoles) == [0, 0], [path.read_text() for path in consoles]
     assert_same_weights(run, finished, tolerance=2e-5)
     one, two = records(finished, "step", "loss"), records(run, "step", "loss")
     assert [step for step, _ in one] == [step for step, _ in two]
@@ -790,18 +795,10 @@ def test_processes_that_see_different_folders_do_not_wait_for_each_other(data, t
     resumed = train(data, tmp_path / "0", max_steps=4, eval_interval="none")
     assert (resumed / "final_checkpoint.pt").exists()
     (tmp_path / "1").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = {"max_steps": 8, "warmup_steps": 0, "eval_interval": "none"}
     arguments = [[*flags(data, tmp_path / str(r), **common), "--resume", "--force"] for r in range(2)]
     consoles = [tmp_path / f"{r}.txt" for r in range(2)]
-    ranks = [CONTEXT.Process(target=_rank, args=(arguments[r], r, port, str(consoles[r]))) for r in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(60)
-    assert [rank.exitcode for rank in ranks] == [2, 2], [path.read_text() for path in consoles]
+    assert train_on_two_ranks(arguments, consoles, seconds=60) == [2, 2], [path.read_text() for path in consoles]
     assert "do not start from the same step with the same data" in consoles[0].read_text()
     assert "do not start" in consoles[1].read_text()  # an error is told by whoever meets it
     assert (resumed / "final_checkpoint.pt").exists()
