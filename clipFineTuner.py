@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import dBManagement
+import devices
 import distributed
 import evaluate_clip
 import gradient_cache
@@ -85,6 +86,7 @@ def parse_arguments(argv):
 def setup(args, ranks, folder):
     """Build or restore everything: model, data, optimizer, progress."""
     device = clip.pick_device(args.device, ranks.local_rank)
+    devices.make_current(device)
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     checkpoint = find_checkpoint(args, folder)
     clip_model = load_start(args, checkpoint, device)

@@ -2,7 +2,7 @@
 
 Every function also works in a single process, where there is nothing to exchange. Each process embeds its share of
 the global batch, all gather all embeddings (`gather_with_gradient`), compute the same loss, and average their
-gradients (`average_gradients`); the result is the gradient of one process with the whole batch.
+gradients (`average`); the result is the gradient of one process with the whole batch.
 """
 
 import os
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from out_of_memory import is_out_of_memory
 
 # A rank that waits longer than this for another one gives up, so that a dead rank never holds the others for ever.
 TIMEOUT = timedelta(minutes=15)
@@ -96,57 +98,100 @@ def any_rank(flag):
     return bool(flags.item())
 
 
-def gather(tensor):
+def on_all_ranks(stage):
+    """stage(), with torch.OutOfMemoryError on every rank if memory ends on any: one left alone in a collective would hang.
+
+    So whatever needs memory is done in a stage, and a collective fills what a stage has made room for.
+    """
+    result, failure = None, ""
+    try:
+        result = stage()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = str(error) or "out of memory"  # not the error itself, whose traceback would hold the activations
+    if any_rank(bool(failure)):
+        raise torch.OutOfMemoryError(failure or "another rank ran out of memory")
+    return result
+
+
+def room_for(tensor):
+    """What `gather` writes into: memory for (n, ...) of every rank. None in a single process."""
+    if world_size() == 1:
+        return None
+    return tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
+
+
+def gather(tensor, room):
     """(n, ...) of every rank -> (world_size * n, ...) in the order of ranks, without a graph.
 
-    Every rank must bring the same n.
+    Every rank must bring the same n, and `room_for(tensor)`, which becomes the result.
     """
     if world_size() == 1:
         return tensor.detach()
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.detach().contiguous())
-    return torch.cat(parts)
+    dist.all_gather_into_tensor(room, tensor.detach())
+    return room
 
 
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor):
+    def forward(ctx, tensor, room):
         ctx.rows = len(tensor)
-        return gather(tensor)
+        return gather(tensor, room)
 
     @staticmethod
     def backward(ctx, gradient):
         first = dist.get_rank() * ctx.rows
-        return gradient[first : first + ctx.rows] * world_size()
+        return gradient[first : first + ctx.rows] * world_size(), None
 
 
-def gather_with_gradient(tensor):
-    """(n, ...) of every rank -> (world_size * n, ...), with a gradient for this rank's own rows.
+def gather_with_gradient(tensor, room):
+    """(n, ...) of every rank -> (world_size * n, ...) in its `room_for` it, with a gradient for this rank's own rows.
 
     It is for a loss that every rank computes alike over the whole batch. Each rank's own rows then receive their
-    whole gradient without communication. It comes multiplied by the world size, since `average_gradients` divides by
+    whole gradient without communication. It comes multiplied by the world size, since `average` divides by
     it; parameters of the loss itself, such as the logit scale, have the same gradient everywhere and stay as they are.
     """
-    return _GatherWithGradient.apply(tensor) if world_size() > 1 else tensor
+    return _GatherWithGradient.apply(tensor, room) if world_size() > 1 else tensor
 
 
-def average_gradients(parameters):
-    """Replace every gradient by its mean over the ranks."""
+def average(tensors):
+    """Replace every tensor by its mean over the ranks, the same to the bit on all of them.
+
+    Raises torch.OutOfMemoryError, with nothing replaced, on every rank if memory for the exchange ends on any.
+    """
     if world_size() == 1:
         return
-    bucket, size = [], 0
-    for gradient in [p.grad for p in parameters if p.grad is not None] + [None]:
-        # One dtype a bucket; the None at the end sends the last one.
-        if bucket and (gradient is None or size >= BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
-            flat = torch.cat([g.flatten() for g in bucket])
-            dist.all_reduce(flat)
-            flat /= world_size()
-            for g, mean in zip(bucket, flat.split([g.numel() for g in bucket])):
-                g.copy_(mean.view_as(g))
-            bucket, size = [], 0
-        if gradient is not None:
-            bucket.append(gradient)
-            size += gradient.numel() * gradient.element_size()
+    buckets = _buckets(tensors)
+    sizes = {}  # of the largest bucket of each dtype
+    for bucket in buckets:
+        sizes[bucket[0].dtype] = max(_count(bucket), sizes.get(bucket[0].dtype, 0))
+    rooms = on_all_ranks(lambda: {t: tensors[0].new_empty(size, dtype=t) for t, size in sizes.items()})
+    for bucket in buckets:
+        flat = rooms[bucket[0].dtype][: _count(bucket)]
+        pieces = [piece.view_as(t) for t, piece in zip(bucket, flat.split([t.numel() for t in bucket]))]
+        for tensor, piece in zip(bucket, pieces):
+            piece.copy_(tensor)
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for tensor, piece in zip(bucket, pieces):
+            tensor.copy_(piece)
+
+
+def _buckets(tensors):
+    """Tensors in their order, cut into lists of one dtype and about BUCKET_BYTES."""
+    buckets, size = [], 0
+    for tensor in tensors:
+        if not buckets or size >= BUCKET_BYTES or tensor.dtype != buckets[-1][0].dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.numel() * tensor.element_size()
+    return buckets
+
+
+def _count(bucket):
+    return sum(tensor.numel() for tensor in bucket)
 
 
 def broadcast(tensors):

@@ -16,7 +16,6 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 import dBManagement
+import devices
 import distributed
 import embeddings as embeddings_file
 import openClipManagement as clip
@@ -62,8 +62,7 @@ def main(argv=None):
         results = measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidate_lists(embeddings, args))
         results.update(about)
         if args.zero_shot:
-            precision = clip.pick_precision(args.precision, clip_model.device)
-            results["zero_shot"] = zero_shot.classify(clip_model, embeddings, precision)
+            results["zero_shot"] = zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
         write_outputs(args, embeddings, results, baseline)
     distributed.stop()
 
@@ -123,6 +122,7 @@ def parse_arguments(argv):
 def load_model(args, ranks):
     """The base model, or that of the checkpoint which the flags name."""
     device = clip.pick_device(args.device, ranks.local_rank)
+    devices.make_current(device)
     path = args.checkpoint or (args.eval_checkpoint if args.use_checkpoint else None)
     if path is None:
         return clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed)
@@ -164,7 +164,7 @@ def embed(clip_model, loader, precision, progress=False):
     with torch.inference_mode(), bar:
         for batch in loader:
             with clip.autocast(clip_model.device, precision):
-                images.append(_within_memory(partial(clip.encode_images, clip_model), batch.images))
+                images += _arrays(clip.encode_images, clip_model, batch.images)
                 _embed_new_captions(clip_model, batch, texts)
             rows += zip(batch.keys, batch.product_ids, batch.categories, batch.subcategories, batch.captions)
             bar.update(len(batch.keys))
@@ -181,18 +181,13 @@ def _embed_new_captions(clip_model, batch, texts):
     """Embed the captions that were not met before into `texts`."""
     new = {caption: number for number, caption in enumerate(batch.captions) if caption not in texts}
     if new:
-        encoded = _within_memory(partial(clip.encode_texts, clip_model), batch.tokens[list(new.values())])
-        texts.update(zip(new, encoded))
+        encoded = _arrays(clip.encode_texts, clip_model, batch.tokens[list(new.values())])
+        texts.update(zip(new, np.concatenate(encoded)))
 
 
-def _within_memory(encode, rows):
-    """encode(rows) as a NumPy array, in halves where the device's memory does not hold all of it at once."""
-    try:
-        return encode(rows).cpu().numpy()
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-    return np.concatenate([_within_memory(encode, half) for half in rows.split((len(rows) + 1) // 2)])
+def _arrays(encode, clip_model, rows):
+    """The embeddings of rows as NumPy arrays: one, or several where the device's memory does not hold all at once."""
+    return devices.in_halves(lambda part: encode(clip_model, part).cpu().numpy(), rows, clip_model.device)
 
 
 def _assemble(images, texts, rows):
@@ -219,9 +214,13 @@ def _assemble(images, texts, rows):
 
 
 def measure(clip_model, loader, precision, seed=0):
-    """The headline numbers of a model on a loader's samples, as in the result file; the trainer calls this."""
+    """The headline numbers of a model on a loader's samples, as in the result file; the trainer calls this.
+
+    Rank 0 measures and all have its numbers: what follows from a score, such as an end of the training, is one decision.
+    """
     embeddings, skipped = embed(clip_model, loader, precision)
-    return measure_embeddings(embeddings, ["product"], (1, 5, 10), seed) | {"skipped": skipped}
+    mine = measure_embeddings(embeddings, ["product"], (1, 5, 10), seed) if distributed.rank() == 0 else None
+    return distributed.agree(mine) | {"skipped": skipped}
 
 
 def measure_embeddings(embeddings, names, ks, seed=0, candidates=None):

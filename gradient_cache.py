@@ -7,6 +7,7 @@ slice again with a graph and push its part of that gradient through. The price i
 
 import torch
 
+import devices
 import distributed
 
 
@@ -30,11 +31,12 @@ def backward(embed, loss, images, tokens, products, parameters, *, micro_batch_s
         else:
             parts = list(zip(images.split(micro_batch_size), tokens.split(micro_batch_size)))
             value = _sliced(embed, loss, parts, products, scaler)
+        # With the loss, so that whether a step is finite is seen alike everywhere.
+        distributed.average([*(p.grad for p in parameters if p.grad is not None), value])
     except torch.OutOfMemoryError:
         for parameter in parameters:
             parameter.grad = None
         raise
-    distributed.average_gradients(parameters)
     return value
 
 
@@ -45,7 +47,7 @@ def backward_with_retry(
 
     Each attempt starts from the same random state, so that its dropout masks do not depend on the failures before it.
     """
-    random_state = _random_state(images.device)
+    random_state = devices.random_state(images.device)
     while True:
         size = min(micro_batch_size or len(images), len(images))
         try:
@@ -59,76 +61,66 @@ def backward_with_retry(
                     "not even one sample at a time fits the device's memory: try GRAD_CHECKPOINTING, or a smaller model"
                 ) from error
         # Here, not in the handler, whose traceback would hold the activations of the failed attempt.
-        if images.device.type != "cpu":
-            torch.accelerator.empty_cache()
+        devices.empty_cache(images.device)
         micro_batch_size = (size + 1) // 2
         say(f"out of memory: MICRO_BATCH_SIZE goes from {size} to {micro_batch_size}, the step is done again")
-        _set_random_state(images.device, random_state)
+        devices.set_random_state(images.device, random_state)
 
 
 def _direct(embed, loss, images, tokens, products, scaler):
-    gathered = _gathered(_on_all_ranks(lambda: embed(images, tokens)), products)
-    value = _on_all_ranks(lambda: loss(*gathered))
-    _on_all_ranks(lambda: _scaled(value, scaler).backward())
-    return value.detach()
+    gathered = _gathered(lambda: embed(images, tokens), products)
+    return _loss_and_backward(loss, gathered, scaler)
 
 
 def _sliced(embed, loss, parts, products, scaler):
     device = products.device
-    random_states = []
+    random_states, embeddings = [], []
 
     def embed_without_graph():
         embedded = []
         with torch.no_grad():
             for part in parts:
-                random_states.append(_random_state(device))
+                random_states.append(devices.random_state(device))
                 embedded.append(embed(*part))
-        return [torch.cat(rows) for rows in zip(*embedded)]
+        embeddings[:] = [torch.cat(rows).requires_grad_() for rows in zip(*embedded)]
+        return embeddings
 
     def push_through(gradients):
         for part, random_state, *gradient in zip(parts, random_states, *gradients):
-            _set_random_state(device, random_state)
+            devices.set_random_state(device, random_state)
             # A tower without trainable weights has no graph to go back through.
             pairs = [(e, g) for e, g in zip(embed(*part), gradient) if e.requires_grad]
             torch.autograd.backward(*zip(*pairs))
 
-    embeddings = [rows.requires_grad_() for rows in _on_all_ranks(embed_without_graph)]
+    gathered = _gathered(embed_without_graph, products)
     torch.clear_autocast_cache()  # under an autocast around both passes, the second would reuse weights without a graph
-    gathered = _gathered(embeddings, products)
-    value = _on_all_ranks(lambda: loss(*gathered))
-    _on_all_ranks(lambda: _scaled(value, scaler).backward())
+    value = _loss_and_backward(loss, gathered, scaler)
     sizes = [len(images) for images, _ in parts]
-    _on_all_ranks(lambda: push_through([rows.grad.split(sizes) for rows in embeddings]))
-    return value.detach()
+    distributed.on_all_ranks(lambda: push_through([rows.grad.split(sizes) for rows in embeddings]))
+    return value
 
 
-def _gathered(embeddings, products):
-    """(image embeddings, text embeddings, products) of all ranks; no rank may be missing here."""
-    return *map(distributed.gather_with_gradient, embeddings), distributed.gather(products)
+def _gathered(embed, products):
+    """(image embeddings, text embeddings, products) of all ranks, from embed() of this one; no rank may be missing here."""
+
+    def embedded_with_room():
+        own = [rows.contiguous() for rows in (*embed(), products)]
+        return own, [distributed.room_for(rows) for rows in own]
+
+    (images, texts, products), rooms = distributed.on_all_ranks(embedded_with_room)
+    return (
+        distributed.gather_with_gradient(images, rooms[0]),
+        distributed.gather_with_gradient(texts, rooms[1]),
+        distributed.gather(products, rooms[2]),
+    )
 
 
-def _scaled(value, scaler):
-    return value if scaler is None else scaler.scale(value)
+def _loss_and_backward(loss, gathered, scaler):
+    """The loss (0-d, detached), after its backward pass."""
 
+    def loss_and_backward():
+        value = loss(*gathered)
+        (value if scaler is None else scaler.scale(value)).backward()
+        return value.detach()
 
-def _on_all_ranks(stage):
-    """stage(), with torch.OutOfMemoryError on every rank if on any: a rank left alone in a collective would hang."""
-    result, failure = None, ""
-    try:
-        result = stage()
-    except torch.OutOfMemoryError as error:
-        failure = str(error) or "out of memory"  # not the error itself, whose traceback would hold the activations
-    if distributed.any_rank(bool(failure)):
-        raise torch.OutOfMemoryError(failure or "another rank ran out of memory")
-    return result
-
-
-def _random_state(device):
-    states = [torch.get_rng_state()]
-    return states if device.type == "cpu" else [*states, torch.get_device_module(device).get_rng_state()]
-
-
-def _set_random_state(device, states):
-    torch.set_rng_state(states[0])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[1])
+    return distributed.on_all_ranks(loss_and_backward)

@@ -30,11 +30,11 @@ def embeddings_and_loss(rows):
     torch.manual_seed(0)
     model, scale = torch.nn.Linear(6, 4), torch.nn.Parameter(torch.tensor(1.5))
     own = model(torch.randn(8, 6)[rows])
-    everything = distributed.gather_with_gradient(own)
+    everything = distributed.gather_with_gradient(own, distributed.room_for(own))
     loss = (scale * everything @ everything.T).logsumexp(1).mean()
     loss.backward()
     parameters = [*model.parameters(), scale]
-    distributed.average_gradients(parameters)
+    distributed.average([p.grad for p in parameters])
     return [p.grad for p in parameters]
 
 
@@ -45,7 +45,7 @@ def test_a_single_process_has_nothing_to_exchange(monkeypatch):
     assert distributed.any_rank(True) is True
     assert distributed.any_rank(False) is False
     tensor = torch.ones(2, requires_grad=True)
-    assert distributed.gather_with_gradient(tensor) is tensor
+    assert distributed.gather_with_gradient(tensor, distributed.room_for(tensor)) is tensor
     distributed.stop()
 
 

@@ -1,11 +1,14 @@
 """Gradients with micro-batches, several ranks, half precision and lost memory against one plain backward pass."""
 
 import sys
+import types
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from test_distributed import launch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import distributed
 from gradient_cache import backward, backward_with_retry
@@ -25,11 +28,12 @@ class Towers(torch.nn.Module):
         self.text = torch.nn.Sequential(torch.nn.Embedding(20, 16), torch.nn.Dropout(dropout), torch.nn.Linear(16, 16))
         self.logit_scale = torch.nn.Parameter(torch.tensor(2.0))
         self.passes, self.largest, self.fails_at, self.losses_left_to_fail = [], N, None, 0
+        self.failure = torch.OutOfMemoryError("injected")
 
     def embed(self, images, tokens):
         self.passes.append(len(images))
         if len(images) > self.largest or len(self.passes) == self.fails_at:
-            raise torch.OutOfMemoryError("injected")
+            raise self.failure
         features = self.image(images), self.text(tokens).mean(1)
         return [torch.nn.functional.normalize(f.float(), dim=-1) for f in features]
 
@@ -147,6 +151,36 @@ def test_a_tower_without_trainable_weights():
     assert_equal([p.grad for p in trainable], expected)
 
 
+def test_both_passes_draw_alike_on_a_device_that_is_not_the_current_one(monkeypatch):
+    """A stand-in for a second GPU: its own generator draws the masks, and the first one's is of no use."""
+    generators = [torch.Generator(), torch.Generator().manual_seed(3)]
+    module = types.SimpleNamespace(
+        get_rng_state=lambda device="cuda": generators[torch.device(device).index or 0].get_state(),
+        set_rng_state=lambda state, device="cuda": generators[torch.device(device).index or 0].set_state(state),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    masks = []
+
+    def embed(images, tokens):
+        masks.append(torch.rand(len(images), 1, generator=generators[1]))
+        return [images * weight * masks[-1], tokens * weight]
+
+    weight = torch.nn.Parameter(torch.ones(6))
+    images = torch.randn(N, 6).as_subclass(OnTheSecondGpu)
+    products = PRODUCTS.as_subclass(OnTheSecondGpu)
+    backward(embed, lambda x, y, _: (x * y).sum(), images, torch.ones(N, 6), products, [weight], micro_batch_size=4)
+    assert len(masks) == 6
+    assert all(torch.equal(first, second) for first, second in zip(masks[:3], masks[3:]))
+
+
+class OnTheSecondGpu(torch.Tensor):
+    """A tensor that says so; it is on the CPU."""
+
+    @property
+    def device(self):
+        return torch.device("cuda:1")
+
+
 @pytest.mark.parametrize("fails_at", [1, 2, 4, 5])
 def test_out_of_memory_leaves_no_gradients(fails_at):
     """In the pass without graph (1, 2) and in the one with (4, 5), where some slices have already left gradients."""
@@ -170,6 +204,22 @@ def test_out_of_memory_halves_the_micro_batch_and_redoes_the_step():
     assert_equal(towers.gradients(), expected)
 
 
+def test_libraries_that_run_out_of_memory_in_their_own_words():
+    towers, said = Towers(), []
+    towers.largest = 6
+    towers.failure = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert run(towers, backward_with_retry, say=said.append)[1] == 6
+    assert_equal(towers.gradients(), plain_gradients(Towers(), 6)[1])
+
+
+def test_other_errors_are_no_reason_to_try_again():
+    towers = Towers()
+    towers.largest, towers.failure = 6, RuntimeError("CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run(towers, backward_with_retry, say=lambda line: None)
+    assert towers.passes == [N]
+
+
 def test_a_micro_batch_that_fits_stays():
     towers, said = Towers(), []
     assert run(towers, backward_with_retry, micro_batch_size=5, say=said.append)[1] == 5
@@ -184,30 +234,70 @@ def test_no_micro_batch_fits():
         run(towers, backward_with_retry, say=lambda line: None)
 
 
-@pytest.mark.parametrize("job", ["whole", "sliced", "one rank out of memory", "one rank out of memory in the loss"])
-def test_two_processes_equal_one(job, tmp_path):
-    finished = launch(__file__, job, tmp_path)
+# A job of two processes -> the size of the micro-batch that it ends with.
+JOBS = {
+    "whole": None,
+    "sliced": 2,
+    "one rank out of memory": 3,
+    "one rank out of memory in the loss": 3,
+    "one rank out of memory for all embeddings": 3,
+    "one rank out of memory for all products": 3,
+    "one rank out of memory for the exchange of gradients": 3,
+}
+
+
+class MemoryEnds(TorchDispatchMode):
+    """The first tensor that `is_too_large` is one too many."""
+
+    def __init__(self, is_too_large):
+        super().__init__()
+        self.is_too_large = is_too_large
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        if self.is_too_large and isinstance(result, torch.Tensor) and self.is_too_large(result):
+            self.is_too_large = None
+            raise torch.OutOfMemoryError("injected")
+        return result
+
+
+TOO_LARGE = {
+    "one rank out of memory for all embeddings": lambda tensor: tensor.shape == (N, 16),
+    "one rank out of memory for all products": lambda tensor: tensor.shape == (N,) and tensor.dtype == torch.int64,
+    "one rank out of memory for the exchange of gradients": lambda tensor: tensor.numel() > 700,
+}
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Wherever memory ends on one of them: both do the step again, in smaller parts."""
+    finished = launch(__file__, str(tmp_path))
     assert finished.returncode == 0, finished.stderr
     value, expected = plain_gradients(Towers(dropout=0.0), N)
     for rank in range(2):
         seen = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(seen["loss"], value)
-        assert_equal(seen["gradients"], expected)
-        assert seen["micro_batch_size"] == {"whole": None, "sliced": 2}.get(job, 3)
+        assert seen.keys() == JOBS.keys()
+        for job, micro_batch_size in JOBS.items():
+            torch.testing.assert_close(seen[job]["loss"], value)
+            assert_equal(seen[job]["gradients"], expected)
+            assert (job, seen[job]["micro_batch_size"]) == (job, micro_batch_size)
 
 
-def worker(job, folder):
-    rank = distributed.start().rank
-    towers = Towers(dropout=0.0)
-    if job == "one rank out of memory" and rank == 1:
-        towers.largest = 3
-    if job == "one rank out of memory in the loss" and rank == 1:
-        towers.losses_left_to_fail = 1
-    half = [tensor[6 * rank : 6 * rank + 6] for tensor in batch()]
-    value, micro_batch_size = backward_with_retry(
-        towers.embed, towers.loss, *half, list(towers.parameters()), micro_batch_size=2 if job == "sliced" else None
-    )
-    seen = {"loss": value, "gradients": towers.gradients(), "micro_batch_size": micro_batch_size}
+def worker(folder):
+    rank = distributed.start(timeout=timedelta(seconds=20)).rank
+    seen = {}
+    for job in JOBS:
+        towers = Towers(dropout=0.0)
+        if job == "one rank out of memory" and rank == 1:
+            towers.largest = 3
+        if job == "one rank out of memory in the loss" and rank == 1:
+            towers.losses_left_to_fail = 1
+        half = [tensor[6 * rank : 6 * rank + 6] for tensor in batch()]
+        parameters = list(towers.parameters())
+        with MemoryEnds(TOO_LARGE.get(job) if rank == 1 else None):
+            value, micro_batch_size = backward_with_retry(
+                towers.embed, towers.loss, *half, parameters, micro_batch_size=2 if job == "sliced" else None
+            )
+        seen[job] = {"loss": value, "gradients": towers.gradients(), "micro_batch_size": micro_batch_size}
     torch.save(seen, Path(folder, f"{rank}.pt"))
     distributed.stop()
 

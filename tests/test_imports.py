@@ -18,11 +18,11 @@ TABLE = {
     "dBManagement": {"settings", "batch_plan", "tar_index", "shard_pattern", "shard_samples", "shard_stream"},
     "openClipManagement": {"atomic_write", "class_token", "image_transforms", "packed_text"},
     "evaluate_clip": {
-        "settings", "dBManagement", "openClipManagement", "atomic_write", "distributed", "retrieval_metrics",
+        "settings", "dBManagement", "devices", "openClipManagement", "atomic_write", "distributed", "retrieval_metrics",
         "retrieval_protocols", "retrieval_comparison", "zero_shot", "report", "embeddings", "shard_pictures",
     },
     "clipFineTuner": {
-        "settings", "dBManagement", "openClipManagement", "evaluate_clip", "checkpoint_folder", "distributed",
+        "settings", "dBManagement", "devices", "openClipManagement", "evaluate_clip", "checkpoint_folder", "distributed",
         "gradient_cache", "losses", "optimization", "stop_signals", "training_log", "training_state",
     },
 }  # fmt: skip
