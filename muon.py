@@ -67,7 +67,7 @@ def orthogonalized(matrices):
     return x.mT if tall else x
 
 
-class SideBySide:
+class CombinedOptimizer:
     """Two optimizers with different parameters, used as one, also by a GradScaler."""
 
     def __init__(self, *optimizers):

@@ -1,48 +1,83 @@
 """The optimizer and the learning rate: AdamW with decay on matrices only, Muon, and schedules as pure functions of the step."""
 
+import contextlib
 import math
 
 import torch
 from torch import nn
 
-from muon import Muon, SideBySide
+from muon import CombinedOptimizer, Muon
 
 MUON_RATE = 20  # Muon's rate in units of the learning rate: its usual 0.02 where AdamW's is the usual 1e-3
-NO_MATRICES = ("positional_embedding", "pos_embed", "cls_token", "bias")  # though some have two dimensions
+# Parameters that belong to no layer of their own, and by which activations are multiplied.
+PROJECTIONS = ("proj", "text_projection")
+KERNELS = (nn.Linear, nn.modules.conv._ConvNd)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
 def create_optimizer(model, *, learning_rate, weight_decay, betas, eps, kind="adamw"):
     """The optimizer of a model's trainable parameters; `kind` is "adamw", or "muon" for Muon and AdamW side by side.
 
-    Only matrices decay (Linear and convolution weights, token embeddings, projections). Biases, gains of norms, class
-    tokens, position embeddings, the logit scale and bias do not: pulling those to zero regularises nothing.
     AdamW comes in its fused form where the device has one, which does all parameters in one call; the default one is 8
-    times slower for small models on the CPU. Muon takes `multiplied` matrices, AdamW what is left.
+    times slower for small models on the CPU. Muon takes the `hidden_matrices`, AdamW what is left, with weight decay on
+    those of it that are `decaying`.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("the model has no trainable parameters: unlock at least one tower")
-    for_muon = multiplied(model) if kind == "muon" else []
-    chosen = {id(p) for p in for_muon}
+    chosen = {id(p) for p in hidden_matrices(model)} if kind == "muon" else set()
+    decay = {id(p) for p in decaying(model)}
+    for_muon = [(name, p) for name, p in named if id(p) in chosen]
     rest = [(name, p) for name, p in named if id(p) not in chosen]
-    groups = [
-        {"params": [p for name, p in rest if is_matrix(name, p)], "weight_decay": weight_decay},
-        {"params": [p for name, p in rest if not is_matrix(name, p)], "weight_decay": 0.0},
+    groups = [  # the names go into the checkpoint
+        {"params": [(name, p) for name, p in rest if id(p) in decay], "weight_decay": weight_decay},
+        {"params": [(name, p) for name, p in rest if id(p) not in decay], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") and p.is_floating_point() for _, p in rest)
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, eps=eps, fused=fused)
     if not for_muon:
         return adamw
     muon = Muon([{"params": for_muon, "rate": MUON_RATE}], lr=MUON_RATE * learning_rate, weight_decay=weight_decay)
-    return SideBySide(muon, adamw)
+    return CombinedOptimizer(muon, adamw)
 
 
-def is_matrix(name, parameter):
-    """Whether weight decay is for this parameter."""
-    return parameter.ndim >= 2 and not any(word in name for word in NO_MATRICES)
+def decaying(model):
+    """The parameters that weight decay is for: matrices and kernels that activations are multiplied by, token embeddings.
+
+    Not biases, gains of norms and of layers (LayerScale), class and register tokens, queries of a pooling, embeddings of
+    positions and token types, tables of relative positions, scales of logits: pulling those to zero regularises nothing.
+    What kind a parameter is, the layer that it belongs to tells, for names differ from library to library.
+    """
+    tokens = _token_embeddings(model)
+    return [
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if _is_multiplied(module, name, parameter) or (module in tokens and name == "weight")
+    ]
 
 
-def multiplied(model):
+def _is_multiplied(module, name, parameter):
+    if isinstance(module, KERNELS):
+        return name == "weight"
+    if isinstance(module, (nn.Embedding, *NORMS)):
+        return False
+    # Attention keeps several matrices as in_proj_weight, q_proj_weight...; a gain may have the shape (C, 1, 1).
+    return sum(size > 1 for size in parameter.shape) > 1 and (name.endswith("weight") or name in PROJECTIONS)
+
+
+def _token_embeddings(model):
+    """The layers that look up tokens, of open_clip's towers and of Hugging Face's."""
+    found = set()
+    for module in model.modules():
+        found.add(getattr(module, "token_embedding", None))
+        if hasattr(module, "get_input_embeddings"):
+            with contextlib.suppress(NotImplementedError):  # a part of a model that has none
+                found.add(module.get_input_embeddings())
+    return found
+
+
+def hidden_matrices(model):
     """The trainable matrices that activations are multiplied by: of linear layers, attention, and the two projections.
 
     Not those of which rows are looked up or added (token and position embeddings, queries of a pooling), and no kernels.
@@ -52,10 +87,50 @@ def multiplied(model):
         parameter
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 2
-        and parameter.requires_grad
-        and (isinstance(module, layers) or name in ("proj", "text_projection"))
+        if parameter.ndim == 2 and parameter.requires_grad and (isinstance(module, layers) or name in PROJECTIONS)
     ]
+
+
+def load_state(optimizer, model, state_dict):
+    """Give the optimizer the moments of a checkpoint, to each parameter by its name; all else stays as this run has it.
+
+    -> names of the parameters that decayed when the checkpoint was written, and no longer do. Raises ValueError if the
+    checkpoint has other parameters.
+    """
+    saved = state_dict["param_groups"]
+    numbers = [number for group in saved for number in group["params"]]
+    names = [name for group in saved for name in group.get("param_names", ())] or _names_before(model, saved)
+    own = optimizer.state_dict()["param_groups"]
+    wanted = [name for group in own for name in group["param_names"]]
+    if sorted(names) != sorted(wanted) or len(names) != len(numbers):
+        other = sorted({*names} ^ {*wanted})[:3]
+        raise ValueError(
+            f"the checkpoint's optimizer has {len(numbers)} parameters, the model trains {len(wanted)} "
+            f"({', '.join(other)} ...): start a new run with the checkpoint as MODEL_PRETRAINED"
+        )
+    moments = {name: state_dict["state"].get(number) for name, number in zip(names, numbers)}
+    places = zip(wanted, (number for group in own for number in group["params"]))
+    state = {number: moments[name] for name, number in places if moments[name] is not None}
+    optimizer.load_state_dict({"state": state, "param_groups": own})
+    return sorted(_decayed(saved, names) - _decayed(own, wanted))
+
+
+def _decayed(groups, names):
+    """Those of the names that are in groups with weight decay."""
+    names = iter(names)
+    return {name for group in groups for _, name in zip(group["params"], names) if group["weight_decay"]}
+
+
+def _names_before(model, groups):
+    """Names in the order of a checkpoint from before they were saved: Muon's, two and more dimensions, and the rest."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    muon = {id(p) for p in hidden_matrices(model)} if "momentum" in groups[0] else set()
+
+    def place(name, parameter):
+        flat = any(word in name for word in ("positional_embedding", "pos_embed", "cls_token", "bias"))
+        return 0 if id(parameter) in muon else 1 if parameter.ndim >= 2 and not flat else 2
+
+    return [name for name, p in sorted(named, key=lambda pair: place(*pair))]
 
 
 def pick_optimizer(name, model, batch_size, untrained):
@@ -67,7 +142,7 @@ def pick_optimizer(name, model, batch_size, untrained):
     """
     if name != "auto":
         return name
-    width = max((min(p.shape) for p in multiplied(model)), default=0)
+    width = max((min(p.shape) for p in hidden_matrices(model)), default=0)
     return "muon" if untrained and 4 * batch_size >= width > 0 else "adamw"
 
 

@@ -6,6 +6,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 import openClipManagement as clip
+import optimization
 import training_log
 from checkpoint_folder import CheckpointFolder, warn
 
@@ -104,7 +105,9 @@ def restore(training, checkpoint, force):
         training.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])
         if training.average is not None:
             training.average.n_averaged.fill_(checkpoint["averaged_steps"])
-    _restore_optimizer(training.optimizer, checkpoint["optimizer"])
+    spared = optimization.load_state(training.optimizer, training.clip_model.model, checkpoint["optimizer"])
+    if spared:
+        print(f"no longer with weight decay, which is for matrices alone: {', '.join(spared)}")
     if checkpoint["scaler"]:  # empty if it was not fp16
         training.scaler.load_state_dict(checkpoint["scaler"])
     training.progress = Progress(**checkpoint["progress"])
@@ -118,17 +121,6 @@ def restore(training, checkpoint, force):
             training.folder.set_aside_after(training.progress.step)
         training.folder.forget_after(training.progress.step, training.progress.evaluated_step)
     print(f"resumed {checkpoint['path']}: step {training.progress.step}, epoch {training.progress.epoch + 1}")
-
-
-def _restore_optimizer(optimizer, state_dict):
-    """The moments of the checkpoint with the settings of this run."""
-    settings = [
-        {key: group[key] for key in ("weight_decay", "betas", "eps") if key in group}
-        for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(state_dict)
-    for group, values in zip(optimizer.param_groups, settings):
-        group.update(values)
 
 
 def checkpoint_fields(training):
