@@ -215,8 +215,10 @@ def fit(training, args, stop):
     """Train from the current progress to the end, with logs, evaluations and checkpoints on the way."""
     progress, final = training.progress, training.folder.path / FINAL
     with rescue(training):
-        if evaluation_is_due(training, args) and progress.evaluated_step < progress.step:  # a signal came before it
-            evaluate(training)
+        due = evaluation_is_due(training, args) and progress.evaluated_step < progress.step  # a signal came before it
+        if due and not evaluate(training, stop):
+            leave(training, stop)
+            return
         if is_over(training, args):
             return
         if not out_of_patience(progress, args) and train(training, args, stop) == "stopped":
@@ -245,18 +247,34 @@ def train(training, args, stop):
             step, last = progress.step, progress.step == training.total_steps
             if step % args.log_interval == 0 or last:
                 training.recorder.log_training(record, clock.lap(), progress, training.total_steps)
-            stopped = distributed.any_rank(bool(stop.requested)) and not last
-            if evaluation_is_due(training, args) and not stopped:
-                evaluate(training)
-                if out_of_patience(progress, args) and not last:
+            due = evaluation_is_due(training, args)
+            stopped = stop.wished() and (due or not last)  # after the last step just an evaluation takes its time
+            if due and not stopped:
+                stopped = not evaluate(training, stop)
+                if out_of_patience(progress, args) and not stopped:
                     return "ended"
-            if (step % args.checkpoint_interval == 0 or stopped) and not last:
-                save(training, folder.periodic(step), needed=stopped)
+                stopped = stopped or (stop.wished() and not last)
             if stopped:
-                print(f"stopped by {stop.requested or 'another process'} at step {step}; go on with --resume")
+                leave(training, stop)
                 return "stopped"
+            if step % args.checkpoint_interval == 0 and not last:
+                written = distributed.any_rank(save(training, folder.periodic(step)))
+                if stop.wished() and written:  # once is enough: the time that is left may be short
+                    say_stopped(progress, stop)
+                    return "stopped"
             clock.restart()
     return "ended"
+
+
+def leave(training, stop):
+    """Save what a stopped run has done, if it has done anything."""
+    if training.progress.step > 0:
+        save(training, training.folder.periodic(training.progress.step), needed=True)
+    say_stopped(training.progress, stop)
+
+
+def say_stopped(progress, stop):
+    print(f"stopped by {stop.requested or 'another process'} at step {progress.step}; go on with --resume")
 
 
 @contextlib.contextmanager
@@ -286,9 +304,9 @@ def weights_are_finite(training):
 
 
 def evaluation_is_due(training, args):
-    """Whether the validation shards are to be looked at after this step."""
-    step = training.progress.step
-    return args.eval_interval is not None and (step % args.eval_interval == 0 or step == training.total_steps)
+    """Whether the validation shards, if there are any, are to be looked at after this step."""
+    step, total = training.progress.step, training.total_steps
+    return training.valid_loader is not None and (step % args.eval_interval == 0 or step == total)
 
 
 def out_of_patience(progress, args):
@@ -409,21 +427,25 @@ def count_skipped(training, finite, loss):
     )
 
 
-def evaluate(training):
-    """Measure Recall@k on the validation shards, log it, keep the best model, and warn if it got worse than at the start."""
-    if training.valid_loader is None:
-        return
+def evaluate(training, stop):
+    """Measure Recall@k on the validation shards, log it, keep the best model, and warn if it got worse than at the start.
+
+    False if a signal ended it before there was a number.
+    """
     progress, clip_model = training.progress, training.clip_model
     if training.average is not None and progress.step > 0:
         clip_model = replace(clip_model, model=training.average.module)
     distributed.broadcast(clip_model.model.buffers())  # BatchNorm's, which may differ between processes
-    results = evaluate_clip.measure(clip_model, training.valid_loader, training.precision)
+    try:
+        results = evaluate_clip.measure(clip_model, training.valid_loader, training.precision, wished=stop.wished)
+    except distributed.Stopped:
+        return False
     progress.evaluated_step = progress.step
     score = sum(results["recall@10"].values()) / 2
     training.recorder.log_evaluation(results, score, progress)
     if progress.step == 0:
         progress.first_score = score
-        return
+        return True
     better = progress.best_score is None or score > progress.best_score
     progress.best_score = score if better else progress.best_score
     progress.evaluations_since_best = 0 if better else progress.evaluations_since_best + 1
@@ -434,6 +456,7 @@ def evaluate(training):
         )
     if better:
         save(training, training.folder.path / BEST)
+    return True
 
 
 def finish(training):

@@ -122,6 +122,26 @@ def room_for(tensor):
     return tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
 
 
+class Stopped(Exception):
+    """What was going on was given up half-way, on every rank, because of a wish to stop."""
+
+
+def until(wished, batches):
+    """Yield this rank's batches until all ranks are through theirs; Stopped on every rank if `wished()` is true between two.
+
+    The ranks go in step, with empty rounds for those that are through, because `wished` asks all of them.
+    """
+    batches = iter(batches)
+    while True:
+        batch = next(batches, None)
+        if wished():
+            raise Stopped
+        if not any_rank(batch is not None):
+            return
+        if batch is not None:
+            yield batch
+
+
 def gather(tensor, room):
     """(n, ...) of every rank -> (world_size * n, ...) in the order of ranks, without a graph.
 

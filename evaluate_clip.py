@@ -156,13 +156,16 @@ def embed_shards(clip_model, args, ranks):
 # ---------------------------------------------------------------------------------------------- embedding
 
 
-def embed(clip_model, loader, precision, progress=False):
-    """Embed every sample of a loader, each distinct caption once -> (Embeddings of all ranks, {reason: skipped})."""
+def embed(clip_model, loader, precision, progress=False, wished=None):
+    """Embed every sample of a loader, each distinct caption once -> (Embeddings of all ranks, {reason: skipped}).
+
+    distributed.Stopped if `wished`, a function that all ranks ask between two batches, wants an end.
+    """
     clip_model.model.eval()
     images, texts, rows = [], {}, []
     bar = tqdm(total=loader.num_samples, unit=" samples", desc="embedding", disable=None if progress else True)
     with torch.inference_mode(), bar:
-        for batch in loader:
+        for batch in distributed.until(wished, loader) if wished else loader:
             with clip.autocast(clip_model.device, precision):
                 images += _arrays(clip.encode_images, clip_model, batch.images)
                 _embed_new_captions(clip_model, batch, texts)
@@ -213,12 +216,12 @@ def _assemble(images, texts, rows):
 # ------------------------------------------------------------------------------------------------ measuring
 
 
-def measure(clip_model, loader, precision, seed=0):
+def measure(clip_model, loader, precision, seed=0, wished=None):
     """The headline numbers of a model on a loader's samples, as in the result file; the trainer calls this.
 
     Rank 0 measures and all have its numbers: what follows from a score, such as an end of the training, is one decision.
     """
-    embeddings, skipped = embed(clip_model, loader, precision)
+    embeddings, skipped = embed(clip_model, loader, precision, wished=wished)
     mine = measure_embeddings(embeddings, ["product"], (1, 5, 10), seed) if distributed.rank() == 0 else None
     return distributed.agree(mine) | {"skipped": skipped}
 

@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM as a wish that the training looks at between two steps."""
+"""Ctrl-C and SIGTERM as a wish that the training looks at between two steps, an evaluation between two batches."""
 
 import signal
 import sys
+
+import distributed
 
 
 class StopSignals:
@@ -9,6 +11,10 @@ class StopSignals:
 
     def __init__(self):
         self.requested = ""
+
+    def wished(self) -> bool:
+        """Whether a signal came to any of the processes; all of them must ask."""
+        return distributed.any_rank(bool(self.requested))
 
     def __enter__(self):
         self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}

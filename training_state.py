@@ -148,6 +148,10 @@ def checkpoint_fields(training):
 
 
 def save(training, path, needed=False):
-    """Write a checkpoint; only rank 0 does. A failed write is a warning, and an error if `needed`."""
-    if training.is_main and training.folder.save(path, training.clip_model, needed, **checkpoint_fields(training)):
+    """Write a checkpoint -> whether this process did; only rank 0 does. A failed write is a warning, an error if `needed`."""
+    written = training.is_main and training.folder.save(
+        path, training.clip_model, needed, **checkpoint_fields(training)
+    )
+    if written:
         print(f"saved {path}")
+    return written

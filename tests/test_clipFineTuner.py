@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import checkpoint_folder
 import clipFineTuner
 import dBManagement
 import losses
@@ -495,14 +496,80 @@ def test_whatever_a_run_consists_of_goes_on_to_the_bit(data, tmp_path, monkeypat
     assert found.get("logit_bias") == expected.get("logit_bias")
 
 
-def test_an_evaluation_that_a_signal_came_before_is_made_up_for(data, tmp_path, monkeypatch, finished):
-    send_sigterm_at(6, monkeypatch)
+def send_sigterm_in_evaluation(number, monkeypatch):
+    """SIGTERM for this process while the second batch of the evaluation after that many steps is embedded, once."""
+    real_evaluate, real_encode = clipFineTuner.evaluate, clip.encode_images
+    steps, batches = [], []
+
+    def evaluate(training, stop):
+        steps.append(training.progress.step)
+        return real_evaluate(training, stop)
+
+    def encode(clip_model, images):
+        if not clip_model.model.training and steps[-1] == number:
+            batches.append(len(images))
+            if len(batches) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return real_encode(clip_model, images)
+
+    monkeypatch.setattr(clipFineTuner, "evaluate", evaluate)
+    monkeypatch.setattr(clip, "encode_images", encode)
+    return batches
+
+
+@pytest.mark.parametrize("number", [6, 12])
+def test_an_evaluation_that_a_signal_came_before_is_made_up_for(data, tmp_path, monkeypatch, finished, number):
+    send_sigterm_at(number, monkeypatch)
     run = train(data, tmp_path)
-    assert clip.read_checkpoint(run / "checkpoint_00000006.pt")["step"] == 6
+    assert clip.read_checkpoint(run / f"checkpoint_{number:08d}.pt")["step"] == number
+    assert not (run / "final_checkpoint.pt").exists()
     train(data, run, "--resume")
     keys = ("step", "recall@10/text_to_image", "recall@10/image_to_text")
     assert records(run, *keys) == records(finished, *keys)
     assert_same_weights(run, finished)
+
+
+@pytest.mark.parametrize("number", [0, 6, 12])
+def test_a_signal_ends_an_evaluation_which_is_made_up_for(data, tmp_path, monkeypatch, capsys, finished, number):
+    batches = send_sigterm_in_evaluation(number, monkeypatch)
+    run = train(data, tmp_path)
+    assert len(batches) == 2
+    assert f"stopped by SIGTERM at step {number}; go on with --resume" in capsys.readouterr().out
+    assert [path.name for path in run.glob("checkpoint_*.pt")][-1:] == [f"checkpoint_{number:08d}.pt"] * (number > 0)
+    train(data, run, "--resume")
+    keys = ("step", "recall@10/text_to_image", "recall@10/image_to_text")
+    assert records(run, *keys) == records(finished, *keys)
+    assert_same_weights(run, finished)
+    assert {"final_checkpoint.pt", "training_curves.png"} <= {path.name for path in run.iterdir()}
+
+
+def test_a_signal_while_an_evaluation_is_made_up_for_loses_nothing(data, tmp_path, monkeypatch, finished):
+    send_sigterm_at(6, monkeypatch)
+    run = train(data, tmp_path)
+    send_sigterm_in_evaluation(6, monkeypatch)
+    train(data, run, "--resume")
+    assert clip.read_checkpoint(run / "checkpoint_00000006.pt")["step"] == 6
+    train(data, run, "--resume")
+    assert_same_weights(run, finished)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_signal_while_a_checkpoint_is_written_asks_for_no_second_one(data, tmp_path, monkeypatch, full):
+    """Unless that one could not be written."""
+    real_save, written = checkpoint_folder.save_checkpoint, []
+
+    def save_checkpoint(path, *arguments, **fields):
+        written.append(Path(path).name)
+        if len(written) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if full:
+                raise OSError(errno.ENOSPC, "no room")
+        real_save(path, *arguments, **fields)
+
+    monkeypatch.setattr(checkpoint_folder, "save_checkpoint", save_checkpoint)
+    run = train(data, tmp_path, eval_interval="none")
+    assert written == ["checkpoint_00000004.pt", "checkpoint_00000005.pt"][: 1 + full]
+    assert [path.name for path in run.glob("*.pt")] == written[-1:]
 
 
 def test_patience_that_ends_at_an_evaluation_made_up_for_ends_the_run(data, tmp_path, monkeypatch):
@@ -515,10 +582,13 @@ def test_patience_that_ends_at_an_evaluation_made_up_for_ends_the_run(data, tmp_
     assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 6
 
 
-def test_a_signal_in_the_last_step_leaves_a_whole_run(data, tmp_path, monkeypatch, finished):
+def test_a_signal_in_the_last_step_leaves_a_whole_run_where_no_evaluation_follows(
+    data, tmp_path, monkeypatch, finished
+):
     send_sigterm_at(12, monkeypatch)
-    keys = ("step", "recall@10/text_to_image", "recall@10/image_to_text")
-    assert records(train(data, tmp_path), *keys) == records(finished, *keys)
+    run = train(data, tmp_path, eval_interval="none")
+    assert_same_weights(run, finished)
+    assert (run / "training_curves.png").exists()
 
 
 def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
@@ -597,7 +667,7 @@ def test_a_final_checkpoint_of_fewer_steps_is_replaced(data, tmp_path, monkeypat
     """As a run leaves one that is killed between its best checkpoint and the final one of the same step."""
     scores = itertools.count(1)
 
-    def measure(*_):
+    def measure(*_, **__):
         return {"recall@10": dict.fromkeys(("text_to_image", "image_to_text"), next(scores) / 100)}
 
     monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", measure)
@@ -648,11 +718,11 @@ def test_an_error_between_two_checkpoints_costs_no_step(data, tmp_path, monkeypa
     real_measure, real_collate = clipFineTuner.evaluate_clip.measure, dBManagement.ClipDataset._collate
     calls = {"evaluation": 0, "shards": 0}
 
-    def measure(*arguments):
+    def measure(*arguments, **options):
         calls["evaluation"] += 1
         if what == "evaluation" and calls["evaluation"] == 2:  # step 6; the last checkpoint is of step 4
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
-        return real_measure(*arguments)
+        return real_measure(*arguments, **options)
 
     def collate(dataset, *arguments):
         calls["shards"] += dataset.train
