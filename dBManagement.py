@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from batch_plan import plan_epoch, plan_size
+from batch_plan import ORDER, is_planned_alike, plan_epoch, plan_size
 from shard_pattern import expand_pattern, is_url
 from shard_samples import parse_sample, product_hash
 from shard_stream import StreamedBatches
@@ -337,13 +337,25 @@ class Loader:
             "data": source.fingerprint(),
         }
         if source.streamed:  # each process and worker reads a part of the shards
-            state |= {"processes": dataset.world_size, "workers": max(self.num_workers, 1)}
-        return state
+            return state | {"processes": dataset.world_size, "workers": max(self.num_workers, 1)}
+        return state | {"order": ORDER}
+
+    def changed_order(self, state):
+        """What to say where this version puts the same samples into another order than a checkpoint's did, or None."""
+        order, source = state.get("order", 1), self.dataset.source
+        if source.streamed or is_planned_alike(order, source.index.products, self.batch_size, self.dataset.views):
+            return None
+        return (
+            f"the checkpoint's batches were planned by order {order}, now it is {ORDER}, which leaves out others of "
+            "the samples that fill no batch: an epoch that it had begun may show some samples twice and others not"
+        )
 
     def check_state(self, state):
         """A message for each thing that differs from a checkpoint's state: then the batches are not the same."""
         messages = []
-        mine = self.state()
+        mine, state = self.state(), dict(state)
+        for numbers in (mine, state):  # a matter of versions, not of the user's settings: see `changed_order`
+            numbers.pop("order", None)
         for name in [name for name in {**mine, **state} if mine.get(name) != state.get(name)]:
             if name == "data":
                 messages.append("the shards, or the products in them, are not those of the checkpoint")

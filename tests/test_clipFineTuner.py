@@ -295,6 +295,16 @@ def test_a_finished_run_without_more_steps_stays_as_it_is(data, tmp_path, capsys
     assert [step for step, _ in records(run, "step", "recall@10/text_to_image")] == [0, 6, 8]
 
 
+def test_a_run_whose_order_of_batches_is_another_now_resumes_and_says_so(data, tmp_path, capsys):
+    common = {"views": "random", "batch_size": 7, "eval_interval": "none", "lr_schedule": "constant"}
+    path = train(data, tmp_path, max_steps=2, **common) / "final_checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["data"]["order"]  # as before there was a second one
+    torch.save(checkpoint, path)
+    train(data, tmp_path, "--resume", max_steps=4, **common)
+    assert capsys.readouterr().err.count("planned by order 1, now it is 2") == 1
+
+
 def test_resume_without_a_checkpoint_is_a_new_run(data, tmp_path, capsys):
     train(data, tmp_path, "--resume", max_steps=2)
     assert "nothing to resume" in capsys.readouterr().out

@@ -214,6 +214,18 @@ def test_state_names_what_the_order_depends_on(shards, make_shards, tmp_path):
     ]
 
 
+def test_a_checkpoint_of_another_order_is_told_where_it_matters(shards):
+    """Those before order 2 name none; their order differs only where products of VIEWS=random are left out."""
+    for batch_size, views, is_told in [(16, "random", True), (15, "random", False), (16, "all", False)]:
+        loader = training(shards, batch_size, views=views)
+        state = loader.state()
+        assert state["order"] == 2 and loader.changed_order(state) is None
+        older = {name: value for name, value in state.items() if name != "order"}
+        assert loader.check_state(older) == []  # it resumes all the same
+        assert ("order 1, now it is 2" in (loader.changed_order(older) or "")) == is_told
+    assert "order 3, now it is 2" in loader.changed_order({**state, "order": 3})
+
+
 # ------------------------------------------------------------------------------------------------- damage
 
 
