@@ -7,6 +7,7 @@ shard such as `/etc/passwd` or `../x` are mere labels. A sample is then a few se
 import array
 import json
 import os
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +23,15 @@ TRUNCATED, DAMAGED, FEWER = "truncated shard", "damaged shard", "fewer samples t
 
 
 class Lost(NamedTuple):
-    """Samples that cannot be used: how many (at least), why, and where."""
+    """Samples that cannot be used: how many (at least), why, and where.
+
+    `of` is what they are counted under: the same for the same sample or shard in every epoch, worker and process.
+    """
 
     count: int
     reason: str
     where: str
+    of: Hashable
 
 
 class Member(NamedTuple):
@@ -104,15 +109,16 @@ class TarIndex:
             try:
                 for key, members in samples:
                     found += 1
-                    self._add_sample(shard, path, key, members, file, products)
+                    self._add_sample(shard, path, (key, found), members, file, products)
             except ShardDamage as error:
                 damage = error
         if damage or found < (expected or 0):
             reason = damage.reason if damage else FEWER
             missing = 1 if expected is None else max(expected - found, 0)
-            self.lost.append(Lost(missing, reason, path))
+            self.lost.append(Lost(missing, reason, path, path))
 
-    def _add_sample(self, shard, path, key, members, file, products):
+    def _add_sample(self, shard, path, place, members, file, products):
+        key = place[0]
         raw = {"__key__": key, "__url__": path}
         for suffix, member in members.items():
             if suffix in IMAGE_SUFFIXES:
@@ -123,7 +129,7 @@ class TarIndex:
         try:
             sample = parse_sample(raw)
         except SampleError as error:
-            self.lost.append(Lost(1, error.reason, f"{os.path.basename(path)}: {key}"))
+            self.lost.append(Lost(1, error.reason, f"{os.path.basename(path)}: {key}", (path, *place)))
             return
         self._keys.append(key)
         self._shards.append(shard)

@@ -19,6 +19,7 @@ import dBManagement
 import losses
 import openClipManagement as clip
 import settings
+from conftest import catalogue_sample, write_shard
 from tiny_models import write_config
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
@@ -799,6 +800,28 @@ def test_two_processes_train_like_one(data, tmp_path, finished):
     one, two = records(finished, "step", "loss"), records(run, "step", "loss")
     assert [step for step, _ in one] == [step for step, _ in two]
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
+
+
+def test_lost_samples_are_counted_once_over_all_processes(data, tmp_path):
+    """Five pictures that one process or the other meets, and what every process misses of a truncated shard."""
+    samples = [catalogue_sample(number, number // 2) for number in range(48)]
+    for number in (3, 8, 13, 18, 23):
+        samples[number][f"{number:09d}.jpg"] = b"no picture"
+    write_shard(tmp_path / "lossy.000000.tar", samples[:24])
+    write_shard(tmp_path / "lossy.000001.tar", samples[24:])
+    (tmp_path / "sizes.json").write_text('{"lossy.000000.tar": 24, "lossy.000001.tar": 24}')
+    path = tmp_path / "lossy.000001.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 5 // 8])
+    missing = 48 - dBManagement.TarIndex([str(tmp_path / f"lossy.00000{n}.tar") for n in range(2)]).products.size
+    assert missing % 4 == 0  # so every picture is met: there is no remainder
+    knobs = {"batch_size": 4, "max_steps": None, "epochs": 1, "eval_interval": "none", "num_workers": 1}
+    arguments = flags(data, tmp_path / "run", train_dataset_pattern=tmp_path / "lossy.*.tar", **knobs)
+    consoles = [tmp_path / f"{r}.txt" for r in range(2)]
+    assert train_on_two_ranks([arguments] * 2, consoles) == [0, 0], [path.read_text() for path in consoles]
+    told, silent = (path.read_text() for path in consoles)
+    assert f"{5 + missing} training samples could not be used: " in told and "could not be used" not in silent
+    assert "5 not an image" in told and f"{missing} truncated shard" in told
+    assert (told + silent).count(f"{path}: truncated shard") == 1
 
 
 def test_processes_that_see_different_folders_do_not_wait_for_each_other(data, tmp_path):

@@ -16,9 +16,10 @@ from PIL import Image
 
 import dBManagement
 from conftest import catalogue_sample, encoded_picture, write_shard
-from dBManagement import RememberedTokens, eval_loader, train_loader
+from dBManagement import RememberedTokens, count_lost, eval_loader, train_loader
 from image_transforms import ImageTransform
-from tar_index import TRUNCATED
+from shard_samples import NO_IMAGE
+from tar_index import TRUNCATED, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 SIZE = 16
@@ -298,6 +299,45 @@ def test_only_the_first_lost_samples_are_named(tmp_path, caplog):
     loader = evaluation(write_samples(tmp_path, samples))
     assert len(keys(loader)) == 10 and loader.skipped.total() == 10
     assert len(caplog.records) == dBManagement.NAMED and "further ones are only counted" in caplog.text
+
+
+def test_noting_a_lost_sample_does_not_look_at_those_before(shards, caplog):
+    class Unwalked(dict):
+        def walk(self):
+            raise AssertionError("80,000 lost samples would take 3 billion looks")
+
+        __iter__ = items = keys = values = walk
+
+    loader = training(shards)
+    loader.lost = Unwalked()
+    for number in range(100):
+        loader._note([Lost(1, "one reason", f"sample {number}", number), Lost(1, "another", "again and again", "x")])
+    loader.lost = dict(dict.items(loader.lost))
+    assert loader.skipped == {"one reason": 100, "another": 1} and len(caplog.records) == dBManagement.NAMED + 1
+
+
+def test_what_several_processes_lost_is_counted_once():
+    """A shard that is lost as a whole or in part, and samples that have the same name in two folders or twice in one."""
+    first = {"a.tar": (10, TRUNCATED), 3: (1, "not an image"), ("b.tar", "key", 1): (1, "no caption")}
+    second = {"a.tar": (4, TRUNCATED), 3: (1, "not an image"), ("c.tar", "key", 1): (1, "no caption"), 4: (1, "empty")}
+    expected = {TRUNCATED: 10, "not an image": 1, "no caption": 2, "empty": 1}
+    assert count_lost([first, second]) == count_lost([second, first]) == expected
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_lost_samples_of_one_name_are_each_counted(tmp_path, streamed):
+    """Shards of one name in two folders, and a key that comes twice in a shard."""
+    damaged = catalogue_sample(0, 0) | {"000000000.jpg": b"no picture"}
+    without = {"000000000.json": b"{}", "000000000.txt": b"a caption"}
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        samples = [damaged, damaged, without, without, catalogue_sample(1, 1)]
+        write_shard(tmp_path / folder / "a.tar", samples)
+    prefix = "pipe:cat " if streamed else ""
+    loader = evaluation(f"{prefix}{tmp_path}/one/a.tar::{prefix}{tmp_path}/two/a.tar")
+    for _ in range(2):
+        assert keys(loader) == ["000000001"] * 2
+    assert loader.skipped == {"not an image": 4, NO_IMAGE: 4}
 
 
 def chunk(kind, data):
