@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import multiprocessing
+import os
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from conftest import catalogue_sample, encoded_picture, write_shard
 from dBManagement import RememberedTokens, count_lost, eval_loader, train_loader
 from image_transforms import ImageTransform
 from shard_samples import NO_IMAGE
-from tar_index import TRUNCATED, Lost
+from tar_index import CUT, TRUNCATED, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 SIZE = 16
@@ -299,6 +300,17 @@ def test_only_the_first_lost_samples_are_named(tmp_path, caplog):
     loader = evaluation(write_samples(tmp_path, samples))
     assert len(keys(loader)) == 10 and loader.skipped.total() == 10
     assert len(caplog.records) == dBManagement.NAMED and "further ones are only counted" in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_is_cut_during_the_training_is_counted(tmp_path, num_workers):
+    pattern = write_samples(tmp_path, [catalogue_sample(number, number) for number in range(20)])
+    loader = training(pattern, 4, num_workers=num_workers)
+    epoch(loader)
+    os.truncate(pattern, os.path.getsize(pattern) // 2)
+    batches = epoch(loader, 1)
+    assert [len(batch.keys) for batch in batches] == [4] * 5
+    assert 9 <= loader.skipped[CUT] == loader.skipped.total() <= 11
 
 
 def test_noting_a_lost_sample_does_not_look_at_those_before(shards, caplog):
