@@ -472,10 +472,10 @@ def finish(training):
         print(
             f"{progress.step} steps done, {progress.skipped_steps} skipped; best mean Recall@10 {progress.best_score:.4f}{start}"
         )
-    lost = sum(training.loader.skipped.values())
+    lost = dBManagement.count_lost(distributed.gather_objects(training.loader.lost))
     if lost:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in training.loader.skipped.most_common())
-        warn(f"{lost} training samples could not be used: {reasons}")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in lost.most_common())
+        warn(f"{lost.total()} training samples could not be used: {reasons}")
 
 
 def announce(training, args, ranks):

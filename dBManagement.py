@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from batch_plan import plan_epoch, plan_size
+from batch_plan import ORDER, is_planned_alike, plan_epoch, plan_size
 from shard_pattern import expand_pattern, is_url
 from shard_samples import parse_sample, product_hash
 from shard_stream import StreamedBatches
@@ -160,7 +160,7 @@ class ClipDataset(IterableDataset):
             seed = mixed(self.seed, epoch, self.source.number(sample)) if self.train else 0
             image = self.transform(parsed.image, seed)
         except (ValueError, OSError) as error:
-            lost.append(Lost(1, getattr(error, "reason", type(error).__name__), self.source.name(sample)))
+            lost.append(Lost(1, reason_of(error), self.source.name(sample), self.source.identity(sample)))
             return None
         return image, parsed, parsed.captions[seed % len(parsed.captions)]
 
@@ -207,6 +207,9 @@ class LocalBatches:
 
     def name(self, sample):
         return self.index.name(sample)
+
+    def identity(self, sample):
+        return sample
 
     def number(self, sample):
         return sample
@@ -260,7 +263,8 @@ class Loader:
 
     `len()`: batches of an epoch (on this rank). `num_samples` of the data and `batch_size` are those of all ranks together.
     Iterating again yields the next epoch.
-    `skipped`: how many samples could not be used so far, by reason; the first few of each reason are logged by name.
+    `skipped`: how many samples this process could not use so far, by reason; the first few of each reason are logged by
+    name. `lost`: the same as {what is counted once: (samples, reason)}, for `count_lost` over all processes.
     """
 
     def __init__(self, dataset, num_workers):
@@ -284,8 +288,8 @@ class Loader:
         if num_workers:
             atexit.register(_end_workers, weakref.ref(self._loader))
         self._next = (0, 0)
-        self._lost = {}
-        self._note(dataset.source.lost)
+        self.lost, self._named = {}, collections.Counter()
+        self._note(dataset.source.lost, aloud=dataset.source.rank == 0)  # every process finds these
 
     def __len__(self):
         return len(self.dataset)
@@ -311,19 +315,16 @@ class Loader:
 
     @property
     def skipped(self):
-        counts = collections.Counter()
-        for (reason, _), count in self._lost.items():
-            counts[reason] += count
-        return counts
+        return count_lost([self.lost])
 
-    def _note(self, lost):
-        for count, reason, where in lost:
-            if (reason, where) in self._lost:
+    def _note(self, lost, aloud=True):
+        for count, reason, where, of in lost:
+            if of in self.lost and count <= self.lost[of][0]:
                 continue
-            self._lost[reason, where] = count
-            named = sum(1 for known, _ in self._lost if known == reason)
-            if named <= NAMED:
-                more = " (further ones are only counted)" if named == NAMED else ""
+            self.lost[of] = (count, reason)
+            self._named[reason] += aloud
+            if aloud and self._named[reason] <= NAMED:
+                more = " (further ones are only counted)" if self._named[reason] == NAMED else ""
                 log.warning("%s: %s, %d sample%s lost%s", where, reason, count, "" if count == 1 else "s", more)
 
     def state(self):
@@ -337,13 +338,25 @@ class Loader:
             "data": source.fingerprint(),
         }
         if source.streamed:  # each process and worker reads a part of the shards
-            state |= {"processes": dataset.world_size, "workers": max(self.num_workers, 1)}
-        return state
+            return state | {"processes": dataset.world_size, "workers": max(self.num_workers, 1)}
+        return state | {"order": ORDER}
+
+    def changed_order(self, state):
+        """What to say where this version puts the same samples into another order than a checkpoint's did, or None."""
+        order, source = state.get("order", 1), self.dataset.source
+        if source.streamed or is_planned_alike(order, source.index.products, self.batch_size, self.dataset.views):
+            return None
+        return (
+            f"the checkpoint's batches were planned by order {order}, now it is {ORDER}, which leaves out others of "
+            "the samples that fill no batch: an epoch that it had begun may show some samples twice and others not"
+        )
 
     def check_state(self, state):
         """A message for each thing that differs from a checkpoint's state: then the batches are not the same."""
         messages = []
-        mine = self.state()
+        mine, state = self.state(), dict(state)
+        for numbers in (mine, state):  # a matter of versions, not of the user's settings: see `changed_order`
+            numbers.pop("order", None)
         for name in [name for name in {**mine, **state} if mine.get(name) != state.get(name)]:
             if name == "data":
                 messages.append("the shards, or the products in them, are not those of the checkpoint")
@@ -390,6 +403,23 @@ def eval_loader(pattern, transform, tokenizer, *, batch_size, num_workers=0, ran
         max_samples=max_samples,
     )
     return Loader(dataset, num_workers)
+
+
+def count_lost(losses):
+    """How many samples are lost, by reason, over the `lost` of the loaders of all processes: each once."""
+    together = {}
+    for lost in losses:
+        for of, (count, reason) in lost.items():
+            together[of] = max(together.get(of, (0, "")), (count, reason))
+    counts = collections.Counter()
+    for count, reason in together.values():
+        counts[reason] += count
+    return counts
+
+
+def reason_of(error):
+    """One of a few wordings, for counting."""
+    return getattr(error, "reason", type(error).__name__)
 
 
 def mixed(*numbers):
@@ -441,8 +471,8 @@ def _end_workers(reference):
 
 def _no_data_message(pattern, source, world_size):
     reasons = collections.Counter()
-    for count, reason, _ in source.lost:
-        reasons[reason] += count
+    for lost in source.lost:
+        reasons[lost.reason] += lost.count
     if source.num_samples:
         return f"{source.num_samples} samples in {pattern!r} are too few products for {world_size} processes"
     why = ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "the shards are empty"

@@ -74,6 +74,9 @@ class StreamedBatches:
     def name(self, sample):
         return f"{sample['__url__']}: {sample['__key__']}"
 
+    def identity(self, sample):
+        return sample["__url__"], sample["__key__"], sample["__place__"]
+
     def number(self, sample):
         return product_hash(f"{os.path.basename(sample['__url__'])}/{sample['__key__']}")
 
@@ -135,12 +138,12 @@ def shard_samples(shard, report, expected=None):
     try:
         stream = open_shard(shard)
     except (OSError, ValueError, ImportError) as error:
-        report(Lost(expected or 1, UNREADABLE, f"{shard} ({error})"))
+        report(Lost(expected or 1, UNREADABLE, f"{shard} ({error})", shard))
         return
     try:
         for key, sample in group_members(_members(_bytes_of(stream))):
             found += 1
-            yield {"__key__": key, "__url__": shard, **sample}
+            yield {"__key__": key, "__url__": shard, "__place__": found, **sample}
     except ShardDamage as damage:
         problem = damage.reason
     except GeneratorExit:  # whoever reads wants no more: the rest is not worth its transfer
@@ -150,7 +153,7 @@ def shard_samples(shard, report, expected=None):
     if problem or found < (expected or 0):
         reason = FEWER if not problem else TRUNCATED if found else UNREADABLE
         lost = 1 if expected is None else max(expected - found, 0)
-        report(Lost(lost, reason, f"{shard} ({problem})" if problem else shard))
+        report(Lost(lost, reason, f"{shard} ({problem})" if problem else shard, shard))
 
 
 def _bytes_of(stream):

@@ -5,8 +5,12 @@ shard such as `/etc/passwd` or `../x` are mere labels. A sample is then a few se
 """
 
 import array
+import contextlib
+import io
 import json
+import logging
 import os
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +23,20 @@ REGULAR, LONG_NAME, EXTENDED, NO_DATA = b"0\0007", b"L", b"x", b"123456"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 MAX_OPEN_FILES = 256  # a process may have 1,024 on most systems
 TRUNCATED, DAMAGED, FEWER = "truncated shard", "damaged shard", "fewer samples than sizes.json says"
+CUT, CHANGED = "shard cut short while it was in use", "shard changed while it was in use"
+log = logging.getLogger(__name__)
 
 
 class Lost(NamedTuple):
-    """Samples that cannot be used: how many (at least), why, and where."""
+    """Samples that cannot be used: how many (at least), why, and where.
+
+    `of` is what they are counted under: the same for the same sample or shard in every epoch, worker and process.
+    """
 
     count: int
     reason: str
     where: str
+    of: Hashable
 
 
 class Member(NamedTuple):
@@ -42,6 +52,21 @@ class ShardDamage(Exception):
     def __init__(self, reason, member=None):
         super().__init__(reason)
         self.reason, self.member = reason, member
+
+
+class ShardReadError(OSError):
+    """A sample of an indexed shard that cannot be read any more; `.reason` is one of a few wordings, for counting."""
+
+    def __init__(self, reason):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class OpenShard(NamedTuple):
+    """A file, and what it holds where that may be something else than when it was indexed: offset -> (name, size)."""
+
+    file: io.FileIO
+    layout: dict | None
 
 
 class TarIndex:
@@ -61,6 +86,7 @@ class TarIndex:
         )  # members of sample i: from _first[i]
         self._member_offset, self._member_size = array.array("q"), array.array("q")
         self._files, self._process = {}, os.getpid()
+        self._stamps, self._reopened = [], set()
         expected = expected_sizes(self.paths)
         for shard, path in enumerate(self.paths):
             self._add_shard(shard, path, expected.get(path), products)
@@ -76,23 +102,52 @@ class TarIndex:
         return f"{os.path.basename(self.paths[self._shards[i]])}: {self._keys[i]}"
 
     def read(self, i):
-        """The raw sample i: suffix -> bytes, with `__key__` and `__url__`."""
-        path = self.paths[self._shards[i]]
-        file = self._open(path)
-        raw = {"__key__": self._keys[i], "__url__": path}
-        for member in range(self._first[i], self._first[i + 1]):
-            file.seek(self._member_offset[member])
-            raw[self._suffixes[self._member_suffix[member]]] = file.read(self._member_size[member])
-        return raw
+        """The raw sample i: suffix -> bytes, with `__key__` and `__url__`. Raises ShardReadError."""
+        shard = self._shards[i]
+        path = self.paths[shard]
+        try:
+            files = self._read(i, shard)
+        except OSError as error:  # a handle goes stale when a network file system's server starts anew
+            self._close(path)
+            try:
+                files = self._read(i, shard)
+            except OSError as still:
+                self._close(path)
+                reason = f"shard cannot be read: {still.strerror or type(still).__name__}"
+                raise ShardReadError(getattr(still, "reason", reason)) from still
+            if path not in self._reopened:
+                self._reopened.add(path)
+                log.warning("%s: %s; opened again, and again if need be", path, error.strerror or error)
+        return {"__key__": self._keys[i], "__url__": path, **files}
 
-    def _open(self, path):
+    def _read(self, i, shard):
+        file, layout = self._open(shard)
+        files = {}
+        for member in range(self._first[i], self._first[i + 1]):
+            offset, size = self._member_offset[member], self._member_size[member]
+            suffix = self._suffixes[self._member_suffix[member]]
+            if layout is not None and layout.get(offset) != ((self._keys[i], suffix), size):
+                raise ShardReadError(CUT if os.fstat(file.fileno()).st_size < offset + size else CHANGED)
+            file.seek(offset)
+            files[suffix] = read_exactly(file, size)
+        return files
+
+    def _open(self, shard):
+        path = self.paths[shard]
         if self._process != os.getpid():  # a file inherited by fork would share its position with the parent's
             self._files, self._process = {}, os.getpid()
         if path not in self._files:
             while len(self._files) >= MAX_OPEN_FILES:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[path] = open(path, "rb", buffering=0)  # noqa: SIM115
+                self._close(next(iter(self._files)))
+            file = open(path, "rb", buffering=0)  # noqa: SIM115
+            layout = None if stamp(file) == self._stamps[shard] else layout_of(file, path)
+            self._files[path] = OpenShard(file, layout)
         return self._files[path]
+
+    def _close(self, path):
+        if path in self._files:
+            with contextlib.suppress(OSError):  # as a stale one
+                self._files.pop(path).file.close()
 
     def __getstate__(self):
         return {**self.__dict__, "_files": {}}
@@ -100,30 +155,32 @@ class TarIndex:
     def _add_shard(self, shard, path, expected, products):
         found, damage = 0, None
         with open(path, "rb", buffering=8 * BLOCK) as file:
+            self._stamps.append(stamp(file))
             samples = group_members(tar_members(file, path))
             try:
                 for key, members in samples:
                     found += 1
-                    self._add_sample(shard, path, key, members, file, products)
-            except ShardDamage as error:
+                    self._add_sample(shard, path, (key, found), members, file, products)
+            except (ShardDamage, ShardReadError) as error:
                 damage = error
         if damage or found < (expected or 0):
             reason = damage.reason if damage else FEWER
             missing = 1 if expected is None else max(expected - found, 0)
-            self.lost.append(Lost(missing, reason, path))
+            self.lost.append(Lost(missing, reason, path, path))
 
-    def _add_sample(self, shard, path, key, members, file, products):
+    def _add_sample(self, shard, path, place, members, file, products):
+        key = place[0]
         raw = {"__key__": key, "__url__": path}
         for suffix, member in members.items():
             if suffix in IMAGE_SUFFIXES:
                 raw[suffix] = b""  # pictures are not read here
             elif is_text(suffix):
                 file.seek(member.offset)
-                raw[suffix] = file.read(member.size)
+                raw[suffix] = read_exactly(file, member.size)
         try:
             sample = parse_sample(raw)
         except SampleError as error:
-            self.lost.append(Lost(1, error.reason, f"{os.path.basename(path)}: {key}"))
+            self.lost.append(Lost(1, error.reason, f"{os.path.basename(path)}: {key}", (path, *place)))
             return
         self._keys.append(key)
         self._shards.append(shard)
@@ -136,6 +193,32 @@ class TarIndex:
             self._member_offset.append(members[suffix].offset)
             self._member_size.append(members[suffix].size)
         self._first.append(len(self._member_offset))
+
+
+def read_exactly(file, size):
+    """The next `size` bytes of a file. Raises ShardReadError if it ends before."""
+    data = file.read(size)
+    while len(data) < size:
+        more = file.read(size - len(data))
+        if not more:
+            raise ShardReadError(CUT)
+        data += more
+    return data
+
+
+def stamp(file):
+    """What changes if a file does."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def layout_of(file, path):
+    """Offset -> ((key, suffix), size) of the files in a tar, as far as it is one."""
+    layout = {}
+    with contextlib.suppress(ShardDamage, ValueError):
+        for name, member in tar_members(file, path):
+            layout[member.offset] = (split_name(name), member.size)
+    return layout
 
 
 def expected_sizes(paths):

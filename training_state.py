@@ -100,6 +100,8 @@ def restore(training, checkpoint, force):
         print(f"resuming with another {name}: was {saved[name]}, is {now[name]}")
     for line in grave:
         warn(f"forced: {line}")
+    if changed := training.loader.changed_order(checkpoint["data"]):
+        warn(changed)
     if "raw_state_dict" in checkpoint:
         # `state_dict` holds the average, which `load_model` put into the model that the average was copied from.
         training.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])

@@ -1,5 +1,6 @@
 """Plans: full batches, distinct products, every sample, fair and fast."""
 
+import hashlib
 import time
 
 import numpy as np
@@ -82,6 +83,46 @@ def test_pairs_of_products_meet_at_random():
     pairs = meetings[np.triu_indices(400, 1)]
     assert pairs.mean() == pytest.approx(4 * 4 / 40, rel=0.03)
     assert pairs.var() == pytest.approx(4 * 0.1 * 0.9 * 36 / 39, rel=0.06)  # hypergeometric
+
+
+@pytest.mark.parametrize("views", ["all", "random"])
+def test_a_remainder_is_cut_whatever_the_number_of_views(views):
+    """Over many epochs products of 1, 2, 4 and 8 views (or their samples) are seen equally often, wherever they lie."""
+    views_of_product = np.tile([1, 2, 4, 8], 12)
+    products = np.repeat(np.arange(48), views_of_product)
+    batch_size, epochs = 19, 300  # of 48 products 10 are left out, of 180 samples 9
+    seen = np.zeros(len(products))
+    for epoch in range(epochs):
+        seen[plan_epoch(products, batch_size, 0, epoch, views).ravel()] += 1
+    of_sample = np.repeat(views_of_product, views_of_product)
+    share = np.full(180, 171 / 180) if views == "all" else 38 / 48 / of_sample
+    deviation = (seen - epochs * share) / np.sqrt(epochs * share * (1 - share))
+    assert np.abs(deviation).max() < 4.5
+    for count in (1, 2, 4, 8):
+        mine = of_sample == count
+        assert seen[mine].sum() == pytest.approx((epochs * share[mine]).sum(), rel=0.03), count
+    halves = seen.reshape(2, 90).sum(1)
+    assert halves[0] == pytest.approx(halves[1], rel=0.03)
+
+
+def test_samples_of_a_product_with_more_views_than_batches_are_seen_as_often_as_that_allows():
+    """40 samples of one product and 40 of others: 12 batches hold 12 of those 40, and nearly all others."""
+    products = np.r_[np.zeros(40), np.arange(1, 41)].astype(int)
+    batches, batch_size = plan_size(products, 4)
+    seen = np.zeros(80)
+    for epoch in range(400):
+        seen[plan_epoch(products, 4, 0, epoch).ravel()] += 1 / 400
+    assert (batches, batch_size) == (13, 4)
+    assert seen[:40].mean() == pytest.approx(13 / 40, abs=0.005) and seen[:40].std() < 0.04
+    assert seen[40:].mean() == pytest.approx(39 / 40, abs=0.005) and seen[40:].std() < 0.03
+
+
+@pytest.mark.parametrize(("views", "digest"), [("all", "5bee35d230243a7b"), ("random", "e6a703d29588f93d")])
+def test_the_order_of_runs_that_lose_nothing_stays_what_it_was(views, digest):
+    """Checkpoints of earlier versions go on from their place in it."""
+    products = np.repeat(np.arange(64), np.tile([1, 2, 4, 5], 16))
+    plans = [plan_epoch(products, 32, 3, epoch, views) for epoch in range(3)]
+    assert hashlib.sha256(np.stack(plans).astype("<i8").tobytes()).hexdigest()[:16] == digest
 
 
 def test_planning_fashion_gen_takes_well_under_a_second():

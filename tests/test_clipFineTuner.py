@@ -20,6 +20,7 @@ import dBManagement
 import losses
 import openClipManagement as clip
 import settings
+from conftest import catalogue_sample, write_shard
 from tiny_models import write_config
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
@@ -294,6 +295,16 @@ def test_a_finished_run_without_more_steps_stays_as_it_is(data, tmp_path, capsys
     assert f"8 steps are done, and EPOCHS and MAX_STEPS ask for {max_steps}" in capsys.readouterr().out
     assert (run / "final_checkpoint.pt").read_bytes() == whole
     assert [step for step, _ in records(run, "step", "recall@10/text_to_image")] == [0, 6, 8]
+
+
+def test_a_run_whose_order_of_batches_is_another_now_resumes_and_says_so(data, tmp_path, capsys):
+    common = {"views": "random", "batch_size": 7, "eval_interval": "none", "lr_schedule": "constant"}
+    path = train(data, tmp_path, max_steps=2, **common) / "final_checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["data"]["order"]  # as before there was a second one
+    torch.save(checkpoint, path)
+    train(data, tmp_path, "--resume", max_steps=4, **common)
+    assert capsys.readouterr().err.count("planned by order 1, now it is 2") == 1
 
 
 def test_resume_without_a_checkpoint_is_a_new_run(data, tmp_path, capsys):
@@ -859,6 +870,28 @@ def test_two_processes_train_like_one(data, tmp_path, finished):
     one, two = records(finished, "step", "loss"), records(run, "step", "loss")
     assert [step for step, _ in one] == [step for step, _ in two]
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
+
+
+def test_lost_samples_are_counted_once_over_all_processes(data, tmp_path):
+    """Five pictures that one process or the other meets, and what every process misses of a truncated shard."""
+    samples = [catalogue_sample(number, number // 2) for number in range(48)]
+    for number in (3, 8, 13, 18, 23):
+        samples[number][f"{number:09d}.jpg"] = b"no picture"
+    write_shard(tmp_path / "lossy.000000.tar", samples[:24])
+    write_shard(tmp_path / "lossy.000001.tar", samples[24:])
+    (tmp_path / "sizes.json").write_text('{"lossy.000000.tar": 24, "lossy.000001.tar": 24}')
+    path = tmp_path / "lossy.000001.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 5 // 8])
+    missing = 48 - dBManagement.TarIndex([str(tmp_path / f"lossy.00000{n}.tar") for n in range(2)]).products.size
+    assert missing % 4 == 0  # so every picture is met: there is no remainder
+    knobs = {"batch_size": 4, "max_steps": None, "epochs": 1, "eval_interval": "none", "num_workers": 1}
+    arguments = flags(data, tmp_path / "run", train_dataset_pattern=tmp_path / "lossy.*.tar", **knobs)
+    consoles = [tmp_path / f"{r}.txt" for r in range(2)]
+    assert train_on_two_ranks([arguments] * 2, consoles) == [0, 0], [path.read_text() for path in consoles]
+    told, silent = (path.read_text() for path in consoles)
+    assert f"{5 + missing} training samples could not be used: " in told and "could not be used" not in silent
+    assert "5 not an image" in told and f"{missing} truncated shard" in told
+    assert (told + silent).count(f"{path}: truncated shard") == 1
 
 
 def test_processes_that_see_different_folders_do_not_wait_for_each_other(data, tmp_path):

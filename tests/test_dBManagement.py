@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import multiprocessing
+import os
 import struct
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from PIL import Image
 
 import dBManagement
 from conftest import catalogue_sample, encoded_picture, write_shard
-from dBManagement import RememberedTokens, eval_loader, train_loader
+from dBManagement import RememberedTokens, count_lost, eval_loader, train_loader
 from image_transforms import ImageTransform
-from tar_index import TRUNCATED
+from shard_samples import NO_IMAGE
+from tar_index import CUT, TRUNCATED, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 SIZE = 16
@@ -214,6 +216,18 @@ def test_state_names_what_the_order_depends_on(shards, make_shards, tmp_path):
     ]
 
 
+def test_a_checkpoint_of_another_order_is_told_where_it_matters(shards):
+    """Those before order 2 name none; their order differs only where products of VIEWS=random are left out."""
+    for batch_size, views, is_told in [(16, "random", True), (15, "random", False), (16, "all", False)]:
+        loader = training(shards, batch_size, views=views)
+        state = loader.state()
+        assert state["order"] == 2 and loader.changed_order(state) is None
+        older = {name: value for name, value in state.items() if name != "order"}
+        assert loader.check_state(older) == []  # it resumes all the same
+        assert ("order 1, now it is 2" in (loader.changed_order(older) or "")) == is_told
+    assert "order 3, now it is 2" in loader.changed_order({**state, "order": 3})
+
+
 # ------------------------------------------------------------------------------------------------- damage
 
 
@@ -286,6 +300,56 @@ def test_only_the_first_lost_samples_are_named(tmp_path, caplog):
     loader = evaluation(write_samples(tmp_path, samples))
     assert len(keys(loader)) == 10 and loader.skipped.total() == 10
     assert len(caplog.records) == dBManagement.NAMED and "further ones are only counted" in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_is_cut_during_the_training_is_counted(tmp_path, num_workers):
+    pattern = write_samples(tmp_path, [catalogue_sample(number, number) for number in range(20)])
+    loader = training(pattern, 4, num_workers=num_workers)
+    epoch(loader)
+    os.truncate(pattern, os.path.getsize(pattern) // 2)
+    batches = epoch(loader, 1)
+    assert [len(batch.keys) for batch in batches] == [4] * 5
+    assert 9 <= loader.skipped[CUT] == loader.skipped.total() <= 11
+
+
+def test_noting_a_lost_sample_does_not_look_at_those_before(shards, caplog):
+    class Unwalked(dict):
+        def walk(self):
+            raise AssertionError("80,000 lost samples would take 3 billion looks")
+
+        __iter__ = items = keys = values = walk
+
+    loader = training(shards)
+    loader.lost = Unwalked()
+    for number in range(100):
+        loader._note([Lost(1, "one reason", f"sample {number}", number), Lost(1, "another", "again and again", "x")])
+    loader.lost = dict(dict.items(loader.lost))
+    assert loader.skipped == {"one reason": 100, "another": 1} and len(caplog.records) == dBManagement.NAMED + 1
+
+
+def test_what_several_processes_lost_is_counted_once():
+    """A shard that is lost as a whole or in part, and samples that have the same name in two folders or twice in one."""
+    first = {"a.tar": (10, TRUNCATED), 3: (1, "not an image"), ("b.tar", "key", 1): (1, "no caption")}
+    second = {"a.tar": (4, TRUNCATED), 3: (1, "not an image"), ("c.tar", "key", 1): (1, "no caption"), 4: (1, "empty")}
+    expected = {TRUNCATED: 10, "not an image": 1, "no caption": 2, "empty": 1}
+    assert count_lost([first, second]) == count_lost([second, first]) == expected
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_lost_samples_of_one_name_are_each_counted(tmp_path, streamed):
+    """Shards of one name in two folders, and a key that comes twice in a shard."""
+    damaged = catalogue_sample(0, 0) | {"000000000.jpg": b"no picture"}
+    without = {"000000000.json": b"{}", "000000000.txt": b"a caption"}
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        samples = [damaged, damaged, without, without, catalogue_sample(1, 1)]
+        write_shard(tmp_path / folder / "a.tar", samples)
+    prefix = "pipe:cat " if streamed else ""
+    loader = evaluation(f"{prefix}{tmp_path}/one/a.tar::{prefix}{tmp_path}/two/a.tar")
+    for _ in range(2):
+        assert keys(loader) == ["000000001"] * 2
+    assert loader.skipped == {"not an image": 4, NO_IMAGE: 4}
 
 
 def chunk(kind, data):

@@ -1,7 +1,9 @@
 """The index: the same samples as webdataset sees, whoever wrote the tar, and broken tars named and counted."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -10,7 +12,7 @@ import webdataset as wds
 
 from conftest import add_file, catalogue_sample, encoded_picture, write_shard
 from shard_samples import NO_CAPTION, NO_IMAGE, parse_sample
-from tar_index import DAMAGED, FEWER, TRUNCATED, TarIndex
+from tar_index import CHANGED, CUT, DAMAGED, FEWER, TRUNCATED, TarIndex
 
 
 def members_of(path):
@@ -159,3 +161,93 @@ def test_many_shards_do_not_exhaust_open_files(tmp_path, monkeypatch):
     for _ in range(2):
         assert [parse_sample(index.read(i)).product_id for i in range(5)] == [f"P{i}" for i in range(5)]
     assert len(index._files) == 2
+
+
+# ------------------------------------------------------------------------------- shards that change while they are read
+
+
+class Failing:
+    """An open file whose server does not know it any more."""
+
+    closed = False
+
+    def __init__(self, error=errno.ESTALE):
+        self.error = error
+
+    def seek(self, *_):
+        raise OSError(self.error, os.strerror(self.error))
+
+    def close(self):
+        Failing.closed = True
+        self.seek()
+
+
+def shard_of(path, count=4, first=0):
+    write_shard(path, [catalogue_sample(number, number) for number in range(first, first + count)])
+    return TarIndex([str(path)])
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO])
+def test_a_stale_handle_is_opened_again_and_said_once(tmp_path, monkeypatch, caplog, error):
+    index = shard_of(tmp_path / "a.tar")
+    expected = [index.read(i) for i in range(4)]
+    for _ in range(2):
+        index._files[str(tmp_path / "a.tar")].file.close()
+        index._files[str(tmp_path / "a.tar")] = index._files[str(tmp_path / "a.tar")]._replace(file=Failing(error))
+        assert [index.read(i) for i in range(4)] == expected
+    assert Failing.closed and len(index._files) == 1
+    (record,) = caplog.records
+    assert f"a.tar: {os.strerror(error)}; opened again" in record.getMessage()
+
+
+def test_a_shard_that_stays_out_of_reach_is_a_reason_for_each_sample(tmp_path, monkeypatch, caplog):
+    index = shard_of(tmp_path / "a.tar")
+    opened = []
+
+    def stale_open(path, *_, **__):
+        opened.append(path)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("builtins.open", stale_open)
+    for i in range(2):
+        with pytest.raises(OSError) as caught:
+            index.read(i)
+        assert caught.value.reason == "shard cannot be read: Stale file handle"
+    assert len(opened) == 4 and not caplog.records  # one more try each, and nothing was mended
+    monkeypatch.undo()
+    assert index.read(0)["__key__"] == "000000000"  # it is back
+
+
+@pytest.mark.parametrize("opened_before", [True, False])
+def test_a_shard_that_is_cut_while_it_is_in_use(tmp_path, opened_before):
+    """What lies before the cut is read, the rest has a reason; never is a part of a picture taken for it."""
+    path = tmp_path / "a.tar"
+    index = shard_of(path)
+    expected = [index.read(i) for i in range(4)]
+    if not opened_before:
+        index = pickle.loads(pickle.dumps(index))
+    os.truncate(path, members_of(path)[6].offset_data + 100)  # within the third picture
+    assert [index.read(i) for i in range(2)] == expected[:2]
+    for i in (2, 3):
+        with pytest.raises(OSError) as caught:
+            index.read(i)
+        assert caught.value.reason == CUT
+
+
+def test_a_shard_that_is_another_one_now(tmp_path):
+    """Replaced by one with other samples, its old places would hold others' bytes; by a copy of itself, nothing changes."""
+    path = tmp_path / "a.tar"
+    index = pickle.loads(pickle.dumps(shard_of(path)))
+    expected = index.read(0)
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    assert index.read(0) == expected
+    index = pickle.loads(pickle.dumps(index))
+    path.unlink()
+    write_shard(path, [catalogue_sample(number, number) for number in (0, 11, 2, 13)])
+    for i in (1, 3):
+        with pytest.raises(OSError) as caught:
+            index.read(i)
+        assert caught.value.reason == CHANGED
