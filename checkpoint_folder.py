@@ -14,21 +14,15 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 from atomic_write import atomic_write, remove_leftovers
+from console import warn
 from openClipManagement import read_checkpoint, save_checkpoint
 
 FINAL, BEST = "final_checkpoint.pt", "best_checkpoint.pt"
 METRICS, CURVES = "metrics.jsonl", "training_curves.png"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def warn(text):
-    """A line that is seen among progress bars and redirected output alike."""
-    if int(os.environ.get("RANK", 0)) == 0:  # one log, also under torchrun
-        print(f"WARNING: {text}", file=sys.stderr, flush=True)
 
 
 class NeededCheckpointFailed(OSError):

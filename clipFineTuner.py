@@ -19,6 +19,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+import command_line
+import console
 import dBManagement
 import devices
 import distributed
@@ -29,7 +31,8 @@ import openClipManagement as clip
 import optimization
 import settings
 import training_log
-from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed, warn
+from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed
+from console import warn
 from stop_signals import StopSignals
 from training_state import MATHEMATICAL_KNOBS, Progress, Training, find_checkpoint, restore, save
 
@@ -64,7 +67,7 @@ def main(argv=None):
 
 def parse_arguments(argv):
     """The knobs of a training run, checked against each other."""
-    parser = settings.Parser(__doc__, MODEL_KNOBS + DATA_KNOBS + MATHEMATICAL_KNOBS + OTHER_KNOBS)
+    parser = command_line.Parser(settings, __doc__, MODEL_KNOBS + DATA_KNOBS + MATHEMATICAL_KNOBS + OTHER_KNOBS)
     parser.add_argument(
         "--force", action="store_true", help="resume although settings differ that change the mathematics"
     )
@@ -512,4 +515,4 @@ def announce(training, args, ranks):
 
 
 if __name__ == "__main__":
-    settings.run(main)
+    console.run(main, settings)

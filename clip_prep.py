@@ -22,6 +22,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import catalogue_audit
+import command_line
+import console
 import settings
 from atomic_write import atomic_write
 from catalogue_hdf5 import DESCRIPTION, open_hdf5, split_of_file
@@ -49,7 +51,7 @@ def main(argv=None):
 
 def parse_arguments(argv):
     """The script's own arguments and its knobs."""
-    parser = settings.Parser(__doc__, ["DATA_DIR", "NUM_WORKERS"])
+    parser = command_line.Parser(settings, __doc__, ["DATA_DIR", "NUM_WORKERS"])
     kind = parser.add_argument_group("what to read (default: PAI pickles)").add_mutually_exclusive_group()
     kind.add_argument("--hdf5", metavar="FILE", help="an official Fashion-Gen file (pip install h5py)")
     kind.add_argument("--table", metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (pip install pyarrow)")
@@ -134,11 +136,12 @@ def open_sources(args):
     return {split: open_pai(args.data_dir, split, args.num_workers, args.allow_outside) for split in splits}
 
 
-def create_clip_dataset(split, output, data_dir=settings.DATA_DIR, num_workers=0):
-    """Write the JSON mapping of one split of the PAI pickles and return its `Summary`.
+def create_clip_dataset(split, output, data_dir=None, num_workers=0):
+    """Write the JSON mapping of one split of the PAI pickles, by default of settings.DATA_DIR, and return its `Summary`.
 
     Raises FileNotFoundError for a missing folder and ValueError if no row can be used.
     """
+    data_dir = command_line.value(settings, "DATA_DIR") if data_dir is None else data_dir
     return write_mapping(open_pai(data_dir, split, num_workers), output)
 
 
@@ -238,4 +241,4 @@ def print_skipped(skipped):
 
 
 if __name__ == "__main__":
-    settings.run(main)
+    console.run(main, settings)

@@ -28,6 +28,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+import command_line
+import console
 import settings
 from clip_prep import print_skipped
 from pictures import PictureError, hdf5_row, read_source, to_jpeg
@@ -83,7 +85,7 @@ def main(argv=None):
 
 def parse_arguments(argv):
     """The script's own arguments and its knobs."""
-    parser = settings.Parser(__doc__, ["SHARD_SIZE", "QUALITY", "DATA_DIR", "NUM_WORKERS", "SEED"])
+    parser = command_line.Parser(settings, __doc__, ["SHARD_SIZE", "QUALITY", "DATA_DIR", "NUM_WORKERS", "SEED"])
     parser.add_argument("--json", help="mapping written by clip_prep.py")
     parser.add_argument("--output-dir", required=True, help="folder of the shards, or a URL that fsspec knows")
     parser.add_argument("--max-shards", type=whole_number, help="write only the first so many shards")
@@ -251,8 +253,8 @@ def print_result(args, shards, plan, summary, written):
         "VALID_DATASET_PATTERN" if "valid" in name.lower() and "train" not in name.lower() else "TRAIN_DATASET_PATTERN"
     )
     print(f"Shard pattern: {pattern}")
-    print(f'Set in settings.py: {knob} = "{os.path.join(args.output_dir, pattern)}"')
+    print(f'Set in settings.py: {knob}: str = "{os.path.join(args.output_dir, pattern)}"')
 
 
 if __name__ == "__main__":
-    settings.run(main)
+    console.run(main, settings)

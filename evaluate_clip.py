@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import command_line
+import console
 import dBManagement
 import devices
 import distributed
@@ -69,7 +71,7 @@ def main(argv=None):
 
 def parse_arguments(argv):
     """The script's own arguments and its knobs."""
-    parser = settings.Parser(__doc__, KNOBS)
+    parser = command_line.Parser(settings, __doc__, KNOBS)
     parser.add_argument("--use-checkpoint", action="store_true", help="evaluate EVAL_CHECKPOINT, not the base model")
     parser.add_argument("--checkpoint", metavar="PATH", help="evaluate this checkpoint")
     parser.add_argument("--dataset-path", metavar="PATTERN", help="shards to evaluate on [VALID_DATASET_PATTERN]")
@@ -357,4 +359,4 @@ def _cell(numbers, key):
 
 
 if __name__ == "__main__":
-    settings.run(main)
+    console.run(main, settings)

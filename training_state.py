@@ -8,7 +8,8 @@ from torch.optim.swa_utils import AveragedModel
 import openClipManagement as clip
 import optimization
 import training_log
-from checkpoint_folder import CheckpointFolder, warn
+from checkpoint_folder import CheckpointFolder
+from console import warn
 
 # A resumed run with another value of one of these would no longer be the same training.
 MATHEMATICAL_KNOBS = [

@@ -1,24 +1,56 @@
-"""Every knob: default < environment < flag, one clear line for a wrong value."""
+"""The page of knobs, and which script takes and uses which of them."""
 
 import ast
-import os
+import functools
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import command_line
 import settings
+from tiny_models import write_config
 
 ROOT = Path(__file__).parent.parent
+KNOBS = {row.name: row for row in command_line.rows(settings)}
+PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
+
+# The command line of each script: what is added or taken away here is a decision, and documented.
+FLAGS = {
+    "clip_prep": """
+        --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
+        --hdf5 --help --image-column --images --num-workers --on-colab --output --product-column --split
+        --subcategory-column --table --valid-fraction
+    """,
+    "create_webdataset": """
+        --allow-outside --caption-key --crop-margins --data-dir --dataset-name --debug --help --image-key --image-size
+        --json --max-shards --no-shuffle --num-workers --on-colab --output-dir --part --quality --seed --shard-size --verify
+    """,
+    "clipFineTuner": """
+        --batch-size --beta1 --beta2 --checkpoint-dir --checkpoint-interval --debug --device --ema-decay --epochs --eps
+        --eval-interval --force --grad-checkpointing --grad-clip-norm --help --keep-checkpoints --learning-rate
+        --log-interval --loss --lr-schedule --max-steps --micro-batch-size --model-cache-dir --model-name
+        --model-pretrained --num-workers --on-colab --optimizer --patience --precision --reduced-decode --resume --seed
+        --tensorboard --train-dataset-pattern --valid-dataset-pattern --views --warmup-steps --weight-decay
+    """,
+    "evaluate_clip": """
+        --baseline --batch-size --candidates --checkpoint --checkpoint-dir --compare --dataset-path --debug --device
+        --eval-checkpoint --from-embeddings --help --k --max-samples --model-cache-dir --model-name --model-pretrained
+        --num-workers --on-colab --output --precision --protocol --report --save-embeddings --seed
+        --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
+    """,
+}
+SMALLEST_CALL = {"create_webdataset": ["--json", "a.json", "--output-dir", "shards"]}
 
 
-@pytest.fixture
-def parser():
-    return settings.Parser(
-        "A test.",
-        ["BATCH_SIZE", "MAX_STEPS", "PRECISION", "CHECKPOINT_DIR", "EVAL_CHECKPOINT", "RESUME", "MODEL_PRETRAINED"],
-    )
+def flag_of(name):
+    return "--" + name.lower().replace("_", "-")
+
+
+# ------------------------------------------------------------------------------------------------- the page
 
 
 def test_documented_defaults():
@@ -27,140 +59,170 @@ def test_documented_defaults():
     assert settings.VALID_DATASET_PATTERN == "webdataset_shards/clip_dataset_valid.{000000..000006}.tar"
     assert settings.TEST_DATASET_PATTERN == "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
     assert settings.TRAIN_DATASET_PATTERN.startswith("webdataset_shards/clip_dataset_train.{000000..")
-    for name in ["ON_COLAB", "BATCH_SIZE", "NUM_WORKERS", "MODEL_CACHE_DIR", "CHECKPOINT_DIR", "EVAL_CHECKPOINT"]:
+    assert (settings.CHECKPOINT_DIR, settings.EVAL_CHECKPOINT) == ("checkpoints", "checkpoints/final_checkpoint.pt")
+    for name in ["ON_COLAB", "BATCH_SIZE", "NUM_WORKERS", "MODEL_CACHE_DIR"]:
         assert hasattr(settings, name)
 
 
-def test_a_flag_beats_the_environment_and_that_the_default(parser, monkeypatch):
-    assert parser.parse_args([]).batch_size == settings.BATCH_SIZE
-    monkeypatch.setenv("CLIP_BATCH_SIZE", "7")
-    assert parser.parse_args([]).batch_size == 7
-    values = parser.parse_args(["--batch-size", "9"])
-    assert values.batch_size == 9
-    assert values.given == {"BATCH_SIZE"}
+def test_editors_and_linters_see_every_knob_as_a_plain_annotated_assignment():
+    plain = [node.target.id for node in PAGE.body if isinstance(node, ast.AnnAssign)]
+    assert [name for name in plain if name in KNOBS] == list(KNOBS)
+    assert len(KNOBS) == 42
 
 
-def test_an_empty_value_and_none_are_values(parser, monkeypatch):
-    monkeypatch.setenv("CLIP_MODEL_PRETRAINED", "")
-    monkeypatch.setenv("CLIP_MAX_STEPS", "none")
-    values = parser.parse_args([])
-    assert (values.model_pretrained, values.max_steps) == ("", None)
+def test_the_page_holds_no_machinery():
+    docstring, *body = PAGE.body
+    assert isinstance(docstring, ast.Expr)
+    assert {type(node) for node in body} == {ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Expr}
+    aliases = [node for node in body if isinstance(node, ast.Assign)]
+    assert all(ast.unparse(node.value).startswith("Annotated[") for node in aliases)
+    assert {node.module for node in body if isinstance(node, ast.ImportFrom)} == {"typing"}
 
 
-@pytest.mark.parametrize(
-    ("flag", "value", "allowed"),
-    [
-        ("--batch-size", "0", "whole number >= 1"),
-        ("--batch-size", "many", "whole number >= 1"),
-        ("--max-steps", "-3", "whole number >= 1 or none"),
-        ("--precision", "fp64", "one of auto, fp16, bf16, fp32"),
-        ("--on-colab", "maybe", "true or false"),
-    ],
-)
-@pytest.mark.parametrize("way", ["flag", "environment"])
-def test_a_wrong_value_is_one_line_with_knob_value_and_rule(parser, monkeypatch, capsys, flag, value, allowed, way):
-    name = flag[2:].replace("-", "_").upper()
-    arguments = [flag, value] if way == "flag" else []
-    if way == "environment":
-        monkeypatch.setenv(f"CLIP_{name}", value)
-    with pytest.raises(SystemExit) as end:
-        parser.parse_args(arguments)
-    message = capsys.readouterr().err
-    assert end.value.code == 2
-    assert message.count("\n") == 1
-    assert f"{name}='{value}'" in message
-    assert allowed in message
-
-
-def test_abbreviated_flags_are_refused(parser, capsys):
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--batch", "3"])
-    assert "--batch" in capsys.readouterr().err
-
-
-def test_a_misspelt_variable_is_pointed_out(parser, monkeypatch, capsys):
-    monkeypatch.setenv("CLIP_BATCHSIZE", "3")
-    parser.parse_args([])
-    assert "CLIP_BATCH_SIZE" in capsys.readouterr().err
-
-
-def test_a_default_that_was_edited_badly_is_refused(parser, monkeypatch, capsys):
-    monkeypatch.setattr(settings.KNOBS["BATCH_SIZE"], "default", -1)
-    with pytest.raises(SystemExit):
-        parser.parse_args([])
-    assert "BATCH_SIZE='-1'" in capsys.readouterr().err
-
-
-def test_drive_holds_the_default_paths_on_colab_and_only_those(parser):
-    values = parser.parse_args(["--on-colab", "true"])
-    assert values.checkpoint_dir == f"{settings.DRIVE_FOLDER}/checkpoints"
-    assert values.eval_checkpoint == f"{settings.DRIVE_FOLDER}/checkpoints/final_checkpoint.pt"
-    assert parser.parse_args(["--on-colab", "true", "--checkpoint-dir", "here"]).checkpoint_dir == "here"
+@pytest.mark.parametrize("name", KNOBS)
+def test_every_value_of_the_page_is_one_that_the_knob_takes(name):
+    assert command_line.value(settings, name) == getattr(settings, name)
 
 
 def test_colab_is_detected(monkeypatch):
-    command = [sys.executable, "-c", "import settings; print(settings.ON_COLAB, settings.CHECKPOINT_DIR)"]
+    command = [
+        sys.executable,
+        "-c",
+        "import settings; print(settings.ON_COLAB, settings.DATA_DIR, settings.EVAL_CHECKPOINT)",
+    ]
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab-1")
     on_colab = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     monkeypatch.delenv("COLAB_RELEASE_TAG")
     elsewhere = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert on_colab.split() == ["True", f"{settings.DRIVE_FOLDER}/checkpoints"]
-    assert elsewhere.split() == ["False", "checkpoints"]
+    drive = settings.DRIVE_FOLDER
+    assert on_colab.split() == ["True", drive, f"{drive}/checkpoints/final_checkpoint.pt"]
+    assert elsewhere.split() == ["False", ".", "checkpoints/final_checkpoint.pt"]
 
 
-def test_the_evaluated_checkpoint_follows_the_checkpoint_folder(parser):
-    assert parser.parse_args(["--checkpoint-dir", "run"]).eval_checkpoint == "run/final_checkpoint.pt"
+def test_drive_holds_the_default_paths_on_colab_and_only_those():
+    names = [name for name in KNOBS if name.endswith(("_DIR", "_PATTERN", "EVAL_CHECKPOINT"))]
+    values = command_line.Parser(settings, "A test.", names).parse_args(
+        ["--on-colab", "--train-dataset-pattern", "t.tar"]
+    )
+    assert values.data_dir == settings.DRIVE_FOLDER
+    for name in ("VALID_DATASET_PATTERN", "TEST_DATASET_PATTERN", "CHECKPOINT_DIR", "EVAL_CHECKPOINT"):
+        assert getattr(values, name.lower()) == f"{settings.DRIVE_FOLDER}/{getattr(settings, name)}"
+    assert (values.train_dataset_pattern, values.model_cache_dir) == ("t.tar", None)
 
 
-def test_resume_alone_means_auto(parser):
-    assert parser.parse_args(["--resume"]).resume == "auto"
-    assert parser.parse_args(["--resume", "a.pt"]).resume == "a.pt"
-    assert parser.parse_args([]).resume == "none"
+# ---------------------------------------------------------------------------------------------- the scripts
 
 
-@pytest.mark.parametrize("script", ["clip_prep.py", "create_webdataset.py", "clipFineTuner.py", "evaluate_clip.py"])
-def test_help_of_each_script_lists_its_knobs_with_defaults(script):
-    """Every knob that the script's source reads as `args.<name>` stands in its help."""
-    text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
-    tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
-    read = {
-        n.attr.upper() for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "args"
-    }
-    for name in read & set(settings.KNOBS):
-        assert "--" + name.lower().replace("_", "-") in text
-    assert f"[{settings.SEED}]" in text or script == "clip_prep.py"
+def help_of(script, capsys):
+    """(flags, text) of a script's help."""
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(script).parse_arguments(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    return re.findall(r"^  (?:-h, )?(--[a-z0-9-]+)", text, re.MULTILINE), text
+
+
+@functools.cache
+def reads_of(script):
+    """Names that the script and the modules below it read as `args.<name>`."""
+    names, waiting, done = set(), [ROOT / f"{script}.py"], set()
+    while waiting:
+        path = waiting.pop()
+        done.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names |= {node.attr} if getattr(node.value, "id", "") == "args" else set()
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                imported = [node.module, *(f"{node.module}.{name}" for name in imported)]
+            files = [ROOT / (module.replace(".", "/") + ".py") for module in imported]
+            waiting += [file for file in files if file.exists() and file.stem not in FLAGS and file not in done]
+    return names
+
+
+def used_by(script):
+    """Knobs that a script reads, those of which the page works these out, and what every script takes."""
+    used = {name for name in KNOBS if name.lower() in reads_of(script)}
+    for node in reversed(PAGE.body):
+        if isinstance(node, ast.AnnAssign) and node.target.id in used:
+            used |= {name.id for name in ast.walk(node.value) if isinstance(name, ast.Name) and name.id in KNOBS}
+    return used | set(command_line.ALWAYS)  # read by the page, and by console.run
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_the_command_line_is_what_it_was(script, capsys):
+    flags, _ = help_of(script, capsys)
+    assert sorted(flags) == sorted(FLAGS[script].split())
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_a_script_offers_the_knobs_that_it_uses_and_no_other(script):
+    assert {name for name in KNOBS if flag_of(name) in FLAGS[script].split()} == used_by(script)
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_a_script_reads_what_its_parser_gives(script):
+    arguments = importlib.import_module(script).parse_arguments(SMALLEST_CALL.get(script, []))
+    assert reads_of(script) <= set(vars(arguments))
 
 
 def test_every_knob_is_used_by_some_script():
-    sources = [path for path in ROOT.glob("*.py") if path.name != "settings.py"]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    assert [name for name in settings.KNOBS if name not in text and name not in ("ON_COLAB", "DEBUG")] == []
+    assert set().union(*map(used_by, FLAGS)) == set(KNOBS)
 
 
-def test_a_users_mistake_is_one_line_and_a_debug_run_shows_where(monkeypatch, capsys):
-    def main():
-        raise ValueError("the thing, the rule,\n the fix")
-
-    with pytest.raises(SystemExit) as end:
-        settings.run(main)
-    assert end.value.code == 2
-    assert capsys.readouterr().err.endswith("error: the thing, the rule, the fix\n")
-    monkeypatch.setenv("CLIP_DEBUG", "true")
-    with pytest.raises(ValueError, match="the rule"):
-        settings.run(main)
-
-
-def test_a_cpu_without_memory_is_one_line_too(capsys):
-    import torch
-
-    with pytest.raises(SystemExit) as end:
-        settings.run(lambda: torch.empty(2**60, dtype=torch.uint8))
-    assert end.value.code == 2
-    assert "error: out of memory: lower BATCH_SIZE" in capsys.readouterr().err
+@pytest.mark.parametrize("script", FLAGS)
+def test_help_of_each_script_lists_its_knobs_with_defaults_in_eighty_columns(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    flags, text = help_of(script, capsys)
+    words = " ".join(text.split())
+    for row in KNOBS.values():
+        if flag_of(row.name) in flags:
+            assert f"{row.help} [{row.default or 'empty'}]" in words
+    assert (
+        max(len(line) for line in text.splitlines() if not re.match(r"    python|        --c|    torchrun", line)) <= 80
+    )
 
 
-def test_a_console_that_cannot_show_a_caption_shows_what_it_can():
-    code = "import settings; settings.run(lambda: print('caption \\U0001f457 of a dress'))"
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "caption ? of a dress\n")
+def test_a_script_says_in_one_line_what_is_wrong_with_the_page():
+    """As a command, with the page that lies beside it."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import settings, runpy; settings.BATCHSIZE = 3; runpy.run_path('clip_prep.py', run_name='__main__')"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: settings.BATCHSIZE sets nothing: did you mean settings.BATCH_SIZE?\n")
+    assert done.stderr.count("\n") == 1
+
+
+# ----------------------------------------------------------------------------------------------- a notebook
+
+
+def test_a_training_takes_what_a_notebook_assigned(make_shards, tmp_path, monkeypatch):
+    import clipFineTuner
+    import openClipManagement as clip
+
+    assigned = {
+        "BATCH_SIZE": 6,
+        "EPOCHS": 1,  # given, so MAX_STEPS does not take its place
+        "MAX_STEPS": 50,
+        "MODEL_NAME": write_config(tmp_path),
+        "MODEL_PRETRAINED": "",
+        "DEVICE": "cpu",
+        "NUM_WORKERS": 0,
+        "EVAL_INTERVAL": None,
+        "CHECKPOINT_DIR": str(tmp_path / "run"),
+        "TRAIN_DATASET_PATTERN": make_shards(tmp_path / "train", products=6, views=2, shards=1),
+    }
+    for name, value in assigned.items():
+        monkeypatch.setattr(settings, name, value)
+    clipFineTuner.main(["--seed", "7"])
+    checkpoint = clip.read_checkpoint(tmp_path / "run" / "final_checkpoint.pt")
+    assert assigned.items() <= checkpoint["settings"].items()
+    assert (checkpoint["settings"]["SEED"], checkpoint["step"]) == (7, 2)
+
+
+def test_an_evaluation_looks_where_a_notebooks_checkpoints_are(monkeypatch):
+    import evaluate_clip
+
+    monkeypatch.setattr(settings, "CHECKPOINT_DIR", "mine")
+    assert evaluate_clip.parse_arguments(["--use-checkpoint"]).eval_checkpoint == "mine/final_checkpoint.pt"
