@@ -1,6 +1,6 @@
 # make demo   raw catalogue -> JSON -> shards -> fine-tuned model -> Recall@k before and after, in a few minutes
 # make test   the test suite
-# make lint   ruff
+# make lint   ruff and pyright
 # Each makes the environment .venv first if there is none.
 
 PYTHON ?= python3
@@ -19,6 +19,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(VENV)/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -121,7 +121,8 @@ def plain_recipe(pattern, preprocess, tokenizer, workers):
     import torch
     import webdataset as wds
 
-    dataset = wds.WebDataset(pattern, shardshuffle=SHARDS).shuffle(1000).decode("pil").to_tuple("jpg", "txt")
+    dataset = wds.WebDataset(pattern, shardshuffle=SHARDS)  # pyright: ignore[reportAttributeAccessIssue]  found lazily
+    dataset = dataset.shuffle(1000).decode("pil").to_tuple("jpg", "txt")
     dataset = dataset.map_tuple(preprocess, str)
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0, drop_last=True

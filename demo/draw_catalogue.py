@@ -1,14 +1,17 @@
 """Draw a catalogue of garments in Fashion-Gen's raw PAI layout, for the demo and the tests.
 
     python demo/draw_catalogue.py OUTDIR --train-products 1200 --valid-products 240
+    python demo/draw_catalogue.py OUTDIR --train-products 200 --valid-products 0 --table products.csv
 
 A product is a combination of garment, colours, pattern, sleeve, neckline, length, closure, material and trim; its two to
 four views differ in pose, scale, background and light; its caption says what the drawing shows, in one of several
 wordings. No combination occurs twice, so no validation product equals a training product. OUTDIR receives
-full_{split}_info_PAI/*.pkl and extracted_{split}_images/*.png. The same seed draws the same catalogue.
+full_{split}_info_PAI/*.pkl and extracted_{split}_images/*.png. The same seed draws the same catalogue. With --table,
+OUTDIR also receives it as a shop would have it: a CSV with the columns photo, sku, kind and description.
 """
 
 import argparse
+import csv
 import pickle
 import random
 from concurrent.futures import ProcessPoolExecutor
@@ -218,7 +221,8 @@ def textured(cloth, material):
         for offset in range(-CANVAS, CANVAS, 10):
             draw.line((offset, 0, offset + CANVAS, CANVAS), fill=(255, 255, 255, 70), width=3)
     elif material == "leather":
-        shine = Image.linear_gradient("L").rotate(60).resize(cloth.size).point(lambda v: max(0, 150 - abs(v - 128) * 5))
+        shine = Image.linear_gradient("L").rotate(60).resize(cloth.size)
+        shine = shine.point([max(0, 150 - abs(level - 128) * 5) for level in range(256)])
         cloth.paste(Image.new("RGB", cloth.size, "white"), mask=shine)
     elif material == "mesh":
         for y in range(0, CANVAS, 12):
@@ -347,7 +351,7 @@ def draw_view(product, view, random):
     scale = random.uniform(0.80, 1.0) if view != 3 else random.uniform(1.05, 1.2)
     garment = garment.resize((int(width * scale), int(CANVAS * scale)), Image.Resampling.BILINEAR)
     garment = garment.rotate(random.uniform(-10, 10), Image.Resampling.BILINEAR, expand=True)
-    shift = [int((CANVAS - size) / 2 + random.uniform(-0.05, 0.05) * CANVAS) for size in garment.size]
+    x, y = (int((CANVAS - size) / 2 + random.uniform(-0.05, 0.05) * CANVAS) for size in garment.size)
 
     light = random.randint(205, 250)
     tint = [min(255, max(0, light + random.randint(-9, 9))) for _ in range(3)]
@@ -355,8 +359,8 @@ def draw_view(product, view, random):
     fall_off = Image.linear_gradient("L").rotate(random.choice([0, 90, 180, 270])).resize(picture.size)
     picture = Image.composite(picture, ImageEnhance.Brightness(picture).enhance(0.88), fall_off)
     shadow = garment.getchannel("A").point(lambda value: value * 0.3).filter(ImageFilter.GaussianBlur(6))
-    picture.paste((60, 60, 66), (shift[0] + 8, shift[1] + 10), shadow)
-    picture.paste(garment, tuple(shift), garment)
+    picture.paste((60, 60, 66), (x + 8, y + 10), shadow)
+    picture.paste(garment, (x, y), garment)
     picture = ImageEnhance.Brightness(picture).enhance(random.uniform(0.9, 1.08))
     return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
@@ -415,17 +419,31 @@ def draw_catalogue(outdir, train_products, valid_products, seed=0, processes=2):
     return counts
 
 
+def write_table(outdir, name):
+    """The pictures of both splits as a CSV, a row each."""
+    with open(outdir / name, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["photo", "sku", "kind", "description"])
+        for path in sorted(outdir.glob("full_*_info_PAI/*.pkl")):
+            record = pickle.loads(path.read_bytes())
+            photo = f"{path.parent.name.replace('full_', 'extracted_').replace('_info_PAI', '_images')}/{record['img_name']}"
+            table.writerow([photo, record["product_id"], record["super_cls_name"], record["captions"]])
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("outdir", type=Path)
     parser.add_argument("--train-products", type=int, default=1200)
     parser.add_argument("--valid-products", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", metavar="NAME.csv", help="also write the catalogue as a table, in OUTDIR")
     args = parser.parse_args(argv)
     for split, (products, images) in draw_catalogue(
         args.outdir, args.train_products, args.valid_products, args.seed
     ).items():
         print(f"{split}: {products:,} products, {images:,} images")
+    if args.table:
+        write_table(args.outdir, args.table)
 
 
 if __name__ == "__main__":
