@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import command_line
 import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ UNNAMED = {"README.md", ".gitignore"}  # what nobody looks for in the tree
 
 def knobs():
     """{name: (default, help)}; the one place here that knows how settings.py keeps its knobs."""
-    return {name: (knob.default, knob.metadata["help"]) for name, knob in settings.KNOBS.items()}
+    return {row.name: (row.default, row.help) for row in command_line.rows(settings)}
 
 
 KNOBS = knobs()
@@ -96,8 +97,7 @@ def test_the_row_of_a_knob_has_its_default_and_its_help(name):
     (shown, text), (default, help_line) = rows()[name], KNOBS[name]
     assert text.startswith(help_line)
     if name not in OF_THE_MACHINE:
-        words = {None: "none", True: "true", False: "false"}
-        assert shown == (words[default] if isinstance(default, bool | None) else f"`{default}`")
+        assert shown == (default if default in ("none", "true", "false") else f"`{default}`")
 
 
 # ---------------------------------------------------------------------------------------------- the commands
