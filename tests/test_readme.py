@@ -112,10 +112,8 @@ def shown_commands():
                 match = re.match(r"(?:srun |\w+=\S+ )*(?:python|torchrun)\b.*?([\w/]+)\.py\b([^#]*)", line.strip())
                 commands += [(page, match[1], match[2])] if match else []
         commands += [(page, *found) for found in re.findall(r"`(?:\w+=\S+ )*python ([\w/]+)\.py([^`]*)`", text)]
-    for cell in NOTEBOOK["cells"]:
-        commands += [
-            ("notebook", *found) for found in re.findall(r'python\(f?"([\w/]+)\.py(.*)"\)', "".join(cell["source"]))
-        ]
+    code = "\n".join("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
+    commands += [("notebook", *found) for found in re.findall(r'python\(f?"([\w/]+)\.py(.*)"\)', code)]
     return commands
 
 
