@@ -39,7 +39,7 @@ from shard_pictures import read_pictures
 RECALLS = (5, 10)  # always reported at the top level of the results
 KNOBS = [
     "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "TEST_DATASET_PATTERN",
-    "CHECKPOINT_DIR", "EVAL_CHECKPOINT", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
+    "IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION", "CHECKPOINT_DIR", "EVAL_CHECKPOINT", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
 ]  # fmt: skip
 
 
@@ -124,10 +124,11 @@ def load_model(args, ranks):
     """The base model, or that of the checkpoint which the flags name."""
     device = clip.pick_device(args.device, ranks.local_rank)
     path = args.checkpoint or (args.eval_checkpoint if args.use_checkpoint else None)
+    image = clip.image_settings(args)
     if path is None:
-        return clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed)
+        return clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image)
     named = args.model_name if "MODEL_NAME" in args.given else None
-    return clip.load_model(path, device, args.model_cache_dir, name=named, default_name=args.model_name)
+    return clip.load_model(path, device, args.model_cache_dir, named, args.model_name, image=image)
 
 
 def embed_shards(clip_model, args, ranks):

@@ -47,6 +47,11 @@ class Settings:
     MODEL_PRETRAINED: str = knob("laion2b_s34b_b79k", "OpenCLIP pretrained tag, a local weights file, or empty for random weights")
     MODEL_CACHE_DIR: str | None = knob(None, "folder for downloaded weights (default: the library's own)")
 
+    IMAGE_MEAN: str | None = knob(None, "mean of red, green and blue, as 0.5,0.5,0.5, for weights that do not say theirs; none: what is known of them")
+    IMAGE_STD: str | None = knob(None, "the same for the standard deviation")
+    IMAGE_RESIZE_MODE: str | None = knob(None, "the same for the size: shortest (cut the middle out), longest (pad) or squash", choices=("shortest", "longest", "squash"))
+    IMAGE_INTERPOLATION: str | None = knob(None, "the same for the interpolation", choices=("bicubic", "bilinear"))
+
     # Shards
     SHARD_SIZE: int = knob(1000, "samples a shard; the views of one product stay together, so some hold a few more", at_least=1)
     QUALITY: int = knob(95, "JPEG quality of pictures that are encoded anew", at_least=1, at_most=100)
@@ -246,7 +251,11 @@ def run(main):
             error = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({str(error).splitlines()[0]})"
         if os.environ.get("CLIP_DEBUG", "").lower() == "true" or "--debug" in sys.argv:
             raise
-        print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = " ".join(str(error).split())
+        line = "".join(
+            c if c.isprintable() else ascii(c)[1:-1] for c in line
+        )  # a terminal obeys what a file made it say
+        print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -9,10 +9,11 @@ import openClipManagement as clip
 import training_log
 from checkpoint_folder import CheckpointFolder, warn
 
+IMAGE_KNOBS = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]
 # A resumed run with another value of one of these would no longer be the same training.
 MATHEMATICAL_KNOBS = [
     "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "OPTIMIZER", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS",
-    "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY",
+    "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY", *IMAGE_KNOBS,
 ]  # fmt: skip
 FIXED_KNOBS = ["LOSS", "OPTIMIZER"]  # those among them that decide what a checkpoint holds
 
