@@ -234,7 +234,7 @@ GOOD |= {"resize_mode": "squash", "fill_color": 0}
         ("resize_mode", torch.ones(2)),
         ("fill_color", 256),
         ("fill_color", [0]),
-        ("evil", 1),
+        ("mode, resize_mode, size, std, not", 1),
     ],
 )
 def test_odd_preprocessing_is_refused(tmp_path, weights, key, value):
