@@ -28,6 +28,7 @@ import distributed
 import embeddings as embeddings_file
 import openClipManagement as clip
 import report
+import result_file
 import retrieval_comparison
 import retrieval_protocols as protocols
 import settings
@@ -254,6 +255,12 @@ def candidate_lists(embeddings, args):
             raise ValueError(f"{path} holds no candidate lists; name another file to draw new ones") from error
         if str(lists.get("fingerprint")) != fingerprint:
             raise ValueError(f"{path} holds candidate lists of other data; name another file to draw new ones")
+        try:
+            result_file.check_candidates(lists, len(embeddings.image_key))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} holds damaged candidate lists: {error}; name another file to draw new ones"
+            ) from None
         return {way: lists[way] for way in protocols.DIRECTIONS}, int(lists["topped_up"])
     lists, topped_up = protocols.draw_candidates(embeddings, args.seed)
     with atomic_write(path or "sampled101_candidates.npz") as temporary, open(temporary, "wb") as file:
@@ -272,16 +279,12 @@ def load_results(path, args):
         return measure_embeddings(embeddings, args.protocol, args.k, args.seed) | about
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
-        for protocol in results["protocols"].values():
-            for direction in protocols.DIRECTIONS:
-                protocol[direction]["by_product"]
-        return results | {"name": str(path), "data": dict(results["data"])}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no result file of evaluate_clip.py: it lacks {error}") from error
+        result_file.check_results(results)
+        return results | {"name": str(path)}
     except FileNotFoundError:
         raise FileNotFoundError(f"result file {path} does not exist; evaluate_clip.py writes it") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no result file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no result file of evaluate_clip.py: {error}") from error
 
 
 def write_outputs(args, embeddings, results, baseline):
@@ -318,7 +321,7 @@ def write_report(args, embeddings, results, baseline):
     thumbnails = {keys[key]: report.thumbnail(data) for key, data in pictures.items()}
     page = report.render(results, embeddings, examples, thumbnails, baseline, args.seed)
     with atomic_write(args.report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # half a character, as JSON can escape one
 
 
 def table(results):

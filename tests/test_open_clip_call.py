@@ -159,7 +159,7 @@ def test_the_printed_call_brings_a_text_tower_of_transformers(tmp_path, capsys, 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     tower = hub.RobertaConfig(vocab_size=300, pad_token_id=1, **sizes)
     monkeypatch.setattr(hub.AutoConfig, "from_pretrained", lambda *_, **__: tower)
-    monkeypatch.setitem(sys.modules, "transformers", transformers())
+    monkeypatch.setattr(hub.AutoTokenizer, "from_pretrained", transformers().AutoTokenizer.from_pretrained)
     text = {"hf_model_name": "roberta-base", "hf_tokenizer_name": "roberta-base", "context_length": 16}
     clip_model = clip.create_model(write_config(tmp_path, "my-own", text_cfg=text), seed=1)
     capsys.readouterr()

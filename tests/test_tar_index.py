@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -10,7 +11,7 @@ import webdataset as wds
 
 from conftest import add_file, catalogue_sample, encoded_picture, write_shard
 from shard_samples import NO_CAPTION, NO_IMAGE, parse_sample
-from tar_index import DAMAGED, FEWER, TRUNCATED, TarIndex
+from tar_index import DAMAGED, FEWER, TRUNCATED, TarIndex, expected_sizes
 
 
 def members_of(path):
@@ -159,3 +160,10 @@ def test_many_shards_do_not_exhaust_open_files(tmp_path, monkeypatch):
     for _ in range(2):
         assert [parse_sample(index.read(i)).product_id for i in range(5)] == [f"P{i}" for i in range(5)]
     assert len(index._files) == 2
+
+
+def test_a_count_in_sizes_json_is_a_count(tmp_path):
+    listed = {"a.tar": 3, "b.tar": -1, "c.tar": True, "d.tar": 10**18, "e.tar": "7", "f.tar": 2.5, "g.tar": 0}
+    (tmp_path / "sizes.json").write_text(json.dumps(listed))
+    sizes = expected_sizes([str(tmp_path / name) for name in listed])
+    assert {os.path.basename(path): size for path, size in sizes.items()} == {"a.tar": 3, "g.tar": 0}
