@@ -15,6 +15,7 @@ from tqdm import tqdm
 from catalogue_sources import text_of
 from near_duplicates import can_fingerprint, close_pairs, fingerprint
 from pictures import PictureError, load_picture, read_source
+from plain_text import printable
 
 MAX_TOKENS = 77  # CLIP's tokenizers cut the rest off
 TINY = 64  # pixels of the shorter side: a model sees a blur
@@ -371,7 +372,7 @@ def line(title, found, field):
         shown = " = ".join(map(text_of, shown)) if isinstance(shown, list) else text_of(shown)
         examples.append(shown if len(shown) <= 60 else shown[:57] + "...")
     more = ", ..." if found["count"] > EXAMPLES else ""
-    return f"  {found['count']:>9,}  {title}" + (f" ({', '.join(examples)}{more})" if examples else "")
+    return printable(f"  {found['count']:>9,}  {title}" + (f" ({', '.join(examples)}{more})" if examples else ""))
 
 
 def category_lines(categories, files, shown=8):
@@ -379,7 +380,7 @@ def category_lines(categories, files, shown=8):
     lines = [f"{len(categories):,} categories"]
     for category, counts in list(categories.items())[:shown]:
         images, products = (sum(count[key] for count in counts.values()) for key in ("images", "products"))
-        lines.append(f"  {images:>9,}  {category or 'none'}, {products:,} products")
+        lines.append(f"  {images:>9,}  {printable(category) or 'none'}, {products:,} products")
     lines += [f"  {'...':>9}"] if len(categories) > shown else []
     partial_ones = sum(len(counts) < files for counts in categories.values())
     if partial_ones:

@@ -33,8 +33,9 @@ import settings
 import training_log
 from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed
 from console import warn
+from plain_text import printable
 from stop_signals import StopSignals
-from training_state import MATHEMATICAL_KNOBS, Progress, Training, find_checkpoint, restore, save
+from training_state import IMAGE_KNOBS, MATHEMATICAL_KNOBS, Progress, Training, find_checkpoint, restore, save
 
 MODEL_KNOBS = ["MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR"]
 DATA_KNOBS = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN", "NUM_WORKERS"]
@@ -44,6 +45,7 @@ OTHER_KNOBS = [
 ]  # fmt: skip
 # A resumed run takes these from its checkpoint where they are left at the value here.
 CHOSEN_KNOBS = {"PRECISION": "auto", "OPTIMIZER": "auto", "LEARNING_RATE": None, "WARMUP_STEPS": None}
+CHOSEN_KNOBS |= dict.fromkeys(IMAGE_KNOBS)
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_DEFAULT_WARMUP = 500
@@ -143,14 +145,19 @@ def setup(args, ranks, folder):
 
 def load_start(args, checkpoint, device):
     """The model that MODEL_NAME and MODEL_PRETRAINED name, or that of the checkpoint to go on from."""
+    image = clip.image_settings(args)
     if checkpoint is None:
-        clip_model = clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed)
+        clip_model = clip.create_model(
+            args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image
+        )
         if args.loss == "siglip":
             clip.add_logit_bias(clip_model)
         return clip_model
     named = None if checkpoint["settings"]["MODEL_NAME"] == args.model_name else args.model_name
-    clip_model = clip.load_model(checkpoint["path"], device, args.model_cache_dir, named, checkpoint=checkpoint)
-    return replace(clip_model, pretrained=checkpoint.get("pretrained", clip_model.pretrained))
+    clip_model = clip.load_model(
+        checkpoint["path"], device, args.model_cache_dir, named, args.model_name, checkpoint, image
+    )
+    return replace(clip_model, pretrained=printable(checkpoint.get("pretrained", clip_model.pretrained)))
 
 
 def choose_knobs(args, checkpoint, clip_model, batch_size, untrained):
@@ -158,7 +165,7 @@ def choose_knobs(args, checkpoint, clip_model, batch_size, untrained):
     if checkpoint is not None:
         for name, unset in CHOSEN_KNOBS.items():
             if getattr(args, name.lower()) == unset:
-                setattr(args, name.lower(), checkpoint["settings"][name])
+                setattr(args, name.lower(), checkpoint["settings"].get(name, unset))
     args.precision = distributed.agree(clip.pick_precision(args.precision, clip_model.device))
     args.optimizer = optimization.pick_optimizer(args.optimizer, clip_model.model, batch_size, untrained)
     if args.learning_rate is None:

@@ -29,6 +29,7 @@ from atomic_write import atomic_write
 from catalogue_hdf5 import DESCRIPTION, open_hdf5, split_of_file
 from catalogue_sources import Skipped, open_pai
 from catalogue_table import Columns, open_table
+from plain_text import printable
 
 SPLITS = ("train", "valid")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
@@ -237,7 +238,7 @@ def print_skipped(skipped):
     """One line a reason, with a few examples, of {reason: names}."""
     for reason, names in sorted(skipped.items()):
         examples = ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
-        print(f"skipped {len(names):,}: {reason} ({examples})")
+        print(printable(f"skipped {len(names):,}: {reason} ({examples})"))
 
 
 if __name__ == "__main__":

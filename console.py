@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import command_line
+from plain_text import printable
 
 
 def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
@@ -29,7 +30,7 @@ def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
             error = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({str(error).splitlines()[0]})"
         if command_line.debug_is_on(page):
             raise
-        print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
 
 

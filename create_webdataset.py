@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import command_line
 import console
+import plain_text
 import settings
 from clip_prep import print_skipped
 from pictures import PictureError, hdf5_row, read_source, to_jpeg
@@ -226,7 +227,7 @@ def verify(shards, num_workers):
     """Check the shards against their manifest, say what is damaged or missing -> exit code."""
     manifest, faults = shards.verify(num_workers)
     for name, fault in faults.items():
-        print(f"{name}: {fault}")
+        print(f"{plain_text.printable(name)}: {fault}")
     total = len(manifest["shards"])
     if faults:
         print(f"{len(faults)} of {total} shards are not as {shards.manifest} says; delete them and write them again")

@@ -32,6 +32,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from batch_plan import ORDER, is_planned_alike, plan_epoch, plan_size
+from plain_text import printable
 from shard_pattern import expand_pattern, is_url
 from shard_samples import parse_sample, product_hash
 from shard_stream import StreamedBatches
@@ -325,7 +326,9 @@ class Loader:
             self._named[reason] += aloud
             if aloud and self._named[reason] <= NAMED:
                 more = " (further ones are only counted)" if self._named[reason] == NAMED else ""
-                log.warning("%s: %s, %d sample%s lost%s", where, reason, count, "" if count == 1 else "s", more)
+                log.warning(
+                    "%s: %s, %d sample%s lost%s", printable(where), reason, count, "" if count == 1 else "s", more
+                )
 
     def state(self):
         """What the order of the batches depends on, besides (epoch, batch): plain data for a checkpoint."""

@@ -41,7 +41,7 @@ class Embeddings:
         """A hash of which samples these are, whatever the model: results of equal ones can be compared."""
         digest = hashlib.sha256()
         for column in (self.image_key, self.image_product, self.captions[self.image_text]):
-            digest.update("\0".join(map(str, column)).encode() + b"\1")
+            digest.update("\0".join(map(str, column)).encode("utf-8", "surrogatepass") + b"\1")
         return digest.hexdigest()[:16]
 
 

@@ -30,6 +30,7 @@ import distributed
 import embeddings as embeddings_file
 import openClipManagement as clip
 import report
+import result_file
 import retrieval_comparison
 import retrieval_protocols as protocols
 import settings
@@ -41,7 +42,7 @@ from shard_pictures import read_pictures
 RECALLS = (5, 10)  # always reported at the top level of the results
 KNOBS = [
     "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "TEST_DATASET_PATTERN",
-    "CHECKPOINT_DIR", "EVAL_CHECKPOINT", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
+    "IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION", "CHECKPOINT_DIR", "EVAL_CHECKPOINT", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
 ]  # fmt: skip
 
 
@@ -126,10 +127,11 @@ def load_model(args, ranks):
     device = clip.pick_device(args.device, ranks.local_rank)
     devices.make_current(device)
     path = args.checkpoint or (args.eval_checkpoint if args.use_checkpoint else None)
+    image = clip.image_settings(args)
     if path is None:
-        return clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed)
+        return clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image)
     named = args.model_name if "MODEL_NAME" in args.given else None
-    return clip.load_model(path, device, args.model_cache_dir, name=named, default_name=args.model_name)
+    return clip.load_model(path, device, args.model_cache_dir, named, args.model_name, image=image)
 
 
 def embed_shards(clip_model, args, ranks):
@@ -257,6 +259,12 @@ def candidate_lists(embeddings, args):
             raise ValueError(f"{path} holds no candidate lists; name another file to draw new ones") from error
         if str(lists.get("fingerprint")) != fingerprint:
             raise ValueError(f"{path} holds candidate lists of other data; name another file to draw new ones")
+        try:
+            result_file.check_candidates(lists, len(embeddings.image_key))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} holds damaged candidate lists: {error}; name another file to draw new ones"
+            ) from None
         return {way: lists[way] for way in protocols.DIRECTIONS}, int(lists["topped_up"])
     lists, topped_up = protocols.draw_candidates(embeddings, args.seed)
     with atomic_write(path or "sampled101_candidates.npz") as temporary, open(temporary, "wb") as file:
@@ -275,16 +283,12 @@ def load_results(path, args):
         return measure_embeddings(embeddings, args.protocol, args.k, args.seed) | about
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
-        for protocol in results["protocols"].values():
-            for direction in protocols.DIRECTIONS:
-                protocol[direction]["by_product"]
-        return results | {"name": str(path), "data": dict(results["data"])}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no result file of evaluate_clip.py: it lacks {error}") from error
+        result_file.check_results(results)
+        return results | {"name": str(path)}
     except FileNotFoundError:
         raise FileNotFoundError(f"result file {path} does not exist; evaluate_clip.py writes it") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no result file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no result file of evaluate_clip.py: {error}") from error
 
 
 def write_outputs(args, embeddings, results, baseline):
@@ -321,7 +325,7 @@ def write_report(args, embeddings, results, baseline):
     thumbnails = {keys[key]: report.thumbnail(data) for key, data in pictures.items()}
     page = report.render(results, embeddings, examples, thumbnails, baseline, args.seed)
     with atomic_write(args.report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # half a character, as JSON can escape one
 
 
 def table(results):

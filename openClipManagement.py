@@ -1,7 +1,10 @@
 """The OpenCLIP model: building it, its preprocessing and tokenizer, its embeddings, and its checkpoints.
 
-A checkpoint keeps the weights under open_clip's own names, so a fine-tuned model needs nothing of this suite:
-`open_clip.create_model_and_transforms("ViT-B-32", pretrained="checkpoints/final_checkpoint.pt")`.
+A checkpoint keeps the weights under open_clip's own names, so a fine-tuned model needs nothing of this suite. Each one
+holds the two calls of plain open_clip that load it, under `open_clip_model` and `open_clip_tokenizer`, and saving prints
+them: for a ViT-B-32 `open_clip.create_model_and_transforms('ViT-B-32', pretrained='checkpoints/final_checkpoint.pt')`,
+with further arguments where mean, resizing or activation are not open_clip's defaults. One difference stays: open_clip
+lays transparent pictures on black, this suite on white.
 """
 
 import contextlib
@@ -10,22 +13,30 @@ import json
 import logging
 import math
 import re
-import shutil
-import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.pretrained import download_pretrained_from_hf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import class_token
 import packed_text
+from architecture import (
+    check_architecture,
+    check_colours,
+    check_name,
+    check_preprocess,
+    least_parameters,
+)
 from atomic_write import atomic_write
 from image_transforms import ImageTransform, normalize
+from open_clip_call import QUICK, open_clip_calls
+from plain_text import printable
 
 AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,78 +51,88 @@ class ClipModel:
     name: str  # OpenCLIP's name of the architecture
     pretrained: str  # tag or file of the starting weights, empty for random ones
     device: torch.device
-
-    @property
-    def config(self):
-        """The architecture as a dictionary, or None for a `hf-hub:` or `local-dir:` name."""
-        return None if ":" in self.name else open_clip.get_model_config(self.name)
+    config: dict  # the architecture, as open_clip's config files have it
 
 
 # ----------------------------------------------------------------------------------------------- building
 
 
-def create_model(name, pretrained="", cache_dir=None, device="cpu", seed=0):
+def create_model(name, pretrained="", cache_dir=None, device="cpu", seed=0, image=None):
     """Build a model with its tokenizer and preprocessing.
 
     `name` is an OpenCLIP name, a `hf-hub:` or `local-dir:` one, or the path of a config JSON; `pretrained` a tag, a
-    weights file, or empty for random weights drawn from `seed`. Raises ValueError or FileNotFoundError naming the remedy.
+    weights file, or empty for random weights drawn from `seed`; `image` what `image_settings` returned. Raises ValueError
+    or FileNotFoundError naming the remedy.
     """
     if cache_dir and not Path(cache_dir).is_dir():
         raise FileNotFoundError(f"MODEL_CACHE_DIR={cache_dir} is no folder; create it, or unset it for the default one")
-    name, pretrained = _known_name(name), pretrained or ""
-    name = _matching_activation(name, pretrained)
-    weights_file = pretrained if pretrained and not _is_tag(name, pretrained) else None
-    if weights_file and not Path(weights_file).is_file():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none, this model has no published weights"
-        raise ValueError(
-            f"MODEL_PRETRAINED={pretrained} is neither a file nor a tag of {name}; its tags: {tags}; "
-            "empty means random weights"
-        )
-    if weights_file:
-        return load_model(weights_file, device, cache_dir, name=name)
-    clip_model = _build(name, pretrained, cache_dir, device, seed)
+    name, config = _named(name, cache_dir)
+    pretrained = pretrained or ""
+    is_tag = bool(pretrained) and _is_tag(name, pretrained)
+    if pretrained and not is_tag:
+        if not Path(pretrained).is_file():
+            tags = (
+                ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none, this model has no published weights"
+            )
+            raise ValueError(
+                f"MODEL_PRETRAINED={pretrained} is neither a file nor a tag of {name}; its tags: {tags}; "
+                "empty means random weights"
+            )
+        return _load(pretrained, read_checkpoint(pretrained), device, cache_dir, (name, config), None, image)
+    if is_tag:
+        name, config = _with_activation_of(name, config, pretrained)
+    clip_model = _build(name, config, pretrained, cache_dir, device, seed)
     if not pretrained and ":" not in name:
         print(f"{name}: random weights, because MODEL_PRETRAINED is empty (seed {seed})")
-    return clip_model
+    return _with_image_settings(clip_model, image)
 
 
-def load_model(path, device="cpu", cache_dir=None, name=None, default_name=None, checkpoint=None):
+def load_model(path, device="cpu", cache_dir=None, name=None, default_name=None, checkpoint=None, image=None):
     """Build the model of a checkpoint file and load its weights.
 
     The architecture comes from the checkpoint. A `name` that contradicts it is refused; a file that does not say what
     it holds (bare weights, another trainer's file) is taken to be of `name`, else of `default_name`. `checkpoint` is what
-    `read_checkpoint(path)` returned, if it was read already.
+    `read_checkpoint(path)` returned, if it was read already; `image` what `image_settings` returned.
     """
     checkpoint = checkpoint or read_checkpoint(path)
-    saved_name, saved_config = checkpoint.get("model_name"), checkpoint.get("model_config")
-    if name is not None and saved_name is not None:
-        name = _known_name(name)
-        if open_clip.get_model_config(name) != saved_config if saved_config else name != saved_name:
+    named = None if name is None else _named(name, cache_dir)
+    return _load(path, checkpoint, device, cache_dir, named, name or default_name, image)
+
+
+def _load(path, checkpoint, device, cache_dir, named, user_name, image):
+    """The model of a checkpoint; `named` is the (name, config) that it must be of, if any, `user_name` what the user said."""
+    saved = _saved_architecture(checkpoint, path, named, user_name, cache_dir)
+    if saved is not None and named is not None and saved[1] != named[1]:
+        if saved[1] != {**named[1], "quick_gelu": True}:
             raise ValueError(
-                f"{path} is a checkpoint of {saved_name}, but MODEL_NAME is {name}; set MODEL_NAME={saved_name}, "
+                f"{path} is a checkpoint of {saved[0]}, but MODEL_NAME is {named[0]}; set MODEL_NAME={saved[0]}, "
                 "or choose a checkpoint of the model you named"
             )
-    if saved_name is not None:
-        name = _register_config(saved_name, saved_config) if saved_config else saved_name
-    elif name is None and default_name is None:
+        print(f"{path} is a checkpoint of {saved[0]}: {named[0]} with QuickGELU, as its weights were trained")
+    if saved is None and user_name is None and named is None:
         raise ValueError(f"{path} does not say which architecture it holds; set MODEL_NAME")
-    clip_model = _build(_known_name(name or default_name), "", cache_dir, device)
+    architecture = saved or named or _named(user_name, cache_dir)
+    known, recipe = checkpoint.get("preprocess"), None
+    if known is None:
+        architecture, recipe = _assume(path, *architecture)
+    clip_model = _build(*architecture, "", cache_dir, device)
     clip_model.pretrained = str(path)
-    if checkpoint.get("preprocess"):
-        clip_model.preprocess = dict(checkpoint["preprocess"])
+    size = clip_model.preprocess["size"]
+    clip_model.preprocess = {**recipe, "size": size} if recipe else check_preprocess(known, path, size)
     _load_weights(clip_model, checkpoint, path)
-    return clip_model
+    return _with_image_settings(clip_model, image)
 
 
-def _build(name, pretrained, cache_dir, device, seed=0):
+def _build(name, config, pretrained, cache_dir, device, seed=0):
     """Let open_clip build the model; its many ways to fail become one line each."""
     torch.manual_seed(seed)
+    options = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
     try:
-        with _quiet():
+        with _quiet(), _known_to_open_clip(name, config):
             model = open_clip.create_model(
                 name, pretrained=pretrained or None, cache_dir=cache_dir, device=device, pretrained_text=False
             )
-            tokenizer = open_clip.get_tokenizer(name, cache_dir=cache_dir)
+            tokenizer = open_clip.get_tokenizer(name, cache_dir=cache_dir, **options)
     except Exception as error:  # hub clients differ in what they raise
         reason = str(error).split("\n")[0][:200]
         raise ValueError(
@@ -120,7 +141,26 @@ def _build(name, pretrained, cache_dir, device, seed=0):
             "MODEL_PRETRAINED to a local file, or to nothing for random weights"
         ) from error
     preprocess = _plain(open_clip.get_model_preprocess_cfg(model))
-    return ClipModel(model, tokenizer, preprocess, name, pretrained, torch.device(device))
+    preprocess = check_preprocess(preprocess, name, getattr(model.visual, "image_size", preprocess.get("size")))
+    return ClipModel(model, tokenizer, preprocess, name, pretrained, torch.device(device), config)
+
+
+@contextlib.contextmanager
+def _known_to_open_clip(name, config):
+    """Within the context open_clip finds this architecture under this name; no file is written, no other model changes."""
+    if ":" in name:
+        yield
+        return
+    models = open_clip.factory._MODEL_CONFIGS
+    before = models.get(name)
+    models[name] = config
+    try:
+        yield
+    finally:
+        if before is None:
+            del models[name]
+        else:
+            models[name] = before
 
 
 @contextlib.contextmanager
@@ -135,57 +175,190 @@ def _quiet():
         logging.disable(logging.NOTSET)
 
 
-def _known_name(name):
-    """The registered OpenCLIP name for a name or a config JSON; ValueError with the nearest names if there is none."""
-    if ":" in name and name.split(":")[0] in ("hf-hub", "local-dir"):
-        return name
+def _named(name, cache_dir=None):
+    """(name, architecture) of what the user named; ValueError with the nearest names if there is no such model."""
+    if _is_fetched(name):
+        config = _fetched_config(name, cache_dir)
+        return name, check_architecture(config, name, own=_own_sources(name, config))
     if name.endswith(".json"):
-        path = Path(name)
-        if not path.is_file():
-            raise FileNotFoundError(f"MODEL_NAME={name}: there is no such config file")
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            complete = all(key in config for key in ("embed_dim", "vision_cfg", "text_cfg"))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"MODEL_NAME={name} is not valid JSON: {error}") from error
-        if not complete:
-            raise ValueError(f"MODEL_NAME={name} is no OpenCLIP config: it needs embed_dim, vision_cfg and text_cfg")
-        open_clip.add_model_config(path)
-        return path.stem
+        config = _read_config(name)
+        return re.sub(r"[^\w.-]", "-", Path(name).stem), check_architecture(config, f"MODEL_NAME={name}", own=config)
     name = name.replace("/", "-")
-    if open_clip.get_model_config(name) is None:
+    config = open_clip.get_model_config(name)
+    if config is None:
         near = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3, 0.5)) or "ViT-B-32"
         raise ValueError(
             f"MODEL_NAME={name} is no OpenCLIP model; near names: {near}; or give the path of a config JSON"
         )
-    return name
+    return name, config
 
 
-def _register_config(name, config):
-    """Make open_clip know an architecture that came inside a checkpoint; returns the name it is known by."""
-    if open_clip.get_model_config(name) != config:
-        folder = Path(tempfile.mkdtemp())
-        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
-        open_clip.add_model_config(folder / f"{name}.json")
-        shutil.rmtree(folder)  # the registry has read it
-    return name
+def _is_fetched(name):
+    """Whether open_clip takes architecture, weights and tokenizer of a name from a folder or from the hub."""
+    return isinstance(name, str) and name.startswith(("hf-hub:", "local-dir:"))
+
+
+def _fetched_config(name, cache_dir):
+    """The architecture of a `hf-hub:` or `local-dir:` name."""
+    place, _, identifier = name.partition(":")
+    try:
+        if place == "hf-hub":
+            path = download_pretrained_from_hf(identifier, filename="open_clip_config.json", cache_dir=cache_dir)
+        else:
+            path = Path(identifier, "open_clip_config.json")
+        return json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"]
+    except Exception as error:  # hub clients differ in what they raise
+        reason = str(error).split("\n")[0][:200]
+        raise ValueError(
+            f"MODEL_NAME={name}: its open_clip_config.json with a model_cfg could not be had ({reason})"
+        ) from error
+
+
+def _own_sources(name, config):
+    """What may come from where the user pointed: a repository's tokenizer from itself, a folder's whatever it is called."""
+    place, _, identifier = name.partition(":")
+    tokenizer = identifier if place == "hf-hub" else config["text_cfg"].get("hf_tokenizer_name")
+    return {"text_cfg": {"hf_tokenizer_name": tokenizer}}
+
+
+def _read_config(path):
+    """The object of an OpenCLIP config JSON."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"MODEL_NAME={path}: there is no such config file")
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"MODEL_NAME={path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or any(key not in config for key in ("embed_dim", "vision_cfg", "text_cfg")):
+        raise ValueError(f"MODEL_NAME={path} is no OpenCLIP config: it needs embed_dim, vision_cfg and text_cfg")
+    return config
+
+
+def _saved_architecture(checkpoint, path, named, user_name, cache_dir):
+    """(name, architecture) that a checkpoint says it holds, or None; ValueError if it is not for a file to say."""
+    name, config = checkpoint.get("model_name"), checkpoint.get("model_config")
+    if name is None:
+        return None
+    if _is_fetched(name):
+        if named is not None and named[0] == name:
+            return named
+        if name == user_name:
+            return _named(name, cache_dir)
+        raise ValueError(
+            f"{path} is a checkpoint of {printable(name)}, which would be fetched; if you trust that, set MODEL_NAME to it"
+        )
+    check_name(name, path)
+    if config is None:
+        config = open_clip.get_model_config(name)
+        if config is None:
+            raise ValueError(f"{path} is a checkpoint of {name}, which open_clip does not know; set MODEL_NAME")
+        return name, config
+    own = named[1] if named else _read_config(user_name) if (user_name or "").endswith(".json") else None
+    config = check_architecture(config, path, own)
+    held = _bytes_held(checkpoint["state_dict"])
+    if least_parameters(config) > held:
+        raise ValueError(
+            f"{path} says that it holds a model of {least_parameters(config):,} parameters, but has {held:,} bytes of them"
+        )
+    return name, config
+
+
+def _bytes_held(weights):
+    """The memory of some tensors; what they share counts once, and a repeated number as one."""
+    storages = (tensor.untyped_storage() for tensor in weights.values())
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _is_tag(name, pretrained):
     return pretrained.lower().replace("-", "_") in [t.lower() for t in open_clip.list_pretrained_tags_by_model(name)]
 
 
-def _matching_activation(name, pretrained):
-    """OpenAI's and some other weights were trained with QuickGELU: name the architecture that has it.
+def _with_activation_of(name, config, tag):
+    """OpenAI's and some other weights were trained with QuickGELU: (name, architecture) of the model that has it.
 
     open_clip only warns of the mismatch and then computes wrong embeddings.
     """
-    quick = f"{name}-quickgelu"
-    tag_is_quick = pretrained and open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False)
-    if tag_is_quick and quick in open_clip.list_models():
-        print(f"{name}: weights '{pretrained}' were trained with QuickGELU, so the model is {quick}")
-        return quick
-    return name
+    if config.get("quick_gelu") or not open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"):
+        return name, config
+    print(f"{name}: weights '{tag}' were trained with QuickGELU, so the model is {name}{QUICK}")
+    return f"{name}{QUICK}", open_clip.get_model_config(f"{name}{QUICK}") or {**config, "quick_gelu": True}
+
+
+# ---------------------------------------------------------------------------------------- preprocessing
+
+
+def _assume(path, name, config):
+    """((name, architecture), preprocessing but for the size) of weights that do not say how pictures are prepared.
+
+    A tag in the file's name tells it. Else it is what all published weights of the architecture have in common, or
+    open_clip's default. Either way one line says so.
+    """
+    tag = _tag_in(Path(path).stem, name)
+    published = [open_clip.get_pretrained_cfg(name, t) for t in open_clip.list_pretrained_tags_by_model(name)]
+    recipes = [_recipe(known) for known in published]
+    if tag is not None:
+        recipe = _recipe(open_clip.get_pretrained_cfg(name, tag))
+        name, config = _with_activation_of(name, config, tag)
+        why = f"taken, because its name tells the tag '{tag}'"
+    elif recipes and all(recipe == recipes[0] for recipe in recipes):
+        recipe, why = recipes[0], f"assumed, because all published weights of {name} have this preprocessing"
+    else:
+        recipe, why = _recipe({}), "assumed, because the file does not tell"
+    activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
+    if tag is None and f"{name}{QUICK}" in open_clip.list_models():
+        activation += f" (MODEL_NAME={name}{QUICK} for QuickGELU)"
+    change = "" if tag else "; IMAGE_MEAN, IMAGE_STD, IMAGE_RESIZE_MODE and IMAGE_INTERPOLATION change it"
+    how = (
+        f"mean {recipe['mean']}, std {recipe['std']}, {recipe['resize_mode']}, {recipe['interpolation']}, {activation}"
+    )
+    print(f"{path}: {how} {why}{change}")
+    return (name, config), recipe
+
+
+def _recipe(known):
+    """A preprocessing config without its size, from the entries of a tag; the rest is open_clip's default."""
+    default = _plain(asdict(open_clip.transform.PreprocessCfg()))
+    return {key: _plain(known.get(key) or value) for key, value in default.items() if key != "size"}
+
+
+def _tag_in(stem, name):
+    """The tag that a file's name begins with, alone or after the name of the model, as in `vit_b_32-laion2b_e16-af8d`."""
+    stem, model = _folded(stem), _folded(name.removesuffix(QUICK))
+    for prefix in (f"{model}_quickgelu_", f"{model}_"):
+        stem = stem.removeprefix(prefix)
+    tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if f"{stem}_".startswith(f"{_folded(tag)}_")]
+    return max(tags, key=len, default=None)
+
+
+def _folded(text):
+    return re.sub(r"[^a-z0-9]+", "_", text.lower())
+
+
+def image_settings(args):
+    """The preprocessing that IMAGE_MEAN, IMAGE_STD, IMAGE_RESIZE_MODE and IMAGE_INTERPOLATION ask for, {} for none."""
+    asked = {}
+    for key in ("mean", "std"):
+        text = getattr(args, f"image_{key}")
+        if text is not None:
+            knob = f"IMAGE_{key.upper()}"
+            try:
+                asked[key] = [float(part) for part in text.split(",")]
+            except ValueError:
+                raise ValueError(f"{knob}={text} is not allowed: it takes three numbers such as 0.5,0.5,0.5") from None
+            check_colours(asked[key], knob, above=0 if key == "std" else None)
+    for key in ("resize_mode", "interpolation"):
+        if getattr(args, f"image_{key}") is not None:
+            asked[key] = getattr(args, f"image_{key}")
+    return asked
+
+
+def _with_image_settings(clip_model, image):
+    """The model with the preprocessing that the user asked for; a line says what that replaces."""
+    for key, value in (image or {}).items():
+        if clip_model.preprocess[key] != value:
+            print(f"{clip_model.name}: IMAGE_{key.upper()}={value} takes the place of {clip_model.preprocess[key]}")
+            clip_model.preprocess[key] = value
+    return clip_model
 
 
 def add_logit_bias(clip_model):
@@ -339,14 +512,18 @@ def save_checkpoint(path, clip_model, state_dict=None, **fields):
     """
     weights = dict(clip_model.model.state_dict() if state_dict is None else state_dict)
     extra = {}
-    if clip_model.config is not None and "init_logit_bias" not in clip_model.config and "logit_bias" in weights:
+    if clip_model.config.get("init_logit_bias") is None and "logit_bias" in weights:
         extra["logit_bias"] = weights.pop("logit_bias")
+    name, config, preprocess = clip_model.name, clip_model.config, clip_model.preprocess
+    model_call, tokenizer_call = open_clip_calls(name, config, preprocess, path)
     content = {
         "state_dict": weights,
-        "model_name": clip_model.name,
-        "model_config": clip_model.config,
+        "model_name": name,
+        "model_config": config,
         "pretrained": clip_model.pretrained,
-        "preprocess": clip_model.preprocess,
+        "preprocess": preprocess,
+        "open_clip_model": model_call,
+        "open_clip_tokenizer": tokenizer_call,
         **extra,
         **fields,
     }
@@ -355,6 +532,9 @@ def save_checkpoint(path, clip_model, state_dict=None, **fields):
             torch.save(content, file)
         except RuntimeError as error:  # what torch's zip writer makes of a full disk
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+    padding = preprocess["fill_color"] if preprocess["resize_mode"] == "longest" else 0
+    but = f" (but it pads pictures with 0, this suite with {padding})" if padding else ""
+    print(f"plain open_clip loads {path} with{but}:\n  {model_call}\n  {tokenizer_call}")
 
 
 def read_checkpoint(path):
@@ -385,7 +565,7 @@ def read_checkpoint(path):
     )
     checkpoint = {**content, "state_dict": content.pop(found)} if found else {"state_dict": content}
     checkpoint["state_dict"] = {
-        _bare_key(key): value for key, value in checkpoint["state_dict"].items() if isinstance(value, torch.Tensor)
+        _bare_key(str(key)): value for key, value in checkpoint["state_dict"].items() if isinstance(value, torch.Tensor)
     }
     if not checkpoint["state_dict"]:
         raise ValueError(f"checkpoint {path} holds no weights: no tensors under 'state_dict' or at its top level")
@@ -400,13 +580,14 @@ def _bare_key(key):
 def _load_weights(clip_model, checkpoint, path):
     """Strictly load a checkpoint's weights; what does not fit is refused in one line."""
     model, weights = clip_model.model, dict(checkpoint["state_dict"])
-    if "logit_bias" in checkpoint or "logit_bias" in weights:
+    if isinstance(checkpoint.get("logit_bias"), torch.Tensor) or "logit_bias" in weights:
         add_logit_bias(clip_model)
-    if "logit_bias" in checkpoint:
+    if isinstance(checkpoint.get("logit_bias"), torch.Tensor):
         weights["logit_bias"] = checkpoint["logit_bias"]
     for name in ("logit_scale", "logit_bias"):  # a scalar for some trainers, one element for others
-        if name in weights and isinstance(getattr(model, name, None), torch.Tensor):
-            weights[name] = weights[name].reshape(getattr(model, name).shape)
+        wanted = getattr(model, name, None)
+        if name in weights and isinstance(wanted, torch.Tensor) and weights[name].numel() == wanted.numel():
+            weights[name] = weights[name].reshape(wanted.shape)
     expected = model.state_dict()
     missing = [key for key in expected if key not in weights]
     unexpected = [key for key in weights if key not in expected]

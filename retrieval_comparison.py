@@ -3,6 +3,7 @@
 import numpy as np
 
 import retrieval_metrics as metrics
+from plain_text import printable
 from retrieval_protocols import DIRECTIONS
 
 FEWEST_PRODUCTS = 5  # of a category that may be called worse: the bootstrap of fewer says nothing
@@ -61,5 +62,5 @@ def _worse_categories(a, b, seed):
             continue
         gain, (low, high) = paired_difference(a, b, key, seed, chosen)
         if high < 0:
-            name = (category or "(no category)")[:24]
+            name = printable(category or "(no category)")[:24]
             yield f"  worse in {name}: {gain:+.4f} [{low:+.3f}, {high:+.3f}] of Recall@10, {chosen.sum()} products"

@@ -60,6 +60,18 @@ MODEL_PRETRAINED: str = "laion2b_s34b_b79k"
 MODEL_CACHE_DIR: str | None = None
 """folder for downloaded weights (default: the library's own)"""
 
+IMAGE_MEAN: str | None = None
+"""mean of red, green and blue, as 0.5,0.5,0.5, for weights that do not say theirs; none: what is known of them"""
+
+IMAGE_STD: str | None = None
+"""the same for the standard deviation"""
+
+IMAGE_RESIZE_MODE: Literal["shortest", "longest", "squash"] | None = None
+"""the same for the size: shortest (cut the middle out), longest (pad) or squash"""
+
+IMAGE_INTERPOLATION: Literal["bicubic", "bilinear"] | None = None
+"""the same for the interpolation"""
+
 
 # ---------------------------------------------------------------------------------------------------- shards
 

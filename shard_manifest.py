@@ -100,13 +100,17 @@ class ShardSet:
                 "again with the arguments that it had"
             )
         manifest = _parsed(text)
-        if not isinstance(manifest.get("shards"), dict):
+        if not isinstance(manifest.get("shards"), dict) or type(manifest.get("samples")) is not int:
             raise ValueError(f"{self.manifest} in {self.output_dir} is damaged; delete it and write the shards again")
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             found = pool.map(self._fault, manifest["shards"], manifest["shards"].values())
             return manifest, {name: fault for name, fault in zip(manifest["shards"], found) if fault}
 
     def _fault(self, name, expected):
+        if not self._is_shard(name):
+            return f"not the name of a shard of {self.name}"  # and no file to look for
+        if not _is_known(expected):
+            return f"{self.manifest} does not say its bytes, samples and SHA-256"
         size = self.folder.size(name)
         if size is None:
             return "missing"
@@ -136,7 +140,9 @@ class ShardSet:
             for name in self.folder.names():
                 if name.endswith(".manifest.json"):
                     manifest = _parsed(self.folder.read_text(name))
-                    sizes.update({shard: known["samples"] for shard, known in manifest.get("shards", {}).items()})
+                    shards = manifest.get("shards")
+                    known = shards.items() if isinstance(shards, dict) else ()
+                    sizes.update({shard: about["samples"] for shard, about in known if _is_known(about)})
             if _parsed(text) == sizes:
                 return
             self._write_json("sizes.json", sizes)
@@ -151,6 +157,15 @@ class ShardSet:
             except FileNotFoundError:  # another part, which has just begun, took our temporary for a killed run's
                 if attempt == ATTEMPTS - 1:
                     raise
+
+
+def _is_known(about):
+    """Whether a manifest's entry says what a shard must be."""
+    return isinstance(about, dict) and [type(about.get(key)) for key in ("bytes", "samples", "sha256")] == [
+        int,
+        int,
+        str,
+    ]
 
 
 def _parsed(text):

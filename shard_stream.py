@@ -22,7 +22,7 @@ from webdataset.gopen import Pipe
 
 from shard_pattern import is_url
 from shard_samples import SampleError, parse_sample, product_hash
-from tar_index import FEWER, TRUNCATED, Lost, ShardDamage, group_members
+from tar_index import FEWER, TRUNCATED, Lost, ShardDamage, group_members, is_count
 
 SHUFFLE_BUFFER = 2000  # samples of a reader; they are still encoded, so this is tens of megabytes
 HELD_BACK = 20  # batches that may wait because their products are in the present one
@@ -217,7 +217,7 @@ def remote_sizes(shards):
             continue
         if isinstance(listed, dict):
             named = {f"{folder}/{name}" if folder else name: size for name, size in listed.items()}
-            sizes |= {shard: named[shard] for shard in shards if isinstance(named.get(shard), int)}
+            sizes |= {shard: named[shard] for shard in shards if is_count(named.get(shard))}
     return sizes
 
 

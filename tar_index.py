@@ -22,6 +22,7 @@ ZEROS = bytes(BLOCK)
 REGULAR, LONG_NAME, EXTENDED, NO_DATA = b"0\0007", b"L", b"x", b"123456"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 MAX_OPEN_FILES = 256  # a process may have 1,024 on most systems
+MAX_SAMPLES = 10_000_000  # of a shard
 TRUNCATED, DAMAGED, FEWER = "truncated shard", "damaged shard", "fewer samples than sizes.json says"
 CUT, CHANGED = "shard cut short while it was in use", "shard changed while it was in use"
 log = logging.getLogger(__name__)
@@ -231,8 +232,13 @@ def expected_sizes(paths):
         except (OSError, ValueError):
             continue
         counts = listed.items() if isinstance(listed, dict) else ()
-        sizes |= {os.path.join(folder, name): size for name, size in counts if isinstance(size, int)}
+        sizes |= {os.path.join(folder, name): size for name, size in counts if is_count(size)}
     return sizes
+
+
+def is_count(size):
+    """Whether a value of a `sizes.json` can be a shard's number of samples; it decides how long an epoch is."""
+    return type(size) is int and 0 <= size <= MAX_SAMPLES
 
 
 def group_members(members):

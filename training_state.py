@@ -10,11 +10,13 @@ import optimization
 import training_log
 from checkpoint_folder import CheckpointFolder
 from console import warn
+from plain_text import printable
 
+IMAGE_KNOBS = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]
 # A resumed run with another value of one of these would no longer be the same training.
 MATHEMATICAL_KNOBS = [
     "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "OPTIMIZER", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS",
-    "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY",
+    "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY", *IMAGE_KNOBS,
 ]  # fmt: skip
 FIXED_KNOBS = ["LOSS", "OPTIMIZER"]  # those among them that decide what a checkpoint holds
 
@@ -71,10 +73,22 @@ def find_checkpoint(args, folder):
     absent = [key for key in ("step", "optimizer", "progress", "data", "settings") if key not in checkpoint]
     if absent:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
+    _check_fields(path, checkpoint)
     # What checkpoints did not say before there was a choice.
     settings = {"OPTIMIZER": "adamw", **checkpoint["settings"]}
     progress = {"evaluated_step": checkpoint["step"], "learns_statistics": True, **checkpoint["progress"]}
     return {**checkpoint, "path": str(path), "settings": settings, "progress": progress}
+
+
+def _check_fields(path, checkpoint):
+    """ValueError unless what a checkpoint says of sizes and counts can be one."""
+    for field, lowest in (("step", 0), ("total_steps", 1), ("micro_batch_size", 1)):
+        value = checkpoint.get(field)
+        if value is not None and (type(value) is not int or value < lowest):
+            raise ValueError(printable(f"{path} cannot be resumed: {field}={value} is no whole number >= {lowest}"))
+    for field in ("progress", "data", "settings", "optimizer"):
+        if not isinstance(checkpoint[field], dict):
+            raise ValueError(f"{path} cannot be resumed: its {field} is no object")
 
 
 def restore(training, checkpoint, force):
@@ -98,9 +112,9 @@ def restore(training, checkpoint, force):
             "on all the same"
         )
     for name in different:
-        print(f"resuming with another {name}: was {saved[name]}, is {now[name]}")
+        print(printable(f"resuming with another {name}: was {saved[name]}, is {now[name]}"))
     for line in grave:
-        warn(f"forced: {line}")
+        warn(printable(f"forced: {line}"))
     if changed := training.loader.changed_order(checkpoint["data"]):
         warn(changed)
     if "raw_state_dict" in checkpoint:

@@ -16,6 +16,7 @@ from test_create_webdataset import ROOT, contents, run, samples, shards, write, 
 
 import create_webdataset
 import shard_manifest
+from shard_manifest import ShardSet
 
 NAME = "clip_dataset_valid"
 
@@ -325,3 +326,24 @@ def test_a_url_as_output(mapping, undisturbed, tmp_path, capsys):
 def test_an_unknown_url_is_one_line(mapping):
     _, error = run("--json", mapping, "--output-dir", "nowhere://bucket/shards", code=2)
     assert len(error.splitlines()) == 1 and "nowhere" in error
+
+
+@pytest.mark.parametrize("name", ["../secret.tar", "/etc/passwd", "data.000000.tar/../../secret.tar", "x\x1b[2J.tar"])
+def test_a_manifest_names_no_file_but_its_shards(tmp_path, monkeypatch, name):
+    shards = ShardSet(tmp_path / "out", "data")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "secret.tar").write_bytes(b"secret")
+    known = {"bytes": 6, "samples": 1, "sha256": "0"}
+    manifest = {"samples": 1, "shards": {name: known, "data.000001.tar": {"bytes": "6"}}}
+    (tmp_path / "out" / "data.manifest.json").write_text(json.dumps(manifest))
+    looked = []
+    monkeypatch.setattr(type(shards.folder), "size", lambda _, name: looked.append(name))
+    faults = shards.verify()[1]
+    assert "not the name of a shard" in faults[name] and "does not say" in faults["data.000001.tar"] and not looked
+
+
+@pytest.mark.parametrize("shards", [["a"], {"data.000000.tar": 7}, {"data.000000.tar": {"samples": "7"}}])
+def test_another_sets_damaged_manifest_does_not_enter_sizes(tmp_path, shards):
+    (tmp_path / "theirs.manifest.json").write_text(json.dumps({"shards": shards}))
+    ShardSet(tmp_path, "data")._update_sizes()
+    assert not (tmp_path / "sizes.json").exists() or json.loads((tmp_path / "sizes.json").read_text()) == {}
