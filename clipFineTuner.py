@@ -30,6 +30,7 @@ import losses
 import openClipManagement as clip
 import optimization
 import settings
+import siglip_start
 import training_log
 from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed
 from console import warn
@@ -43,6 +44,8 @@ OTHER_KNOBS = [
     "EPOCHS", "MAX_STEPS", "DEVICE", "MICRO_BATCH_SIZE", "GRAD_CHECKPOINTING", "CHECKPOINT_DIR", "CHECKPOINT_INTERVAL",
     "KEEP_CHECKPOINTS", "RESUME", "EVAL_INTERVAL", "PATIENCE", "LOG_INTERVAL", "TENSORBOARD",
 ]  # fmt: skip
+# Beside the mathematical ones those that must be the same for all processes; paths may differ between machines.
+SHARED_KNOBS = ["EPOCHS", "MAX_STEPS", "MICRO_BATCH_SIZE", "EVAL_INTERVAL", "PATIENCE"]
 # A resumed run takes these from its checkpoint where they are left at the value here.
 CHOSEN_KNOBS = {"PRECISION": "auto", "OPTIMIZER": "auto", "LEARNING_RATE": None, "WARMUP_STEPS": None}
 CHOSEN_KNOBS |= dict.fromkeys(IMAGE_KNOBS)
@@ -90,15 +93,19 @@ def parse_arguments(argv):
 
 def setup(args, ranks, folder):
     """Build or restore everything: model, data, optimizer, progress."""
+    check_settings(args)
     device = clip.pick_device(args.device, ranks.local_rank)
     devices.make_current(device)
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     checkpoint = find_checkpoint(args, folder)
     clip_model = load_start(args, checkpoint, device)
-    untrained = clip.is_untrained(clip_model.model)
+    needs_bias = args.loss == "siglip" and checkpoint is None and getattr(clip_model.model, "logit_bias", None) is None
+    if needs_bias:
+        clip.add_logit_bias(clip_model)
     if args.grad_checkpointing:
         clip_model.model.set_grad_checkpointing()
     distributed.broadcast([*clip_model.model.parameters(), *clip_model.model.buffers()])
+    untrained = clip.is_untrained(clip_model.model)  # of rank 0's weights, which all have now
 
     loader, valid_loader = load_data(args, ranks, clip_model)
     choose_knobs(args, checkpoint, clip_model, loader.batch_size, untrained)
@@ -107,6 +114,8 @@ def setup(args, ranks, folder):
     if args.warmup_steps is None:
         args.warmup_steps = min(MAX_DEFAULT_WARMUP, total_steps // 10)
     optimization.check_warmup(args.warmup_steps, total_steps)
+    if needs_bias and not untrained:
+        siglip_start.set_scale_and_bias(clip_model, loader, args.precision, args.micro_batch_size)
     average = None
     if args.ema_decay is not None:  # buffers are copied: the attention mask's -inf has no average
         average = AveragedModel(clip_model.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
@@ -140,6 +149,8 @@ def setup(args, ranks, folder):
         restore(training, checkpoint, args.force)
     elif training.is_main:
         folder.set_aside()
+    # What the run goes by: each process may have found another checkpoint of that step.
+    training.progress, training.micro_batch_size = distributed.agree((training.progress, training.micro_batch_size))
     return training
 
 
@@ -147,12 +158,9 @@ def load_start(args, checkpoint, device):
     """The model that MODEL_NAME and MODEL_PRETRAINED name, or that of the checkpoint to go on from."""
     image = clip.image_settings(args)
     if checkpoint is None:
-        clip_model = clip.create_model(
+        return clip.create_model(
             args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image
         )
-        if args.loss == "siglip":
-            clip.add_logit_bias(clip_model)
-        return clip_model
     named = None if checkpoint["settings"]["MODEL_NAME"] == args.model_name else args.model_name
     clip_model = clip.load_model(
         checkpoint["path"], device, args.model_cache_dir, named, args.model_name, checkpoint, image
@@ -170,6 +178,15 @@ def choose_knobs(args, checkpoint, clip_model, batch_size, untrained):
     args.optimizer = optimization.pick_optimizer(args.optimizer, clip_model.model, batch_size, untrained)
     if args.learning_rate is None:
         args.learning_rate = optimization.usual_learning_rate(untrained)
+
+
+def check_settings(args):
+    """ValueError if the processes were started with settings by which one would wait for another that never comes."""
+    names = [*MATHEMATICAL_KNOBS, *SHARED_KNOBS]
+    everywhere = distributed.gather_objects([getattr(args, name.lower()) for name in names])
+    for name, *values in zip(names, *everywhere):
+        if any(value != values[0] for value in values):
+            raise ValueError(f"{name} is {values} in the processes of this run: give all of them the same settings")
 
 
 def check_processes(training, args, ranks, step):

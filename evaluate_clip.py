@@ -146,6 +146,9 @@ def embed_shards(clip_model, args, ranks):
         world_size=ranks.world_size,
         max_samples=args.max_samples,
     )
+    seen = distributed.gather_objects(loader.num_samples)
+    if len(set(seen)) > 1:
+        raise ValueError(f"the processes see {seen} samples in {args.dataset_path}: all machines need the same shards")
     precision = distributed.agree(clip.pick_precision(args.precision, clip_model.device))
     start = time.perf_counter()
     embeddings, skipped = embed(clip_model, loader, precision, progress=ranks.rank == 0)

@@ -198,9 +198,9 @@ def contend(name, model_name, batch_size, precision, device):
         start = time.perf_counter()
         run(int(line))
         if on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(clip_model.device)
         seconds = time.perf_counter() - start
-        peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory()
+        peak = torch.cuda.max_memory_allocated(clip_model.device) / 2**20 if on_gpu else peak_memory()
         print(json.dumps([seconds, peak]), file=sys.stderr, flush=True)
 
 

@@ -848,17 +848,20 @@ def _rank(arguments, rank, port, console):
     _child(arguments, console)
 
 
-def train_on_two_ranks(arguments, consoles, seconds=120):
-    """A trainer for each of two command lines, as torchrun would start them -> exit codes."""
+def train_on_two_ranks(arguments, consoles, seconds=120, target=_rank):
+    """A trainer for each of two command lines, as torchrun would start them -> exit codes; None for one that waits."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [CONTEXT.Process(target=_rank, args=(arguments[r], r, port, str(consoles[r]))) for r in range(2)]
+    ranks = [CONTEXT.Process(target=target, args=(arguments[r], r, port, str(consoles[r]))) for r in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join(seconds)
-    return [rank.exitcode for rank in ranks]
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    return codes
 
 
 def test_two_processes_train_like_one(data, tmp_path, finished):
@@ -905,6 +908,37 @@ def test_processes_that_see_different_folders_do_not_wait_for_each_other(data, t
     assert "do not start from the same step with the same data" in consoles[0].read_text()
     assert "do not start" in consoles[1].read_text()  # an error is told by whoever meets it
     assert (resumed / "final_checkpoint.pt").exists()
+
+
+def _rank_with_scores(arguments, rank, port, console):
+    """A rank that judges for itself that it gets better (1) or does not (0)."""
+    scores = itertools.count(1) if rank else itertools.repeat(1)
+    real_measure = clipFineTuner.evaluate_clip.measure_embeddings
+
+    def measure(*options):
+        share = next(scores) / 100
+        results = real_measure(*options)
+        return {**results, "recall@10": dict.fromkeys(results["recall@10"], share)}
+
+    clipFineTuner.evaluate_clip.measure_embeddings = measure
+    _rank(arguments, rank, port, console)
+
+
+def test_the_first_process_decides_whether_the_training_gets_better(data, tmp_path):
+    """Another may compute another score, on another processor say; it neither trains on alone nor ends alone."""
+    arguments = flags(data, tmp_path, max_steps=12, eval_interval=2, patience=2, checkpoint_interval=100)
+    consoles = [tmp_path / f"{r}.txt" for r in range(2)]
+    codes = train_on_two_ranks([arguments] * 2, consoles, seconds=90, target=_rank_with_scores)
+    assert codes == [0, 0], [path.read_text() for path in consoles]
+    assert records(tmp_path, "step", "mean_recall@10")[-1] == (6, 0.01)
+    assert clip.read_checkpoint(tmp_path / "final_checkpoint.pt")["step"] == 6
+
+
+def test_processes_with_different_settings_do_not_wait_for_each_other(data, tmp_path):
+    arguments = [flags(data, tmp_path, eval_interval=interval) for interval in (6, 5)]
+    consoles = [tmp_path / f"{r}.txt" for r in range(2)]
+    assert train_on_two_ranks(arguments, consoles, seconds=60) == [2, 2], [path.read_text() for path in consoles]
+    assert "EVAL_INTERVAL is [6, 5] in the processes of this run" in consoles[0].read_text()
 
 
 # ------------------------------------------------------------------------------------------------ BatchNorm

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import distributed
 import evaluate_clip
 import openClipManagement as clip
 from conftest import catalogue_sample, encoded_picture, write_shard
@@ -257,6 +258,16 @@ def _rank(arguments, rank, port, folder):
     )
     torch.set_num_threads(1)
     evaluate_clip.main(arguments)
+
+
+def test_processes_that_see_different_shards_are_refused(data, tmp_path, monkeypatch):
+    """Each takes its share of what it sees: some samples would be measured twice, others never."""
+    gather = distributed.gather_objects
+    monkeypatch.setattr(
+        distributed, "gather_objects", lambda value: [value, value - 1] if isinstance(value, int) else gather(value)
+    )
+    with pytest.raises(ValueError, match=r"the processes see \[\d+, \d+\] samples"):
+        evaluate(data, tmp_path)
 
 
 def test_two_processes_give_the_numbers_of_one(data, tmp_path):

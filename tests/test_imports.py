@@ -23,7 +23,7 @@ TABLE = {
     },
     "clipFineTuner": {
         "settings", "dBManagement", "devices", "openClipManagement", "evaluate_clip", "checkpoint_folder", "distributed",
-        "gradient_cache", "losses", "optimization", "stop_signals", "training_log", "training_state",
+        "gradient_cache", "losses", "optimization", "siglip_start", "stop_signals", "training_log", "training_state",
     },
 }  # fmt: skip
 MODULES = {path.stem for path in ROOT.glob("*.py")}
