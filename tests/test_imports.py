@@ -10,20 +10,26 @@ ROOT = Path(__file__).parent.parent
 # The pure parts, each with one subject, below the documented scripts.
 TABLE = {
     "settings": set(),
+    "command_line": set(),
+    "console": {"command_line"},
     "atomic_write": set(),
     "clip_prep": {
         "settings", "atomic_write", "catalogue_sources", "catalogue_hdf5", "catalogue_table", "catalogue_audit",
+        "command_line", "console",
     },
-    "create_webdataset": {"settings", "clip_prep", "atomic_write", "pictures", "shard_plan", "shard_manifest"},
+    "create_webdataset": {
+        "settings", "clip_prep", "atomic_write", "pictures", "shard_plan", "shard_manifest", "command_line", "console",
+    },
     "dBManagement": {"settings", "batch_plan", "tar_index", "shard_pattern", "shard_samples", "shard_stream"},
     "openClipManagement": {"atomic_write", "class_token", "image_transforms", "packed_text"},
     "evaluate_clip": {
         "settings", "dBManagement", "openClipManagement", "atomic_write", "distributed", "retrieval_metrics",
         "retrieval_protocols", "retrieval_comparison", "zero_shot", "report", "embeddings", "shard_pictures",
+        "command_line", "console",
     },
     "clipFineTuner": {
         "settings", "dBManagement", "openClipManagement", "evaluate_clip", "checkpoint_folder", "distributed",
-        "gradient_cache", "losses", "optimization", "stop_signals", "training_log", "training_state",
+        "gradient_cache", "losses", "optimization", "stop_signals", "training_log", "training_state", "command_line", "console",
     },
 }  # fmt: skip
 MODULES = {path.stem for path in ROOT.glob("*.py")}
