@@ -409,7 +409,7 @@ class _HelpFormatter(argparse.HelpFormatter):
     """Help with paragraphs that are wrapped, and command lines that stand as they are."""
 
     def __init__(self, prog, **options):
-        super().__init__(prog, max_help_position=20, **options)
+        super().__init__(prog, max_help_position=18, **options)  # so narrow that a pattern is not broken
 
     def _fill_text(self, text, width, indent):
         paragraphs = [

@@ -85,7 +85,8 @@ def parse_arguments(argv):
         nargs="+",
         choices=choices,
         default=["product", "pair"],
-        help="what is queried against what [product pair]",
+        metavar="NAME",
+        help=f"what is queried against what: {', '.join(choices)} [product pair]",
     )
     parser.add_argument(
         "--k", nargs="+", type=int, default=[1, 5, 10], metavar="K", help="Recall@k for these k [1 5 10]"

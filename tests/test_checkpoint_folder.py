@@ -78,13 +78,6 @@ def test_a_folder_that_cannot_be_locked_may_be_anothers_so_nothing_in_it_is_touc
     assert "cannot be locked" in capsys.readouterr().err
 
 
-def test_only_rank_0_warns(monkeypatch, capsys):
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        checkpoint_folder.warn(f"rank {rank}")
-    assert capsys.readouterr().err == "WARNING: rank 0\n"
-
-
 def test_a_file_in_the_folders_place_is_named(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(ValueError, match="CHECKPOINT_DIR=.*run is a file"):

@@ -93,7 +93,7 @@ def _child(arguments, console, group=False):
     torch.set_num_threads(1)
     if os.name == "posix":  # a process of a forkserver would start its workers by another one, which outlives a kill
         multiprocessing.set_start_method("fork", force=True)
-    settings.run(lambda: clipFineTuner.main(arguments))
+    clipFineTuner.console.run(lambda: clipFineTuner.main(arguments), settings)
 
 
 def start(data, run, *more, group=False, **changes):

@@ -112,6 +112,14 @@ def test_the_documented_function(catalogue, monkeypatch):
     assert read("clip_dataset_valid.json")[2]["image_path"] == "extracted_valid_images/7_3.png"
 
 
+def test_the_function_reads_what_a_notebook_assigned(catalogue, tmp_path, monkeypatch):
+    monkeypatch.setattr(clip_prep.settings, "DATA_DIR", str(catalogue))
+    assert clip_prep.create_clip_dataset("valid", tmp_path / "valid.json").images == 3
+    monkeypatch.setattr(clip_prep.settings, "DATA_DIR", None)
+    with pytest.raises(ValueError, match="DATA_DIR=None is not allowed: it takes text"):
+        clip_prep.create_clip_dataset("valid", tmp_path / "valid.json")
+
+
 def test_the_function_takes_a_data_folder(catalogue, tmp_path):
     clip_prep.create_clip_dataset("train", tmp_path / "new" / "train.json", data_dir=catalogue)
     assert all(Path(e["image_path"]).is_file() for e in read(tmp_path / "new" / "train.json"))
