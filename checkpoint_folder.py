@@ -17,7 +17,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from atomic_write import atomic_write, remove_leftovers
+from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 from openClipManagement import read_checkpoint, save_checkpoint
 
 FINAL, BEST = "final_checkpoint.pt", "best_checkpoint.pt"

@@ -21,12 +21,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import catalogue_audit
 import settings
-from atomic_write import atomic_write
-from catalogue_hdf5 import DESCRIPTION, open_hdf5, split_of_file
-from catalogue_sources import Skipped, open_pai
-from catalogue_table import Columns, open_table
+from clip_finetuning.catalogue import audit as catalogue_audit
+from clip_finetuning.catalogue.hdf5 import DESCRIPTION, open_hdf5, split_of_file
+from clip_finetuning.catalogue.rows import Skipped, open_pai
+from clip_finetuning.catalogue.table import Columns, open_table
+from clip_finetuning.runtime.atomic_write import atomic_write
 
 SPLITS = ("train", "valid")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"

@@ -29,10 +29,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import settings
+from clip_finetuning.pictures.decode import PictureError, hdf5_row, read_source, to_jpeg
+from clip_finetuning.shards.manifest import ShardSet
+from clip_finetuning.shards.plan import Shard, check_entries, plan_shards, printable, read_mapping
 from clip_prep import print_skipped
-from pictures import PictureError, hdf5_row, read_source, to_jpeg
-from shard_manifest import ShardSet
-from shard_plan import Shard, check_entries, plan_shards, printable, read_mapping
 
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no quotas on Windows
 

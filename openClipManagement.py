@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import class_token
 import packed_text
-from atomic_write import atomic_write
+from clip_finetuning.runtime.atomic_write import atomic_write
 from image_transforms import ImageTransform, normalize
 
 AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

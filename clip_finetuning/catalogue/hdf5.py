@@ -8,8 +8,8 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from caption_template import fill_template
-from catalogue_sources import RowError, Skipped, Source, caption_id, make_row, text_of
+from clip_finetuning.catalogue.caption_template import fill_template
+from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, text_of
 
 IMAGES = "input_image"
 DESCRIPTION = "input_description"

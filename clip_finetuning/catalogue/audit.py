@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from catalogue_sources import text_of
-from near_duplicates import can_fingerprint, close_pairs, fingerprint
-from pictures import PictureError, load_picture, read_source
+from clip_finetuning.catalogue.near_duplicates import can_fingerprint, close_pairs, fingerprint
+from clip_finetuning.catalogue.rows import text_of
+from clip_finetuning.pictures.decode import PictureError, load_picture, read_source
 
 MAX_TOKENS = 77  # CLIP's tokenizers cut the rest off
 TINY = 64  # pixels of the shorter side: a model sees a blur

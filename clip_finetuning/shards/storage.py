@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from atomic_write import atomic_write, remove_leftovers
+from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 
 
 def open_folder(path):

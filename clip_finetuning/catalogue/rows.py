@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import plain_pickle
-from pictures import lies_in
+from clip_finetuning.catalogue import safe_pickle
+from clip_finetuning.pictures.decode import lies_in
 
 # Line breaks, control characters and lone surrogates end up as spaces. Joiners stay: emoji are made with them.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
@@ -95,7 +95,7 @@ def _pai_row(pickles, images, allow_outside, name):
 
 def _read_pickle(path):
     try:
-        record = plain_pickle.load(path.read_bytes())
+        record = safe_pickle.load(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RowError("unreadable pickle") from error
     if not isinstance(record, dict):

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from catalogue_sources import text_of
+from clip_finetuning.catalogue.rows import text_of
 
 METADATA = ("product_id", "category", "subcategory", "image_name")
 METADATA_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)

@@ -12,7 +12,7 @@ import warnings
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from plain_jpeg import plain_jpeg_size
+from clip_finetuning.pictures.jpeg_markers import plain_jpeg_size
 
 MAX_PIXELS = 100_000_000  # more is a decompression bomb or a scan that belongs scaled down first
 NEAR_WHITE = 240  # a border pixel with all channels at least this bright is background

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from caption_template import fill_template, template_fields
-from catalogue_sources import RowError, Skipped, Source, caption_id, image_in_folder, make_row, text_of
+from clip_finetuning.catalogue.caption_template import fill_template, template_fields
+from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, image_in_folder, make_row, text_of
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 MAX_CELL = 16 << 20  # characters; a longer one is an unbalanced quote that swallowed the rest of the file

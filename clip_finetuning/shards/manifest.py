@@ -12,8 +12,8 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from output_folder import open_folder
-from tar_writer import TarWriter
+from clip_finetuning.shards.storage import open_folder
+from clip_finetuning.shards.tar_writer import TarWriter
 
 ATTEMPTS = 5
 
