@@ -19,7 +19,7 @@ import dBManagement
 import losses
 import openClipManagement as clip
 import settings
-from tiny_models import write_config
+from tests.helpers import write_config
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
 

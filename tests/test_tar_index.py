@@ -8,9 +8,9 @@ import tarfile
 import pytest
 import webdataset as wds
 
-from conftest import add_file, catalogue_sample, encoded_picture, write_shard
 from shard_samples import NO_CAPTION, NO_IMAGE, parse_sample
 from tar_index import DAMAGED, FEWER, TRUNCATED, TarIndex
+from tests.helpers import add_file, catalogue_sample, encoded_picture, write_shard
 
 
 def members_of(path):

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import catalogue_audit
-import near_duplicates
-from catalogue_audit import MAX_TOKENS, about_tokens, audit, leaks, summary
-
-ROOT = Path(__file__).parent.parent
+from clip_finetuning.catalogue import audit as catalogue_audit
+from clip_finetuning.catalogue import near_duplicates
+from clip_finetuning.catalogue.audit import MAX_TOKENS, about_tokens, audit, leaks, summary
+from tests.helpers import ROOT
 
 
 def picture(number, size=(80, 80)):

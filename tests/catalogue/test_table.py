@@ -6,9 +6,9 @@ import sys
 import pytest
 from PIL import Image
 
-import catalogue_table
-from catalogue_sources import Row, Skipped
-from catalogue_table import Columns, open_table, split_of_product
+from clip_finetuning.catalogue import table as catalogue_table
+from clip_finetuning.catalogue.rows import Row, Skipped
+from clip_finetuning.catalogue.table import Columns, open_table, split_of_product
 
 COLUMNS = Columns("photo", ("text",), product="sku", category="kind", subcategory="sub kind")
 RECORDS = [

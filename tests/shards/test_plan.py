@@ -1,6 +1,6 @@
 """Which sample goes into which shard."""
 
-from shard_plan import check_entries, located, plan_shards
+from clip_finetuning.shards.plan import check_entries, located, plan_shards
 
 
 def entries(products=20, views=4):

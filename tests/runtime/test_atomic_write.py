@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from atomic_write import atomic_write
+from clip_finetuning.runtime.atomic_write import atomic_write
 
 
 def test_the_file_appears_at_the_end(tmp_path):

@@ -12,10 +12,10 @@ import sys
 import time
 
 import pytest
-from test_create_webdataset import ROOT, contents, run, samples, shards, write, write_catalogue
 
 import create_webdataset
-import shard_manifest
+from clip_finetuning.shards import manifest
+from tests.helpers import ROOT, contents, read_samples, run_create, shards_in, write_catalogue, write_shards
 
 NAME = "clip_dataset_valid"
 
@@ -29,7 +29,7 @@ def mapping(tmp_path_factory):
 def undisturbed(mapping, tmp_path_factory):
     """The folder of a run that nothing disturbed: twelve shards."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    write(mapping, folder, "--shard-size=1")
+    write_shards(mapping, folder, "--shard-size=1")
     return folder
 
 
@@ -38,7 +38,7 @@ def manifest_of(folder, name=NAME):
 
 
 def times(folder):
-    return {path.name: path.stat().st_mtime_ns for path in shards(folder)}
+    return {path.name: path.stat().st_mtime_ns for path in shards_in(folder)}
 
 
 def test_the_manifest_counts_every_entry(mapping, tmp_path):
@@ -46,7 +46,7 @@ def test_the_manifest_counts_every_entry(mapping, tmp_path):
     entries += [{}, {**entries[0], "image_path": "absent.png"}, {**entries[0], "caption": " "}]
     hostile = tmp_path / f"{NAME}.json"
     hostile.write_text(json.dumps(entries))
-    write(hostile, tmp_path / "out", "--shard-size=6", "--max-shards=2", "--no-shuffle")
+    write_shards(hostile, tmp_path / "out", "--shard-size=6", "--max-shards=2", "--no-shuffle")
     manifest = manifest_of(tmp_path / "out")
     assert manifest["dataset"] == NAME
     assert manifest["skipped"] == {
@@ -57,9 +57,9 @@ def test_the_manifest_counts_every_entry(mapping, tmp_path):
     skipped = sum(found["count"] for found in manifest["skipped"].values())
     assert manifest["entries"] == manifest["samples"] + manifest["beyond_max_shards"] + skipped == 39
     assert manifest["settings"]["quality"] == 95 and manifest["settings"]["shard_size"] == 6
-    for path in shards(tmp_path / "out"):
+    for path in shards_in(tmp_path / "out"):
         assert manifest["shards"].pop(path.name) == {
-            "samples": len(samples(path)),
+            "samples": len(read_samples(path)),
             "bytes": path.stat().st_size,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
@@ -69,7 +69,7 @@ def test_the_manifest_counts_every_entry(mapping, tmp_path):
 def test_the_same_command_again_writes_nothing(mapping, undisturbed, tmp_path, capsys):
     shutil.copytree(undisturbed, tmp_path / "out")
     before = times(tmp_path / "out")
-    write(mapping, tmp_path / "out", "--shard-size=1")
+    write_shards(mapping, tmp_path / "out", "--shard-size=1")
     assert times(tmp_path / "out") == before
     assert contents(tmp_path / "out") == contents(undisturbed)
     assert "(12 of them were there)" in capsys.readouterr().out
@@ -79,9 +79,9 @@ def test_the_same_command_again_writes_nothing(mapping, undisturbed, tmp_path, c
 def test_a_lost_shard_alone_is_written_again(mapping, undisturbed, tmp_path, loss):
     shutil.copytree(undisturbed, tmp_path / "out")
     before = times(tmp_path / "out")
-    lost = shards(tmp_path / "out")[3]
+    lost = shards_in(tmp_path / "out")[3]
     lost.unlink() if loss == "gone" else os.truncate(lost, 5000)
-    write(mapping, tmp_path / "out", "--shard-size=1")
+    write_shards(mapping, tmp_path / "out", "--shard-size=1")
     after = times(tmp_path / "out")
     assert {name for name in after if after[name] != before[name]} == {lost.name}
     assert contents(tmp_path / "out") == contents(undisturbed)
@@ -90,39 +90,39 @@ def test_a_lost_shard_alone_is_written_again(mapping, undisturbed, tmp_path, los
 def test_other_settings_or_captions_or_pictures_are_taken_anew(tmp_path, capsys):
     mapping, out = write_catalogue(tmp_path, products=3), tmp_path / "out"
     arguments = (mapping, out, "--shard-size=1", "--no-shuffle")
-    write(*arguments)
+    write_shards(*arguments)
     states = [contents(out)]
-    write(*arguments, "--quality=80")
+    write_shards(*arguments, "--quality=80")
     states.append(contents(out))
     assert "were there" not in capsys.readouterr().out
     entries = json.loads(mapping.read_text())
     entries[4]["caption"] = "Another"
     mapping.write_text(json.dumps(entries))
-    write(*arguments, "--quality=80")
+    write_shards(*arguments, "--quality=80")
     states.append(contents(out))
     assert "(2 of them were there)" in capsys.readouterr().out
     shutil.copy(entries[0]["image_path"], entries[8]["image_path"])
-    write(*arguments, "--quality=80")
+    write_shards(*arguments, "--quality=80")
     states.append(contents(out))
     assert "(2 of them were there)" in capsys.readouterr().out
     for index, state in enumerate(states):
         assert state not in states[:index]
-    write(mapping, tmp_path / "fresh", "--shard-size=1", "--no-shuffle", "--quality=80")
+    write_shards(mapping, tmp_path / "fresh", "--shard-size=1", "--no-shuffle", "--quality=80")
     assert contents(tmp_path / "fresh") == states[-1]
 
 
 def test_a_catalogue_that_is_gone_does_not_empty_its_shards(tmp_path):
     mapping = write_catalogue(tmp_path, products=3)
-    write(mapping, tmp_path / "out", "--shard-size=1")
+    write_shards(mapping, tmp_path / "out", "--shard-size=1")
     before = contents(tmp_path / "out")
     shutil.rmtree(tmp_path / "pictures")
-    write(mapping, tmp_path / "out", "--shard-size=1")
+    write_shards(mapping, tmp_path / "out", "--shard-size=1")
     assert contents(tmp_path / "out") == before
 
 
 def test_killed_at_any_moment_and_run_again(mapping, undisturbed, tmp_path):
     expected = contents(undisturbed)
-    wholes = {path.name: path.read_bytes() for path in shards(undisturbed)}
+    wholes = {path.name: path.read_bytes() for path in shards_in(undisturbed)}
     seed = random.randrange(10**6)
     draw, out, kept = random.Random(seed), tmp_path / "out", {}
     command = [sys.executable, "create_webdataset.py", f"--json={mapping}", f"--output-dir={out}", "--shard-size=1"]
@@ -139,11 +139,11 @@ def test_killed_at_any_moment_and_run_again(mapping, undisturbed, tmp_path):
         at_risk.wait()
         wait_for_orphans(out)
         now = times(out) if out.is_dir() else {}
-        for path in shards(out):
+        for path in shards_in(out):
             assert path.read_bytes() == wholes[path.name], f"seed {seed}"
         assert {name: now.get(name) for name in kept} == kept, f"seed {seed}: a finished shard was written again"
         kept = now
-    write(mapping, out, "--shard-size=1")
+    write_shards(mapping, out, "--shard-size=1")
     assert {name: times(out)[name] for name in kept} == kept
     assert contents(out) == expected, f"seed {seed}"
 
@@ -175,10 +175,10 @@ def test_a_full_disk_is_one_clear_line(mapping, undisturbed, tmp_path):
     for workers in (0, 2):
         out = tmp_path / f"out{workers}"
         arguments = ("--json", mapping, "--output-dir", out, "--shard-size=1", f"--num-workers={workers}")
-        _, error = run(*arguments, code=2, preexec_fn=no_large_files)
+        _, error = run_create(*arguments, code=2, preexec_fn=no_large_files)
         assert len(error.splitlines()) == 1 and "no room left" in error and str(out) in error
         assert contents(out) == {}
-        run(*arguments)
+        run_create(*arguments)
         assert contents(out) == contents(undisturbed)
 
 
@@ -193,10 +193,10 @@ def test_a_disk_that_fills_up_at_the_last_moment(mapping, undisturbed, tmp_path,
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="no room left"):
-        write(mapping, tmp_path, "--shard-size=1")
+        write_shards(mapping, tmp_path, "--shard-size=1")
     whole = contents(undisturbed)
     assert all(whole[name] == data for name, data in contents(tmp_path).items())
-    write(mapping, tmp_path, "--shard-size=1")
+    write_shards(mapping, tmp_path, "--shard-size=1")
     assert contents(tmp_path) == whole
 
 
@@ -208,7 +208,7 @@ def test_two_runs_of_the_same_shards_disturb_each_other_in_one_line(mapping, tmp
 
     monkeypatch.setattr(create_webdataset, "write_samples", clean_away)
     with pytest.raises(FileNotFoundError, match="another run"):
-        write(mapping, tmp_path)
+        write_shards(mapping, tmp_path)
 
 
 def test_what_killed_runs_left_is_cleaned_away(mapping, undisturbed, tmp_path):
@@ -218,7 +218,7 @@ def test_what_killed_runs_left_is_cleaned_away(mapping, undisturbed, tmp_path):
     for name in leftovers:
         (tmp_path / name).write_text("half")
     (tmp_path / ".other.000002.tar.77.partial").write_text("somebody else's")
-    write(mapping, tmp_path, "--shard-size=1")
+    write_shards(mapping, tmp_path, "--shard-size=1")
     left = contents(tmp_path)
     assert left.pop(".other.000002.tar.77.partial") == b"somebody else's"
     assert left == contents(undisturbed)
@@ -228,7 +228,7 @@ def test_parts_make_the_whole(mapping, undisturbed, tmp_path):
     outputs = []
     for number in (3, 1, 2):
         assert not (tmp_path / "sizes.json").exists() and not (tmp_path / f"{NAME}.manifest.json").exists()
-        out, _ = run("--json", mapping, "--output-dir", tmp_path, "--shard-size=1", f"--part={number}/3")
+        out, _ = run_create("--json", mapping, "--output-dir", tmp_path, "--shard-size=1", f"--part={number}/3")
         assert f"Shard pattern: {NAME}.{{000000..000011}}.tar" in out
         outputs.append(out)
     assert contents(tmp_path) == contents(undisturbed)
@@ -246,32 +246,32 @@ def test_parts_at_the_same_time(mapping, undisturbed, tmp_path):
 
 def test_more_parts_than_shards(tmp_path):
     mapping = write_catalogue(tmp_path, products=1)
-    write(mapping, tmp_path / "out", "--part=2/2")
-    assert shards(tmp_path / "out") == []
-    write(mapping, tmp_path / "out", "--part=1/2")
-    assert len(shards(tmp_path / "out")) == 1 and manifest_of(tmp_path / "out")["samples"] == 3
+    write_shards(mapping, tmp_path / "out", "--part=2/2")
+    assert shards_in(tmp_path / "out") == []
+    write_shards(mapping, tmp_path / "out", "--part=1/2")
+    assert len(shards_in(tmp_path / "out")) == 1 and manifest_of(tmp_path / "out")["samples"] == 3
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
 def test_a_part_that_is_none(mapping, tmp_path, part):
-    _, error = run("--json", mapping, "--output-dir", tmp_path, f"--part={part}", code=2)
+    _, error = run_create("--json", mapping, "--output-dir", tmp_path, f"--part={part}", code=2)
     assert len(error.splitlines()) == 1 and "I/N" in error
 
 
 def test_data_sets_that_finish_together_are_both_in_sizes(tmp_path, monkeypatch):
-    write(write_catalogue(tmp_path, 1, name="a"), tmp_path / "out")
+    write_shards(write_catalogue(tmp_path, 1, name="a"), tmp_path / "out")
     (tmp_path / "out/sizes.json").unlink()
-    write_json = shard_manifest.ShardSet._write_json
+    write_json = manifest.ShardSet._write_json
 
     def beside(self, name, value):
         """The other run overwrites sizes.json just after ours, with what it saw before."""
         write_json(self, name, value)
         if name == "sizes.json":
-            monkeypatch.setattr(shard_manifest.ShardSet, "_write_json", write_json)
+            monkeypatch.setattr(manifest.ShardSet, "_write_json", write_json)
             write_json(self, name, {"a.000000.tar": 3})
 
-    monkeypatch.setattr(shard_manifest.ShardSet, "_write_json", beside)
-    write(write_catalogue(tmp_path, 1, name="b"), tmp_path / "out")
+    monkeypatch.setattr(manifest.ShardSet, "_write_json", beside)
+    write_shards(write_catalogue(tmp_path, 1, name="b"), tmp_path / "out")
     assert json.loads((tmp_path / "out/sizes.json").read_text()) == {"a.000000.tar": 3, "b.000000.tar": 3}
 
 
@@ -279,40 +279,40 @@ def test_verify(mapping, undisturbed, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(undisturbed, out)
     for which in (["--dataset-name", NAME], ["--json", mapping]):
-        text, _ = run("--verify", "--output-dir", out, *which)
+        text, _ = run_create("--verify", "--output-dir", out, *which)
         assert "12 shards with 36 samples are as" in text
-    paths = shards(out)
+    paths = shards_in(out)
     paths[1].unlink()
     os.truncate(paths[4], 5000)
     data = bytearray(paths[7].read_bytes())
     data[3000] ^= 1
     paths[7].write_bytes(data)
-    text, _ = run("--verify", "--output-dir", out, "--dataset-name", NAME, code=1)
+    text, _ = run_create("--verify", "--output-dir", out, "--dataset-name", NAME, code=1)
     assert f"{NAME}.000001.tar: missing" in text and f"{NAME}.000004.tar: damaged" in text
     assert f"{NAME}.000007.tar: damaged: its SHA-256 differs" in text and "3 of 12 shards" in text
     for number in (4, 7):
         paths[number].unlink()
-    write(mapping, out, "--shard-size=1")
-    run("--verify", "--output-dir", out, "--dataset-name", NAME)
+    write_shards(mapping, out, "--shard-size=1")
+    run_create("--verify", "--output-dir", out, "--dataset-name", NAME)
 
 
 def test_verify_without_a_manifest_is_one_line(mapping, tmp_path):
-    _, error = run("--verify", "--output-dir", tmp_path, "--json", mapping, code=2)
+    _, error = run_create("--verify", "--output-dir", tmp_path, "--json", mapping, code=2)
     assert len(error.splitlines()) == 1 and f"{NAME}.manifest.json" in error
-    _, error = run("--verify", "--output-dir", tmp_path, code=2)
+    _, error = run_create("--verify", "--output-dir", tmp_path, code=2)
     assert "--dataset-name" in error
     (tmp_path / f"{NAME}.manifest.json").write_text("[1")
-    _, error = run("--verify", "--output-dir", tmp_path, "--json", mapping, code=2)
+    _, error = run_create("--verify", "--output-dir", tmp_path, "--json", mapping, code=2)
     assert len(error.splitlines()) == 1 and "damaged" in error
 
 
 def test_a_url_as_output(mapping, undisturbed, tmp_path, capsys):
-    write(mapping, (tmp_path / "local").as_uri(), "--shard-size=1")
+    write_shards(mapping, (tmp_path / "local").as_uri(), "--shard-size=1")
     assert contents(tmp_path / "local") == contents(undisturbed)
     fsspec = pytest.importorskip("fsspec")
     url = f"memory://{tmp_path.name}"
-    write(mapping, url, "--shard-size=1", "--part=1/2")
-    write(mapping, url, "--shard-size=1")
+    write_shards(mapping, url, "--shard-size=1", "--part=1/2")
+    write_shards(mapping, url, "--shard-size=1")
     printed = capsys.readouterr().out
     assert "(6 of them were there)" in printed and f"{url}/{NAME}.{{000000..000011}}.tar" in printed
     memory = fsspec.filesystem("memory")
@@ -323,5 +323,5 @@ def test_a_url_as_output(mapping, undisturbed, tmp_path, capsys):
 
 
 def test_an_unknown_url_is_one_line(mapping):
-    _, error = run("--json", mapping, "--output-dir", "nowhere://bucket/shards", code=2)
+    _, error = run_create("--json", mapping, "--output-dir", "nowhere://bucket/shards", code=2)
     assert len(error.splitlines()) == 1 and "nowhere" in error

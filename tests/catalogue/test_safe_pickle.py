@@ -7,16 +7,15 @@ import pickle
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import plain_pickle
-from plain_pickle import STAND_IN
+from clip_finetuning.catalogue import safe_pickle
+from clip_finetuning.catalogue.safe_pickle import STAND_IN
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
 PLAIN = {
     "product_id": "12",
     "captions": ["Knit sweater", "Pull-over, « é » 🧶 \ud800", ""],
@@ -33,17 +32,17 @@ def test_plain_data_comes_back_as_it_was(protocol):
     expected = dict(PLAIN)
     if protocol < 3:  # bytes were objects then
         expected["bytes"] = STAND_IN
-    assert plain_pickle.load(pickle.dumps(PLAIN, protocol)) == expected
+    assert safe_pickle.load(pickle.dumps(PLAIN, protocol)) == expected
 
 
 def test_protocol_0_comes_back_too():
     record = {k: v for k, v in PLAIN.items() if k != "bytes"}
-    assert plain_pickle.load(pickle.dumps(record, 0)) == record
+    assert safe_pickle.load(pickle.dumps(record, 0)) == record
 
 
 def test_strings_of_python_2_are_text():
-    assert plain_pickle.load(b"(dp0\nS'img_name'\np1\nS'caf\\xc3\\xa9\\n'\np2\ns.") == {"img_name": "café\n"}
-    assert plain_pickle.load(b"\x80\x02U\x04caf\xe9.") == "café"
+    assert safe_pickle.load(b"(dp0\nS'img_name'\np1\nS'caf\\xc3\\xa9\\n'\np2\ns.") == {"img_name": "café\n"}
+    assert safe_pickle.load(b"\x80\x02U\x04caf\xe9.") == "café"
 
 
 class Code:
@@ -64,7 +63,7 @@ class Stateful:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_pickle_runs_no_code(tmp_path, protocol):
     data = pickle.dumps({"captions": "A hat", "input_ids": Code(tmp_path / "made")}, protocol)
-    assert plain_pickle.load(data) == {"captions": "A hat", "input_ids": STAND_IN}
+    assert safe_pickle.load(data) == {"captions": "A hat", "input_ids": STAND_IN}
     assert not (tmp_path / "made").exists()
     pickle.loads(data)
     assert (tmp_path / "made").exists()  # the same bytes do run elsewhere
@@ -83,7 +82,7 @@ def test_a_pickle_runs_no_code(tmp_path, protocol):
     ids=["reduce", "inst", "obj", "stack_global", "newobj", "build"],
 )
 def test_every_way_to_call_gives_a_stand_in(data):
-    assert plain_pickle.load(data) is STAND_IN
+    assert safe_pickle.load(data) is STAND_IN
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -108,18 +107,18 @@ def test_every_way_to_call_gives_a_stand_in(data):
 )
 def test_any_object_becomes_a_stand_in_and_the_rest_is_read(value, protocol):
     record = {"before": ["x"], "tokens": value, "after": ("y", "z")}
-    assert plain_pickle.load(pickle.dumps(record, protocol)) == {**record, "tokens": STAND_IN}
+    assert safe_pickle.load(pickle.dumps(record, protocol)) == {**record, "tokens": STAND_IN}
 
 
 def test_sets_and_buffers_are_taken():
-    assert plain_pickle.load(pickle.dumps({"a": {1}, "b": frozenset("x")}, 5)) == {"a": [1], "b": ["x"]}
-    assert plain_pickle.load(pickle.dumps(bytearray(b"abc"), 5)) == b"abc"
-    assert plain_pickle.load(pickle.dumps(pickle.PickleBuffer(b"abc"), 5, buffer_callback=lambda _: None)) is STAND_IN
+    assert safe_pickle.load(pickle.dumps({"a": {1}, "b": frozenset("x")}, 5)) == {"a": [1], "b": ["x"]}
+    assert safe_pickle.load(pickle.dumps(bytearray(b"abc"), 5)) == b"abc"
+    assert safe_pickle.load(pickle.dumps(pickle.PickleBuffer(b"abc"), 5, buffer_callback=lambda _: None)) is STAND_IN
 
 
 def test_persistent_ids_fetch_nothing():
-    assert plain_pickle.load(b"Pstorage\n.") is STAND_IN
-    assert plain_pickle.load(b"\x80\x02X\x01\x00\x00\x00aQ.") is STAND_IN
+    assert safe_pickle.load(b"Pstorage\n.") is STAND_IN
+    assert safe_pickle.load(b"\x80\x02X\x01\x00\x00\x00aQ.") is STAND_IN
 
 
 HOSTILE = {
@@ -134,7 +133,7 @@ HOSTILE = {
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_pickles_are_read_within_bounds(data):
     """In a process of its own: these bring `pickle.load` down, some with a crash of the interpreter."""
-    program = "import sys, plain_pickle; plain_pickle.load(sys.stdin.buffer.read())"
+    program = "import sys; from clip_finetuning.catalogue import safe_pickle; safe_pickle.load(sys.stdin.buffer.read())"
     subprocess.run([sys.executable, "-c", program], input=data, cwd=ROOT, check=True, timeout=30)
 
 
@@ -164,7 +163,7 @@ def test_hostile_pickles_are_read_within_bounds(data):
 )
 def test_damaged_and_endless_pickles_raise_value_error(data):
     with pytest.raises(ValueError, match="not a readable pickle"):
-        plain_pickle.load(data)
+        safe_pickle.load(data)
 
 
 def test_every_cut_and_every_changed_byte_is_read_or_refused():
@@ -172,12 +171,12 @@ def test_every_cut_and_every_changed_byte_is_read_or_refused():
     for position in range(len(data)):
         for changed in (data[:position], data[:position] + bytes([data[position] ^ 0x15]) + data[position + 1 :]):
             try:
-                plain_pickle.load(changed)
+                safe_pickle.load(changed)
             except ValueError:
                 continue
 
 
 def test_a_huge_pickle_is_refused_by_its_size(monkeypatch):
-    monkeypatch.setattr(plain_pickle, "MAX_BYTES", 1000)
+    monkeypatch.setattr(safe_pickle, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="at most 1,000"):
-        plain_pickle.load(pickle.dumps("x" * 1000))
+        safe_pickle.load(pickle.dumps("x" * 1000))

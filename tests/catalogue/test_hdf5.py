@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-import catalogue_hdf5
-from catalogue_hdf5 import open_hdf5, split_of_file
-from catalogue_sources import Row, Skipped
-from pictures import load_picture, read_source
+from clip_finetuning.catalogue import hdf5 as catalogue_hdf5
+from clip_finetuning.catalogue.hdf5 import open_hdf5, split_of_file
+from clip_finetuning.catalogue.rows import Row, Skipped
+from clip_finetuning.pictures.decode import load_picture, read_source
 
 h5py = pytest.importorskip("h5py")
 TEXTS = {  # field -> length of its byte strings

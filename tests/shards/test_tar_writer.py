@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import tar_writer
+from clip_finetuning.shards import tar_writer
 
 
 def written(files):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from caption_template import fill_template, template_fields
+from clip_finetuning.catalogue.caption_template import fill_template, template_fields
 
 TITLED = "{title}. {colour} {material}."
 

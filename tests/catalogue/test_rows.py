@@ -2,7 +2,7 @@
 
 import pytest
 
-from catalogue_sources import Row, RowError, caption_id, image_in_folder, make_row, open_pai, text_of
+from clip_finetuning.catalogue.rows import Row, RowError, caption_id, image_in_folder, make_row, open_pai, text_of
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ import contextlib
 import io
 import struct
 import time
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pictures import PictureError, content_box, load_picture, read_source, to_jpeg
-from plain_jpeg import plain_jpeg_size
+from clip_finetuning.pictures.decode import PictureError, content_box, load_picture, read_source, to_jpeg
+from clip_finetuning.pictures.jpeg_markers import plain_jpeg_size
+from tests.helpers import png_header
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -32,16 +32,6 @@ def reason_of(data):
     with pytest.raises(PictureError) as caught:
         load_picture(data)
     return caught.value.reason
-
-
-def png_header(width, height):
-    """A PNG that says how large it is, and holds nothing."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 def test_transparency_is_laid_on_white():
