@@ -1,7 +1,6 @@
 """What is wrong with JSON mappings before a model learns it: leakage between splits above all."""
 
 import hashlib
-import json
 import re
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -12,8 +11,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from clip_finetuning.catalogue.mapping import Mapping, read_mapping
 from clip_finetuning.catalogue.near_duplicates import can_fingerprint, close_pairs, fingerprint
-from clip_finetuning.catalogue.rows import text_of
+from clip_finetuning.catalogue.text import text_of
 from clip_finetuning.pictures.decode import PictureError, load_picture, read_source
 
 MAX_TOKENS = 77  # CLIP's tokenizers cut the rest off
@@ -24,8 +24,8 @@ EXAMPLES = 3  # of them in the summary
 TOKEN = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
 
 
-class Entry(NamedTuple):
-    """One usable object of a mapping; `file` is its number, `product` its id or, without one, its caption."""
+class FileEntry(NamedTuple):
+    """One usable entry of a mapping; `file` is the number of its mapping."""
 
     file: int
     image_path: str
@@ -52,11 +52,15 @@ def audit(paths, num_workers=0):
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{twice[0]} is named twice; name each JSON file of --audit once")
-    mappings = [read_mapping(name, number) for number, name in enumerate(names)]
-    entries = [entry for usable, _ in mappings for entry in usable]
+    mappings = [read_mapping(name) for name in names]
+    entries = [
+        FileEntry(number, entry.image_path, entry.captions, entry.category, entry.product_id)
+        for number, mapping in enumerate(mappings)
+        for entry in mapping.entries
+    ]
     pictures, unreadable = inspect_pictures(entries, num_workers)
     return {
-        "files": {name: describe(usable, flaws, unreadable) for name, (usable, flaws) in zip(names, mappings)},
+        "files": {name: describe(mapping, unreadable) for name, mapping in zip(names, mappings)},
         "leakage": {
             "products": shared_products(entries, names),
             "pictures": identical_pictures(entries, pictures, names),
@@ -79,45 +83,6 @@ def leaks(report):
 
 
 # ------------------------------------------------------------------------------------------------- reading
-
-
-def read_mapping(path, number):
-    """(usable entries, {reason: numbers of others}) of a JSON file, the `number`-th of the audit."""
-    try:
-        values = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; --audit takes JSON files that clip_prep.py wrote") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); make it anew with clip_prep.py") from error
-    if not isinstance(values, list):
-        raise ValueError(f"{path} holds a {type(values).__name__}; it must be a list of objects, one a picture")
-    entries, flaws = [], defaultdict(list)
-    for position, value in enumerate(values):
-        flaw = flaw_of(value)
-        if flaw:
-            flaws[flaw].append(position)
-        else:
-            entries.append(entry_of(value, number))
-    return entries, flaws
-
-
-def flaw_of(value):
-    """Why a value is no usable entry; None if it is one."""
-    if not isinstance(value, dict):
-        return "not an object"
-    for field in ("image_path", "caption"):
-        if not isinstance(value.get(field), str) or not value[field].strip():
-            return f"no {field}"
-    return None
-
-
-def entry_of(value, number):
-    """The Entry of a usable value."""
-    others = value.get("captions")
-    captions = [value["caption"], *(others if isinstance(others, list) else [])]
-    captions = tuple(dict.fromkeys(filter(None, map(text_of, captions))))
-    product = text_of(value.get("product_id")) or text_of(value["caption"])
-    return Entry(number, value["image_path"], captions, text_of(value.get("category")), product)
 
 
 def inspect_pictures(entries, num_workers):
@@ -154,14 +119,18 @@ def finding(items):
     return {"count": len(items), "listed": items[:LISTED]}
 
 
-def describe(entries, flaws, unreadable):
+def describe(mapping: Mapping, unreadable):
     """Counts of one file."""
+    skipped = defaultdict(list)
+    for entry in mapping.skipped:
+        skipped[entry.reason].append(entry.number)
     return {
-        "entries": len(entries) + sum(map(len, flaws.values())),
-        "usable": sum(entry.image_path not in unreadable for entry in entries),
-        "products": len({entry.product for entry in entries}),
-        "captions": len({caption for entry in entries for caption in entry.captions}),
-        "unusable_entries": {reason: finding(positions) for reason, positions in sorted(flaws.items())},
+        "entries": len(mapping.entries) + len(mapping.skipped),
+        "usable": sum(entry.image_path not in unreadable for entry in mapping.entries),
+        "products": len({entry.product_id for entry in mapping.entries}),
+        "captions": len({caption for entry in mapping.entries for caption in entry.captions}),
+        "unusable_entries": {reason: finding(numbers) for reason, numbers in sorted(skipped.items())},
+        "remarks": mapping.remarks(),
     }
 
 
@@ -336,6 +305,7 @@ def summary(report):
             f"{file['captions']:,} captions"
         )
         lines += [line(f"entries: {reason}", found, "") for reason, found in file["unusable_entries"].items()]
+        lines += [f"  {remark}" for remark in file["remarks"]]
     if len(report["files"]) > 1:
         lines.append(line("LEAKAGE: products in more than one file", report["leakage"]["products"], "product_id"))
         lines.append(line("LEAKAGE: identical pictures in more than one file", report["leakage"]["pictures"], "images"))

@@ -10,7 +10,7 @@ AROUND_EMPTY = re.compile(f"{SEPARATOR}(?:{EMPTY}{SEPARATOR})+")
 OPENING, CLOSING = set("([{"), set(")]}")
 
 
-def template_fields(template):
+def template_fields(template: str) -> list[str]:
     """The field names of a template, in order. Raises ValueError for a template that cannot be filled."""
     try:
         parts = [(field, spec or conversion) for _, field, spec, conversion in Formatter().parse(template)]
@@ -24,7 +24,7 @@ def template_fields(template):
     return fields
 
 
-def fill_template(template, values):
+def fill_template(template: str, values: dict[str, str]) -> str:
     """The template with its fields from {name: text}. Blank if all of them are.
 
     An empty field takes its separators with it: of those on both sides the stronger one stays ('. ' before ', ' before

@@ -4,12 +4,15 @@
 image_path is `FILE#ROW`, which create_webdataset.py reads, so nothing is unpacked.
 """
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from clip_finetuning.catalogue.caption_template import fill_template
-from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, text_of
+from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row
+from clip_finetuning.catalogue.text import text_of
 
 IMAGES = "input_image"
 DESCRIPTION = "input_description"
@@ -17,7 +20,7 @@ PRODUCT, CATEGORY, SUBCATEGORY = "input_productID", "input_category", "input_sub
 BLOCK = 4096  # rows whose text is read at a time
 
 
-def open_hdf5(path, caption_fields=(DESCRIPTION,)):
+def open_hdf5(path: str | os.PathLike, caption_fields: Sequence[str] = (DESCRIPTION,)) -> Source:
     """The rows of a file, in its order. The caption joins `caption_fields` ("name" or "input_name") as sentences.
 
     Raises FileNotFoundError, and ValueError without h5py, for a file that is no HDF5, and for missing or uneven fields.
@@ -41,7 +44,7 @@ def open_hdf5(path, caption_fields=(DESCRIPTION,)):
     return Source(path, shape[0], _rows(path, shape[0], fields, caption_fields))
 
 
-def split_of_file(path):
+def split_of_file(path: str | os.PathLike) -> str | None:
     """The split that a file's name tells, or None."""
     name = Path(path).stem.lower()
     return next((split for split in ("train", "valid") if split in name), None)

@@ -1,16 +1,18 @@
 """Rows of a shop's own table: CSV, TSV, JSON lines or Parquet, with the pictures in a folder."""
 
 import csv
-import hashlib
 import json
+import os
 import re
+from collections.abc import Iterable
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from clip_finetuning.catalogue.caption_template import fill_template, template_fields
-from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, image_in_folder, make_row, text_of
+from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, picture_in_folder
+from clip_finetuning.catalogue.text import hash_of, text_of
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 MAX_CELL = 16 << 20  # characters; a longer one is an unbalanced quote that swallowed the rest of the file
@@ -29,7 +31,7 @@ class Columns(NamedTuple):
     category: str | None = None
     subcategory: str | None = None
 
-    def named(self):
+    def named(self) -> list[str]:
         """The names of all columns that are needed. Raises ValueError for a template that cannot be filled."""
         fields = template_fields(self.template) if self.template else []
         names = [self.image, *self.captions, *fields, self.product, self.category, self.subcategory]
@@ -42,12 +44,19 @@ class Table(NamedTuple):
     Instead of the values, a text says why a row cannot be read.
     """
 
-    names: list
+    names: list[str]
     total: int | None
-    records: object
+    records: Iterable[tuple[str, dict | str]]
 
 
-def open_table(path, columns, images=None, split=None, valid_fraction=None, allow_outside=False):
+def open_table(
+    path: str | os.PathLike,
+    columns: Columns,
+    images: str | os.PathLike | None = None,
+    split: str | None = None,
+    valid_fraction: float | None = None,
+    allow_outside: bool = False,
+) -> Source:
     """The rows of a table, in its order; with `valid_fraction`, only those of `split`.
 
     Pictures lie in the folder `images` (default: the table's own). Where a row has no product id, equal captions are
@@ -75,10 +84,9 @@ def open_table(path, columns, images=None, split=None, valid_fraction=None, allo
     return Source(name, total, _rows(table.records, columns, images, split, valid_fraction, allow_outside))
 
 
-def split_of_product(product_id, valid_fraction):
+def split_of_product(product_id: str, valid_fraction: float) -> str:
     """Its split, by a hash of the id: the same on any machine, and whatever else the catalogue holds."""
-    share = int.from_bytes(hashlib.sha256(product_id.encode()).digest()[:8], "big") / 2**64
-    return "valid" if share < valid_fraction else "train"
+    return "valid" if hash_of(product_id) / 2**64 < valid_fraction else "train"
 
 
 def _rows(records, columns, images, split, valid_fraction, allow_outside):
@@ -117,7 +125,7 @@ def _image(cell, images, allow_outside):
     name = text_of(cell)
     if URL.match(name):
         raise RowError("image is a URL (download it first)")
-    return image_in_folder(images, name, allow_outside)
+    return picture_in_folder(images, name, allow_outside)
 
 
 def _delimited(path, needed):

@@ -14,7 +14,7 @@ import time
 import pytest
 
 import create_webdataset
-from clip_finetuning.shards import manifest
+from clip_finetuning.shards import manifest, write
 from tests.helpers import ROOT, contents, read_samples, run_create, shards_in, write_catalogue, write_shards
 
 NAME = "clip_dataset_valid"
@@ -206,7 +206,7 @@ def test_two_runs_of_the_same_shards_disturb_each_other_in_one_line(mapping, tmp
             path.unlink()
         return {}
 
-    monkeypatch.setattr(create_webdataset, "write_samples", clean_away)
+    monkeypatch.setattr(write, "write_samples", clean_away)
     with pytest.raises(FileNotFoundError, match="another run"):
         write_shards(mapping, tmp_path)
 

@@ -1,6 +1,7 @@
 """Which sample goes into which shard."""
 
-from clip_finetuning.shards.plan import check_entries, located, plan_shards
+from clip_finetuning.catalogue.mapping import check_entries
+from clip_finetuning.shards.plan import located, make_sample, plan_shards
 
 
 def entries(products=20, views=4):
@@ -12,9 +13,9 @@ def entries(products=20, views=4):
 
 
 def plan(size, seed=None, **options):
-    samples, skipped = check_entries(entries())
-    assert not skipped
-    return plan_shards(samples, size, seed, **options)
+    mapping = check_entries(entries())
+    assert not mapping.skipped
+    return plan_shards([make_sample(entry) for entry in mapping.entries], size, seed, **options)
 
 
 def test_no_product_is_split_and_no_sample_lost():
