@@ -2,12 +2,18 @@
 
 A pickle is a program for a small stack machine. The standard library's machine imports and calls whatever the program
 names, and even with every name replaced a hostile program can kill it: a million nested tuples as a dictionary key
-overflow the C stack, six bytes make it reserve gigabytes. This machine reads the same instructions but has nothing to
-call with: tensors, arrays and objects of any class become `STAND_IN`, only text is a dictionary key, and `MAX_BYTES`
-and `MAX_INSTRUCTIONS` bound the time and memory that a file can take.
+overflow the C stack, six bytes make it reserve gigabytes. `pickletools.genops` reads the same instructions, of every
+protocol, and runs none; the machine here has nothing to call with: tensors, arrays and objects of any class become
+`STAND_IN`, only text is a dictionary key, and `MAX_BYTES` and `MAX_INSTRUCTIONS` bound the time and memory that a file
+can take.
 """
 
-import struct
+import io
+import pickletools
+from itertools import islice
+from typing import Any
+
+from clip_finetuning.catalogue.text import decoded
 
 MAX_BYTES = 64 << 20  # a view of a tensor may drag a whole batch into its pickle; more than this is no record
 MAX_INSTRUCTIONS = 1_000_000  # 512 tokens in three lists take about 3,000
@@ -20,40 +26,35 @@ class _StandIn:
 
 STAND_IN = _StandIn()  # what anything but plain data becomes
 
-# Instructions by the form of their argument (the names are those of pickletools).
-CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False}
-EMPTY = {ord("]"): list, ord("}"): dict, ord(")"): tuple, 0x8F: list}
-NUMBERS = {
-    code: struct.Struct(form)
-    for codes, form in {
-        b"Khq\x80\x82": "<B",
-        b"M\x83": "<H",
-        b"J": "<i",
-        b"jr\x84": "<I",
-        b"G": ">d",
-        b"\x95": "<Q",
-    }.items()
-    for code in codes
-}
-LENGTHS = {
-    code: struct.Struct(form)
-    for codes, form in {b"CU\x8a\x8c": "<B", b"T\x8b": "<i", b"BX": "<I", b"\x8d\x8e\x96": "<Q"}.items()
-    for code in codes
-}
-LINES = dict.fromkeys(b"FILSVPgp", 1) | dict.fromkeys(b"ci", 2)
-TEXT, PYTHON_2_TEXT, INTEGERS = b"X\x8c\x8d", b"TU", b"\x8a\x8b"
-# Instructions by what they do. All others with an argument push it.
-PUT, GET = frozenset(b"pqr"), frozenset(b"ghj")
-TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
-FROM_MARK = {ord("l"): list, ord("t"): tuple, 0x91: list}
-NOTHING = frozenset(b"\x80\x95\x98")  # protocol, frame, read-only buffer
+# Instructions by what they do, under the names of pickletools.
+NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+TEXTS = ("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
+BYTES = ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8")
+PUSHED = frozenset(NUMBERS + TEXTS + BYTES)
+PYTHON_2_TEXT = frozenset(("STRING", "BINSTRING", "SHORT_BINSTRING"))  # bytes of no stated encoding, read as Latin-1
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
+PUT, GET = frozenset(("PUT", "BINPUT", "LONG_BINPUT")), frozenset(("GET", "BINGET", "LONG_BINGET"))
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+FROM_MARK = {"LIST": list, "TUPLE": tuple, "FROZENSET": list}
+ADDED = {"APPEND": 1, "APPENDS": None, "ADDITEMS": None}  # the number of values taken; None: up to the mark
+SET = {"SETITEM": 2, "SETITEMS": None}
+DROPPED = {"POP": 1, "POP_MARK": None, "BUILD": 1}  # BUILD: the state of an object
+NOTHING = frozenset(("PROTO", "FRAME", "READONLY_BUFFER", "STOP"))
 # Those that would import, call, or fetch from outside, with the number of values that they take from the stack.
-OPAQUE = dict.fromkeys(b"cP\x82\x83\x84\x97", 0) | {ord("Q"): 1, ord("R"): 2, 0x81: 2, 0x93: 2, 0x92: 3}
-OPAQUE_FROM_MARK = frozenset(b"io")
-PUSHED = (frozenset(NUMBERS) | frozenset(LENGTHS) | frozenset(b"FILSV")) - PUT - GET - NOTHING - frozenset(OPAQUE)
+OPAQUE = {
+    **dict.fromkeys(("GLOBAL", "PERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER"), 0),
+    "BINPERSID": 1,
+    "REDUCE": 2,
+    "NEWOBJ": 2,
+    "STACK_GLOBAL": 2,
+    "NEWOBJ_EX": 3,
+    "INST": None,
+    "OBJ": None,
+}
 
 
-def load(data):
+def load(data: bytes) -> object:
     """The object that a pickle holds, of dict, list, tuple, str, bytes, int, float, bool, None and `STAND_IN`.
 
     Sets come as lists. Raises ValueError for a damaged pickle and for one beyond the bounds.
@@ -61,130 +62,113 @@ def load(data):
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"{len(data):,} bytes; a record has at most {MAX_BYTES:,}")
-        return _run(data)
-    except (ValueError, LookupError, TypeError, struct.error) as error:
+        return _Machine().run(data)
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"not a readable pickle ({error})") from error
 
 
-def _run(data):
-    stack, marks, memo = [], [], {}
+class _Machine:
+    """A stack, the marks in it, the values that were put aside to come again, and how many instructions may still come."""
 
-    def taken(start):
-        """What stands in the stack from `start` on, removed from it."""
-        if start < 0:
-            raise IndexError("the stack is empty")
-        values = stack[start:]
-        del stack[start:]
-        return values
+    def __init__(self) -> None:
+        self.stack: list = []
+        self.marks: list[int] = []
+        self.memo: dict = {}
+        self.left = MAX_INSTRUCTIONS
 
-    for code, argument in _instructions(data):
-        if code in PUSHED:
-            stack.append(argument)
-        elif code in EMPTY:
-            stack.append(EMPTY[code]())
-        elif code in CONSTANTS:
-            stack.append(CONSTANTS[code])
-        elif code in PUT:
-            memo[argument] = stack[-1]
-        elif code in GET:
-            stack.append(memo[argument])
-        elif code == 0x94:  # MEMOIZE
-            memo[len(memo)] = stack[-1]
-        elif code == ord("("):
-            marks.append(len(stack))
-        elif code in OPAQUE:
-            taken(len(stack) - OPAQUE[code])
+    def run(self, data: bytes) -> object:
+        """What stands on top of the stack at the end."""
+        file = io.BytesIO(data)
+        while not self._reaches_stop(data, file):
+            pass
+        return self.stack.pop()
+
+    def _reaches_stop(self, data: bytes, file: io.BytesIO) -> bool:
+        """Run the instructions from where the file stands, up to STOP or a string that `genops` cannot read.
+
+        That is a quoted one of Python 2 which is not ASCII: it is pushed, and the file stands behind it. The most
+        frequent instructions are told here: a call for each would take as long as reading it.
+        """
+        start, last, number, name = file.tell(), None, 0, ""
+        try:
+            for number, (opcode, argument, last) in enumerate(islice(pickletools.genops(file), self.left), 1):  # noqa: B007
+                name = opcode.name
+                if name in PUSHED:
+                    self.stack.append(argument)
+                elif name in PUT:
+                    self.memo[argument] = self.stack[-1]
+                elif name == "MEMOIZE":
+                    self.memo[len(self.memo)] = self.stack[-1]
+                elif name == "MARK":
+                    self.marks.append(len(self.stack))
+                elif name not in NOTHING:
+                    self._build(name, argument)
+        except UnicodeDecodeError as error:
+            odd = start if last is None else _end_of(data, last)
+            if data[odd : odd + 1] != b"S":
+                raise
+            self.stack.append(decoded(error.object))
+            self.left = max(0, self.left - number - 1)
+            return False
+        if name != "STOP":
+            raise ValueError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+        return True
+
+    def _build(self, name: str, argument: Any) -> None:
+        """Put values together, bring them again, or drop them."""
+        stack = self.stack
+        if name in GET:
+            stack.append(self.memo[argument])
+        elif name in PYTHON_2_TEXT:
+            stack.append(decoded(argument.encode("latin-1")))
+        elif name in EMPTY:
+            stack.append(EMPTY[name]())
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in OPAQUE:
+            self._taken(OPAQUE[name])
             stack.append(STAND_IN)
-        elif code in OPAQUE_FROM_MARK:
-            taken(marks.pop())
-            stack.append(STAND_IN)
-        elif code == ord("b"):  # BUILD: the state of an object
-            stack.pop()
-        elif code in TUPLES:
-            stack.append(tuple(taken(len(stack) - TUPLES[code])))
-        elif code in FROM_MARK:
-            stack.append(FROM_MARK[code](taken(marks.pop())))
-        elif code == ord("d"):
-            values = taken(marks.pop())
-            stack.append({})
-            _set_items(stack[-1], values)
-        elif code in b"ae\x90":  # APPEND, APPENDS, ADDITEMS
-            values = taken(len(stack) - 1 if code == ord("a") else marks.pop())
+        elif name in TUPLES:
+            stack.append(tuple(self._taken(TUPLES[name])))
+        elif name in FROM_MARK:
+            stack.append(FROM_MARK[name](self._taken()))
+        elif name in ADDED:
+            values = self._taken(ADDED[name])
             if isinstance(stack[-1], list):
                 stack[-1].extend(values)
-        elif code in b"su":
-            values = taken(len(stack) - 2 if code == ord("s") else marks.pop())
+        elif name in SET:
+            values = self._taken(SET[name])
             _set_items(stack[-1], values)
-        elif code in b"01":  # POP, POP_MARK
-            taken(len(stack) - 1 if code == ord("0") else marks.pop())
-        elif code == ord("2"):  # DUP
+        elif name == "DICT":
+            values = self._taken()
+            stack.append({})
+            _set_items(stack[-1], values)
+        elif name in DROPPED:
+            self._taken(DROPPED[name])
+        elif name == "DUP":
             stack.append(stack[-1])
-        elif code not in NOTHING:
-            raise ValueError(f"unknown instruction {code:#x}")
-    return stack.pop()
+        else:
+            raise ValueError(f"unknown instruction {name}")
+
+    def _taken(self, count: int | None = None) -> list:
+        """So many values from the top of the stack, or those above the last mark, removed from it."""
+        start = self.marks.pop() if count is None else len(self.stack) - count
+        if start < 0:
+            raise IndexError("the stack is empty")
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
 
 
-def _set_items(target, values):
+def _set_items(target: object, values: list) -> None:
     """Fill a dictionary from key, value, key, value. Keys other than text are dropped: hashing a tuple may not end."""
     if isinstance(target, dict):
         target.update((key, value) for key, value in zip(values[::2], values[1::2]) if isinstance(key, str))
 
 
-def _instructions(data):
-    """Yield (code, argument) for each instruction up to STOP; the argument is the value it stands for, or None."""
-    position = 0
-    for _ in range(MAX_INSTRUCTIONS):
-        code = data[position]
-        position += 1
-        argument = None
-        if code == ord("."):
-            return
-        if code in NUMBERS:
-            form = NUMBERS[code]
-            (argument,) = form.unpack_from(data, position)
-            position += form.size
-        elif code in LENGTHS:
-            (length,) = LENGTHS[code].unpack_from(data, position)
-            start, position = position + LENGTHS[code].size, position + LENGTHS[code].size + length
-            if length < 0 or position > len(data):
-                raise ValueError("it is cut off")
-            argument = _counted(code, data[start:position])
-        elif code in LINES:
-            for _line in range(LINES[code]):
-                end = data.index(b"\n", position)
-                argument, position = data[position:end], end + 1
-            argument = _line_value(code, argument)
-        yield code, argument
-    raise ValueError(f"more than {MAX_INSTRUCTIONS:,} instructions")
-
-
-def _counted(code, argument):
-    if code in TEXT:
-        return argument.decode("utf-8", "surrogatepass")
-    if code in PYTHON_2_TEXT:
-        return _python_2_text(argument)
-    return int.from_bytes(argument, "little", signed=True) if code in INTEGERS else argument
-
-
-def _line_value(code, argument):
-    """The value of an instruction of protocol 0, whose arguments are lines of text."""
-    text = argument.decode("latin-1")
-    if code in b"IL":
-        return {"00": False, "01": True}.get(text) if text in ("00", "01") else int(text.rstrip("L"))
-    if code in b"pg":
-        return int(text)
-    if code == ord("F"):
-        return float(text)
-    if code == ord("V"):
-        return argument.decode("raw-unicode-escape")
-    if code == ord("S"):
-        return _python_2_text(argument[1:-1].decode("unicode-escape").encode("latin-1"))
-    return None
-
-
-def _python_2_text(data):
-    """Python 2 strings are bytes of no stated encoding."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+def _end_of(data: bytes, position: int) -> int:
+    """Where the instruction ends that begins at a position."""
+    file = io.BytesIO(data)
+    file.seek(position)
+    next(pickletools.genops(file))
+    return file.tell()

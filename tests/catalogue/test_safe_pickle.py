@@ -43,6 +43,8 @@ def test_protocol_0_comes_back_too():
 def test_strings_of_python_2_are_text():
     assert safe_pickle.load(b"(dp0\nS'img_name'\np1\nS'caf\\xc3\\xa9\\n'\np2\ns.") == {"img_name": "café\n"}
     assert safe_pickle.load(b"\x80\x02U\x04caf\xe9.") == "café"
+    assert safe_pickle.load(b"S'\\xe9'\n.") == "é"
+    assert safe_pickle.load(b"(lp0\nS'\xc3\xa9'\naS'b'\naS'\\x80'\naI1\na.") == ["é", "b", "€", 1]
 
 
 class Code:
@@ -155,6 +157,9 @@ def test_hostile_pickles_are_read_within_bounds(data):
         b"X\x02\x00\x00\x00\xff\xff.",
         b"Inot a number\n.",
         b"cos\nsystem",
+        b"c\xe9\nsystem\n.",
+        b"S'\xe9'\n",
+        b"S'\xe9'\nc\xe9\nsystem\n.",
         b"\xff.",
         pickle.dumps(PLAIN)[:-200],
         b"N" * 1_000_001 + b".",
@@ -174,6 +179,15 @@ def test_every_cut_and_every_changed_byte_is_read_or_refused():
                 safe_pickle.load(changed)
             except ValueError:
                 continue
+
+
+def test_strings_of_python_2_count_too(monkeypatch):
+    data = b"S'\xe9'\n" + b"0S'\xe9'\n" * 9 + b"."  # 20 instructions
+    monkeypatch.setattr(safe_pickle, "MAX_INSTRUCTIONS", 20)
+    assert safe_pickle.load(data) == "é"
+    monkeypatch.setattr(safe_pickle, "MAX_INSTRUCTIONS", 19)
+    with pytest.raises(ValueError, match="more than 19 instructions"):
+        safe_pickle.load(data)
 
 
 def test_a_huge_pickle_is_refused_by_its_size(monkeypatch):
