@@ -16,7 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
-from atomic_write import atomic_write, remove_leftovers
+from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 from console import warn
 from openClipManagement import read_checkpoint, save_checkpoint
 

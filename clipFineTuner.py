@@ -33,8 +33,8 @@ import settings
 import siglip_start
 import training_log
 from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed
+from clip_finetuning.runtime.plain_text import printable
 from console import warn
-from plain_text import printable
 from stop_signals import StopSignals
 from training_state import IMAGE_KNOBS, MATHEMATICAL_KNOBS, Progress, Training, find_checkpoint, restore, save
 
@@ -158,9 +158,7 @@ def load_start(args, checkpoint, device):
     """The model that MODEL_NAME and MODEL_PRETRAINED name, or that of the checkpoint to go on from."""
     image = clip.image_settings(args)
     if checkpoint is None:
-        return clip.create_model(
-            args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image
-        )
+        return clip.create_model(args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image)
     named = None if checkpoint["settings"]["MODEL_NAME"] == args.model_name else args.model_name
     clip_model = clip.load_model(
         checkpoint["path"], device, args.model_cache_dir, named, args.model_name, checkpoint, image

@@ -14,39 +14,36 @@ pictures are in more than one of them.
 """
 
 import json
-import statistics
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
-import catalogue_audit
 import command_line
 import console
 import settings
-from atomic_write import atomic_write
-from catalogue_hdf5 import DESCRIPTION, open_hdf5, split_of_file
-from catalogue_sources import Skipped, open_pai
-from catalogue_table import Columns, open_table
-from plain_text import printable
+from clip_finetuning.catalogue import audit
+from clip_finetuning.catalogue.hdf5 import DESCRIPTION, open_hdf5, split_of_file
+from clip_finetuning.catalogue.mapping import write_mapping
+from clip_finetuning.catalogue.pai import open_pai
+from clip_finetuning.catalogue.rows import Source
+from clip_finetuning.catalogue.summary import Summary
+from clip_finetuning.catalogue.table import Columns, open_table
+from clip_finetuning.runtime.atomic_write import atomic_write
 
 SPLITS = ("train", "valid")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
-EXAMPLES = 3  # skipped rows shown for each reason
 TABLE_OPTIONS = (
     *("images", "image_column", "caption_column", "caption_template", "product_column", "category_column"),
     *("subcategory_column", "valid_fraction"),
 )
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Write the JSON mapping of each split that is asked for, or audit those there are."""
     args = parse_arguments(argv)
     if args.audit:
         return audit_mappings(args.audit, args.output, args.num_workers)
     for split, source in open_sources(args).items():
-        write_mapping(source, args.output.replace("{split}", split))
+        write(source, args.output.replace("{split}", split))
     return 0
 
 
@@ -137,108 +134,34 @@ def open_sources(args):
     return {split: open_pai(args.data_dir, split, args.num_workers, args.allow_outside) for split in splits}
 
 
-def create_clip_dataset(split, output, data_dir=None, num_workers=0):
-    """Write the JSON mapping of one split of the PAI pickles, by default of settings.DATA_DIR, and return its `Summary`.
+def create_clip_dataset(split: str, output: str, data_dir: str | None = None, num_workers: int = 0) -> Summary:
+    """Write the JSON mapping of one split of the PAI pickles and return its `Summary`.
 
-    Raises FileNotFoundError for a missing folder and ValueError if no row can be used.
+    They are in `data_dir`, or settings.DATA_DIR. Raises FileNotFoundError for a missing folder and ValueError if no row
+    can be used.
     """
     data_dir = command_line.value(settings, "DATA_DIR") if data_dir is None else data_dir
-    return write_mapping(open_pai(data_dir, split, num_workers), output)
+    return write(open_pai(data_dir, split, num_workers), output)
 
 
-def write_mapping(source, output):
-    """Write the rows of a catalogue as JSON, one line each, and say what was written -> `Summary`.
-
-    Rows are written as they come: memory does not grow with the catalogue. Raises ValueError if no row can be used.
-    """
-    summary = Summary()
-    rows = tqdm(source.rows, total=source.total, unit=" rows", desc=Path(source.name).name, disable=None)
-    with atomic_write(output) as temporary:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                summary.add(row)
-                if not isinstance(row, Skipped):
-                    file.write(("[\n" if summary.images == 1 else ",\n") + json.dumps(entry(row), ensure_ascii=False))
-            file.write("\n]\n")
-        if not summary.images:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())
-            raise ValueError(f"{source.name}: no usable row ({reasons or 'it is empty'}); nothing was written")
+def write(source: Source, output: str) -> Summary:
+    """Write the JSON mapping of a catalogue and say what was written."""
+    summary = write_mapping(source, output)
     print(f"{output}: {summary}")
     return summary
 
 
-def audit_mappings(paths, output, num_workers):
+def audit_mappings(paths: list[str], output: str, num_workers: int) -> int:
     """Check JSON mappings, print what was found and write it as JSON -> exit code, 1 for leakage."""
     if Path(output).resolve() in [Path(path).resolve() for path in paths]:
         raise ValueError(f"--output {output} is one of the files to audit; name another")
-    report = catalogue_audit.audit(paths, num_workers)
+    report = audit.audit(paths, num_workers)
     with atomic_write(output) as temporary:
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate's escape in JSON
-    print(catalogue_audit.summary(report))
+    print(audit.summary(report))
     print(f"{output}: all of it")
-    return int(catalogue_audit.leaks(report))
-
-
-def entry(row):
-    """The JSON object of a row."""
-    fields = {
-        "image_path": row.image_path,
-        "image_name": row.image_name,
-        "caption": row.captions[0],
-        "category": row.category,
-        "product_id": row.product_id,
-    }
-    if row.subcategory:
-        fields["subcategory"] = row.subcategory
-    if len(row.captions) > 1:
-        fields["captions"] = list(row.captions)
-    return fields
-
-
-class Summary:
-    """Counts of a catalogue, gathered row by row."""
-
-    def __init__(self):
-        self.images = 0
-        self.views = Counter()  # product id -> images
-        self.categories = Counter()
-        self.caption_words = Counter()  # number of words -> captions
-        self.skipped = Counter()  # reason -> rows
-        self.examples = {}  # reason -> names of the first such rows
-
-    def add(self, row):
-        """Count a Row or a Skipped."""
-        if isinstance(row, Skipped):
-            self.skipped[row.reason] += 1
-            examples = self.examples.setdefault(row.reason, [])
-            if len(examples) < EXAMPLES:
-                examples.append(row.name)
-            return
-        self.images += 1
-        self.views[row.product_id] += 1
-        self.categories[row.category] += 1
-        self.caption_words[len(row.captions[0].split())] += 1
-
-    def __str__(self):
-        words = sorted(self.caption_words.elements())
-        views = sorted(Counter(self.views.values()).items())
-        lines = [
-            f"{self.images:,} images, {len(self.views):,} products, {len(self.categories):,} categories",
-            "  views per product: " + ", ".join(f"{n} ({count:,} products)" for n, count in views),
-            f"  caption length: {words[0]} to {words[-1]} words, median {statistics.median(words):g}",
-        ]
-        for reason, count in sorted(self.skipped.items()):
-            more = ", ..." if count > EXAMPLES else ""
-            lines.append(f"  skipped {count:,}: {reason} ({', '.join(self.examples[reason])}{more})")
-        return "\n".join(lines)
-
-
-def print_skipped(skipped):
-    """One line a reason, with a few examples, of {reason: names}."""
-    for reason, names in sorted(skipped.items()):
-        examples = ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
-        print(printable(f"skipped {len(names):,}: {reason} ({examples})"))
+    return int(audit.leaks(report))
 
 
 if __name__ == "__main__":

@@ -14,72 +14,36 @@ pictures outside it are skipped.
 """
 
 import argparse
-import contextlib
-import errno
-import hashlib
 import os
-import threading
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import NamedTuple
-
-from tqdm import tqdm
 
 import command_line
 import console
-import plain_text
 import settings
-from clip_prep import print_skipped
-from pictures import PictureError, hdf5_row, read_source, to_jpeg
-from shard_manifest import ShardSet
-from shard_plan import Shard, check_entries, plan_shards, printable, read_mapping
-
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no quotas on Windows
-
-
-class PictureSettings(NamedTuple):
-    """What decides the bytes of a picture, beside its source."""
-
-    quality: int
-    image_size: int | None  # bound of the shorter side
-    crop_margins: bool
-    inside: str | None  # pictures outside this folder are refused
+from clip_finetuning.catalogue.mapping import Mapping, read_mapping
+from clip_finetuning.catalogue.summary import skipped_lines
+from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.shards.manifest import ShardSet
+from clip_finetuning.shards.plan import Shard, make_sample, plan_shards
+from clip_finetuning.shards.write import PictureSettings, write_shards
 
 
-class Job(NamedTuple):
-    """One shard to write, where and how."""
-
-    shards: ShardSet
-    shard: Shard
-    pictures: PictureSettings
-
-
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Read the JSON, plan the shards, write those that are not finished, say which pattern to set."""
     args = parse_arguments(argv)
     shards = ShardSet(args.output_dir, args.dataset_name)
     if args.verify:
         return verify(shards, args.num_workers)
-    entries = read_mapping(args.json)
-    samples, skipped = check_entries(entries, args.image_key, args.caption_key, args.data_dir)
-    plan = plan_shards(samples, args.shard_size, None if args.no_shuffle else args.seed, picture_settings(args))
-    beyond = sum(len(shard.samples) for shard in plan[args.max_shards :]) if args.max_shards else 0
-    plan = plan[: args.max_shards]
-    written = write_shards(shards, plan, args)
-
-    about = {"dataset": args.dataset_name, "entries": len(entries), "beyond_max_shards": beyond, "skipped": skipped}
-    summary = shards.summary(plan, about | {"settings": manifest_settings(args)})
-    print_skipped({reason: found["paths"] for reason, found in summary["skipped"].items()})
-    if len(summary["shards"]) == len(plan):
-        if not summary["samples"]:
-            shards.forget(plan)
-            raise ValueError(
-                f"no sample of {args.json} could be used; check that {args.image_key} points to real files"
-            )
-        shards.publish(summary)
+    mapping = read_mapping(args.json, args.image_key, args.caption_key)
+    samples = [make_sample(entry, args.data_dir) for entry in mapping.entries]
+    whole_plan = plan_shards(samples, args.shard_size, None if args.no_shuffle else args.seed, picture_settings(args))
+    plan = whole_plan[: args.max_shards]
+    written = write_shards(shards, plan, picture_settings(args), args.part, args.num_workers)
+    summary = shards.summary(plan, about(args, mapping, whole_plan))
+    for line in mapping.remarks() + skipped_lines({reason: s["paths"] for reason, s in summary["skipped"].items()}):
+        print(line)
+    publish(args, shards, plan, summary)
     print_result(args, shards, plan, summary, written)
     return 0
 
@@ -130,104 +94,36 @@ def picture_settings(args):
     return PictureSettings(args.quality, args.image_size, args.crop_margins, inside)
 
 
-def manifest_settings(args):
-    """The settings that decide what the shards hold; not who writes them, and where."""
+def about(args, mapping: Mapping, plan: list[Shard]) -> dict:
+    """What the manifest says beside the shards: how many entries went where, and the settings that decide what they hold."""
+    skipped = defaultdict(list)
+    for entry in mapping.skipped:
+        skipped[entry.reason].append(entry.name)
     names = ("shard_size", "quality", "image_size", "crop_margins", "seed", "no_shuffle", "max_shards")
-    return {name: getattr(args, name) for name in (*names, "image_key", "caption_key")}
+    return {
+        "dataset": args.dataset_name,
+        "entries": len(mapping.entries) + len(mapping.skipped),
+        "beyond_max_shards": sum(len(shard.samples) for shard in plan[args.max_shards :]) if args.max_shards else 0,
+        "skipped": skipped,
+        "settings": {name: getattr(args, name) for name in (*names, "image_key", "caption_key")},
+    }
 
 
-def write_shards(shards, plan, args):
-    """Write the shards of this part that are not finished, one process each -> how many were written."""
-    number, count = args.part
-    mine = plan[number - 1 :: count]
-    shards.clean(mine)
-    jobs = [Job(shards, shard, picture_settings(args)) for shard in mine]
-    workers = min(args.num_workers, len(jobs))
-    with explained_errors(args.output_dir), contextlib.ExitStack() as stack:
-        run = map
-        if workers > 1:
-            pool = ProcessPoolExecutor(workers, initializer=end_with_parent)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.map
-        return sum(tqdm(run(write_shard, jobs), total=len(jobs), unit=" shards", disable=None))
-
-
-@contextlib.contextmanager
-def explained_errors(output_dir):
-    """What can go wrong while writing, in words that say what to do."""
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise OSError("a writing process was killed, for want of memory? Run the same command again") from error
-    except ImportError as error:  # a package that only some pictures need
-        raise ValueError(str(error)) from error
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            place = f"no room left in {output_dir} ({error})"
-            raise OSError(f"{place}; finished shards are whole: make room and run the same command again") from error
-        if isinstance(error, FileNotFoundError) and str(error.filename).endswith(".partial"):
-            raise FileNotFoundError(f"{error.filename} is gone; is another run writing the same shards?") from error
-        raise
-
-
-def end_with_parent():
-    """In a worker: end when the main process does, however it ends, so that no orphan goes on writing."""
-
-    def watch():
-        connection.wait([parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def write_shard(job):
-    """Write one shard whole or not at all, unless it is finished already -> whether it was written."""
-    sources = sources_digest(job.shard.samples)
-    finished = job.shards.record(job.shard)
-    # Changed pictures are taken anew; a catalogue that was deleted or not mounted must not empty its shards.
-    if finished and sources in (None, finished["sources"]):
-        return False
-    with job.shards.write(job.shard) as (tar, record):
-        record["sources"] = sources
-        record.update(write_samples(tar, job.shard, job.pictures))
-    return True
-
-
-def sources_digest(samples):
-    """A hash of the sizes and times of the pictures' files; None if there is none of them."""
-    states = []
-    for sample in samples:
-        row = hdf5_row(sample.image_path)
-        try:
-            status = os.stat(row[0] if row else sample.image_path)
-            states.append((status.st_size, status.st_mtime_ns))
-        except (OSError, ValueError):
-            states.append(None)
-    return hashlib.sha256(repr(states).encode()).hexdigest() if any(states) else None
-
-
-def write_samples(tar, shard, pictures):
-    """Append a shard's samples to a tar -> what its record says of them."""
-    count, untouched, skipped = 0, 0, defaultdict(list)
-    for key, sample in enumerate(shard.samples, shard.first_key):
-        try:
-            source = read_source(sample.image_path, pictures.inside)
-            picture, same = to_jpeg(source, pictures.quality, pictures.image_size, pictures.crop_margins)
-        except PictureError as error:
-            skipped[error.reason].append(printable(sample.image_path))
-            continue
-        files = {"jpg": picture, "txt": sample.caption.encode(), "json": sample.metadata.encode()}
-        tar.add({f"{key:09d}.{suffix}": data for suffix, data in files.items()})
-        count += 1
-        untouched += same
-    return {"samples": count, "untouched_jpegs": untouched, "skipped": skipped}
+def publish(args, shards: ShardSet, plan: list[Shard], summary: dict) -> None:
+    """Write the manifest once every shard of the plan is finished. Raises ValueError if they hold no sample."""
+    if len(summary["shards"]) < len(plan):
+        return
+    if not summary["samples"]:
+        shards.forget(plan)
+        raise ValueError(f"no sample of {args.json} could be used; check that {args.image_key} points to real files")
+    shards.publish(summary)
 
 
 def verify(shards, num_workers):
     """Check the shards against their manifest, say what is damaged or missing -> exit code."""
     manifest, faults = shards.verify(num_workers)
     for name, fault in faults.items():
-        print(f"{plain_text.printable(name)}: {fault}")
+        print(f"{printable(name)}: {fault}")
     total = len(manifest["shards"])
     if faults:
         print(f"{len(faults)} of {total} shards are not as {shards.manifest} says; delete them and write them again")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_write import atomic_write
+from clip_finetuning.runtime.atomic_write import atomic_write
 
 
 @dataclass

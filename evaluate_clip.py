@@ -35,7 +35,7 @@ import retrieval_comparison
 import retrieval_protocols as protocols
 import settings
 import zero_shot
-from atomic_write import atomic_write
+from clip_finetuning.runtime.atomic_write import atomic_write
 from embeddings import Embeddings
 from shard_pictures import read_pictures
 

@@ -14,7 +14,7 @@ import PIL
 import torch
 from PIL import Image
 
-from pictures import load_picture
+from clip_finetuning.pictures.decode import load_picture
 
 try:
     import simplejpeg

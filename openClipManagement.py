@@ -33,10 +33,10 @@ from architecture import (
     check_preprocess,
     least_parameters,
 )
-from atomic_write import atomic_write
+from clip_finetuning.runtime.atomic_write import atomic_write
+from clip_finetuning.runtime.plain_text import printable
 from image_transforms import ImageTransform, normalize
 from open_clip_call import QUICK, open_clip_calls
-from plain_text import printable
 
 AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

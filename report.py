@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 import retrieval_metrics as metrics
-from pictures import PictureError, load_picture
+from clip_finetuning.pictures.decode import PictureError, load_picture
 from retrieval_comparison import paired_difference, verdict
 from retrieval_protocols import DIRECTIONS, Embeddings, tasks
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 import retrieval_metrics as metrics
-from plain_text import printable
+from clip_finetuning.runtime.plain_text import printable
 from retrieval_protocols import DIRECTIONS
 
 FEWEST_PRODUCTS = 5  # of a category that may be called worse: the bootstrap of fewer says nothing

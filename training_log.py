@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from atomic_write import atomic_write
+from clip_finetuning.runtime.atomic_write import atomic_write
 
 
 class Clock:

@@ -9,8 +9,8 @@ import openClipManagement as clip
 import optimization
 import training_log
 from checkpoint_folder import CheckpointFolder
+from clip_finetuning.runtime.plain_text import printable
 from console import warn
-from plain_text import printable
 
 IMAGE_KNOBS = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]
 # A resumed run with another value of one of these would no longer be the same training.

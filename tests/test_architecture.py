@@ -9,10 +9,10 @@ import types
 import open_clip
 import pytest
 import torch
+from tiny_models import TINY, write_config
 
 import openClipManagement as clip
 from architecture import check_architecture, check_name, check_preprocess, least_parameters
-from tiny_models import TINY, write_config
 
 
 def changed(path, value, config=TINY):

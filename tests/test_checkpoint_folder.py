@@ -9,7 +9,7 @@ import torch
 import checkpoint_folder
 import openClipManagement as clip
 from checkpoint_folder import CheckpointFolder
-from tiny_models import write_config
+from tests.helpers import write_config
 
 
 @pytest.fixture(scope="module")

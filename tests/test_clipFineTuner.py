@@ -20,8 +20,7 @@ import dBManagement
 import losses
 import openClipManagement as clip
 import settings
-from conftest import catalogue_sample, write_shard
-from tiny_models import write_config
+from tests.helpers import catalogue_sample, write_config, write_shard
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
 

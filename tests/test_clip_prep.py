@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 import clip_prep
-
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
 
 
 def add_pickle(folder, product, view, split="train", picture=True, **changes):
@@ -164,7 +163,7 @@ def test_the_same_catalogue_gives_the_same_bytes(catalogue, tmp_path):
 def test_several_processes_give_the_same_bytes(tmp_path, monkeypatch):
     for product in range(300):
         add_pickle(tmp_path, product, 1, picture=product % 7 > 0)
-    monkeypatch.setattr("catalogue_sources.PARALLEL_FROM", 100)
+    monkeypatch.setattr("clip_finetuning.catalogue.pai.PARALLEL_FROM", 100)
     alone = clip_prep.create_clip_dataset("train", tmp_path / "alone.json", tmp_path)
     together = clip_prep.create_clip_dataset("train", tmp_path / "together.json", tmp_path, num_workers=2)
     assert alone.images == together.images == 257

@@ -5,95 +5,36 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_pictures import png_header
 
-import create_webdataset
-
-ROOT = Path(__file__).parent.parent
-VIEWS = 3
-
-
-def write_catalogue(folder, products=10, name="clip_dataset_valid", file_format="png"):
-    """Pictures and their mapping, `VIEWS` a product -> the path of the JSON."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    entries = []
-    for product in range(products):
-        for view in range(VIEWS):
-            path = folder / "pictures" / f"{product}_{view}.{file_format}"
-            corners = np.random.default_rng([product, view]).integers(0, 230, (2, 2, 3), dtype=np.uint8)
-            Image.fromarray(corners).resize((32, 40), Image.Resampling.BICUBIC).save(path)
-            entries.append(entry(path, product))
-    return write_mapping(folder / f"{name}.json", entries)
-
-
-def entry(path, product, **fields):
-    record = {
-        "image_path": str(path),
-        "image_name": Path(path).name,
-        "caption": f"Caption of product {product}",
-        "category": "TOPS",
-        "product_id": f"P{product}",
-    }
-    return record | fields
-
-
-def write_mapping(path, entries):
-    path.write_text(json.dumps(entries), encoding="utf-8")
-    return path
-
-
-def write(mapping, output, *arguments):
-    """The script in this process, without progress bars."""
-    create_webdataset.main(["--json", str(mapping), "--output-dir", str(output), "--num-workers=0", *arguments])
-
-
-def run(*arguments, code=0, **options):
-    """The command -> what it prints on stdout and stderr."""
-    command = [sys.executable, ROOT / "create_webdataset.py", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", **options)
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
-
-
-def samples(*paths):
-    """Key -> {suffix: bytes} of some shards."""
-    found = defaultdict(dict)
-    for path in sorted(paths):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                found[key][suffix] = tar.extractfile(member).read()
-    return found
-
-
-def records(*paths):
-    return [json.loads(sample["json"]) for sample in samples(*paths).values()]
-
-
-def shards(folder):
-    return sorted(folder.glob("*.tar"))
-
-
-def contents(folder):
-    """Name -> bytes of every file below a folder, hidden ones too."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+from clip_finetuning.catalogue.rows import caption_id
+from tests.helpers import (
+    ROOT,
+    contents,
+    entry,
+    png_header,
+    read_records,
+    read_samples,
+    run_create,
+    shards_in,
+    write_catalogue,
+    write_mapping,
+    write_shards,
+)
 
 
 def test_the_documented_lines(tmp_path):
     mapping = write_catalogue(tmp_path, products=14)
-    out, _ = run("--json", mapping, "--output-dir", tmp_path / "out", "--shard-size", 6, "--num-workers", 2)
+    out, _ = run_create("--json", mapping, "--output-dir", tmp_path / "out", "--shard-size", 6, "--num-workers", 2)
     assert "Shard pattern: clip_dataset_valid.{000000..000006}.tar" in out.splitlines()
     assert "Created 7 shards with 42 samples" in out
     assert "VALID_DATASET_PATTERN" in out
-    assert [path.name for path in shards(tmp_path / "out")] == [f"clip_dataset_valid.{n:06d}.tar" for n in range(7)]
+    assert [path.name for path in shards_in(tmp_path / "out")] == [f"clip_dataset_valid.{n:06d}.tar" for n in range(7)]
     assert json.loads((tmp_path / "out/sizes.json").read_text()) == {
         f"clip_dataset_valid.{n:06d}.tar": 6 for n in range(7)
     }
@@ -101,8 +42,8 @@ def test_the_documented_lines(tmp_path):
 
 def test_a_sample_has_picture_caption_and_metadata(tmp_path):
     mapping = write_catalogue(tmp_path, products=1)
-    write(mapping, tmp_path / "out", "--no-shuffle")
-    (key, sample), *_ = samples(*shards(tmp_path / "out")).items()
+    write_shards(mapping, tmp_path / "out", "--no-shuffle")
+    (key, sample), *_ = read_samples(*shards_in(tmp_path / "out")).items()
     assert (key, set(sample)) == ("000000000", {"jpg", "txt", "json"})
     assert sample["txt"].decode() == "Caption of product 0"
     assert json.loads(sample["json"]) == {"product_id": "P0", "category": "TOPS", "image_name": "0_0.png"}
@@ -111,29 +52,29 @@ def test_a_sample_has_picture_caption_and_metadata(tmp_path):
 
 def test_views_of_a_product_stay_together_and_products_are_shuffled(tmp_path):
     mapping = write_catalogue(tmp_path)
-    write(mapping, tmp_path / "a", "--shard-size=4")
+    write_shards(mapping, tmp_path / "a", "--shard-size=4")
     places = defaultdict(set)
-    for path in shards(tmp_path / "a"):
-        for record in records(path):
+    for path in shards_in(tmp_path / "a"):
+        for record in read_records(path):
             places[record["product_id"]].add(path.name)
     assert len(places) == 10 and all(len(where) == 1 for where in places.values())
-    order = list(dict.fromkeys(record["product_id"] for record in records(*shards(tmp_path / "a"))))
+    order = list(dict.fromkeys(record["product_id"] for record in read_records(*shards_in(tmp_path / "a"))))
     assert order != sorted(order)
-    write(mapping, tmp_path / "b", "--shard-size=4", "--seed=7")
-    assert order != list(dict.fromkeys(record["product_id"] for record in records(*shards(tmp_path / "b"))))
+    write_shards(mapping, tmp_path / "b", "--shard-size=4", "--seed=7")
+    assert order != list(dict.fromkeys(record["product_id"] for record in read_records(*shards_in(tmp_path / "b"))))
 
 
 def test_no_shuffle_keeps_the_order(tmp_path):
     mapping = write_catalogue(tmp_path)
-    write(mapping, tmp_path / "out", "--no-shuffle", "--shard-size=4")
-    names = [record["image_name"] for record in records(*shards(tmp_path / "out"))]
+    write_shards(mapping, tmp_path / "out", "--no-shuffle", "--shard-size=4")
+    names = [record["image_name"] for record in read_records(*shards_in(tmp_path / "out"))]
     assert names == [entry["image_name"] for entry in json.loads(mapping.read_text())]
 
 
 def test_the_bytes_do_not_depend_on_processes(tmp_path):
     mapping = write_catalogue(tmp_path)
-    write(mapping, tmp_path / "one", "--shard-size=4")
-    run("--json", mapping, "--output-dir", tmp_path / "three", "--shard-size=4", "--num-workers=3")
+    write_shards(mapping, tmp_path / "one", "--shard-size=4")
+    run_create("--json", mapping, "--output-dir", tmp_path / "three", "--shard-size=4", "--num-workers=3")
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
 
@@ -141,8 +82,8 @@ def test_sizes_of_other_data_sets_stay(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "sizes.json").write_text('{"theirs-000000.tar": 5}')
-    write(write_catalogue(tmp_path, 4), out, "--shard-size=6")
-    write(write_catalogue(tmp_path, 2, name="clip_dataset_train"), out, "--shard-size=6")
+    write_shards(write_catalogue(tmp_path, 4), out, "--shard-size=6")
+    write_shards(write_catalogue(tmp_path, 2, name="clip_dataset_train"), out, "--shard-size=6")
     assert json.loads((out / "sizes.json").read_text()) == {
         "theirs-000000.tar": 5,
         "clip_dataset_train.000000.tar": 6,
@@ -152,8 +93,8 @@ def test_sizes_of_other_data_sets_stay(tmp_path):
 
 
 def test_max_shards_and_dataset_name(tmp_path, capsys):
-    write(write_catalogue(tmp_path), tmp_path / "out", "--shard-size=4", "--max-shards=1", "--dataset-name=few")
-    assert [path.name for path in shards(tmp_path / "out")] == ["few.000000.tar"]
+    write_shards(write_catalogue(tmp_path), tmp_path / "out", "--shard-size=4", "--max-shards=1", "--dataset-name=few")
+    assert [path.name for path in shards_in(tmp_path / "out")] == ["few.000000.tar"]
     assert "Shard pattern: few.{000000..000000}.tar" in capsys.readouterr().out
 
 
@@ -168,7 +109,7 @@ def test_every_entry_is_in_a_shard_or_skipped_with_its_reason(tmp_path, capsys):
     bad += [{}, {"image_path": 5}, entry("", 8) | {"image_path": ""}]
     bad += [entry(picture, 8, caption=caption) for caption in (None, 5, "", " \n ", "\0\x01", ["a"])]
     bad += [entry(tmp_path / "absent.png", 9), entry("a\0b.png", 9), entry("a\ud800.png", 9)]
-    write(write_mapping(tmp_path / "clip_dataset_valid.json", good + bad), tmp_path / "out")
+    write_shards(write_mapping(tmp_path / "clip_dataset_valid.json", good + bad), tmp_path / "out")
     printed = capsys.readouterr().out
     reasons = {
         "empty file": 1,
@@ -183,7 +124,7 @@ def test_every_entry_is_in_a_shard_or_skipped_with_its_reason(tmp_path, capsys):
     for reason, count in reasons.items():
         assert f"skipped {count}: {reason} (" in printed
     assert sum(reasons.values()) == len(bad)
-    assert len(samples(*shards(tmp_path / "out"))) == len(good)
+    assert len(read_samples(*shards_in(tmp_path / "out"))) == len(good)
 
 
 def test_captions_are_one_line_of_utf8(tmp_path):
@@ -196,8 +137,8 @@ def test_captions_are_one_line_of_utf8(tmp_path):
         "word " * 20_000: ("word " * 20_000).strip(),
     }
     entries = [entry(picture, number, caption=caption) for number, caption in enumerate(captions)]
-    write(write_mapping(tmp_path / "hostile.json", entries), tmp_path / "out", "--no-shuffle")
-    found = samples(*shards(tmp_path / "out"))
+    write_shards(write_mapping(tmp_path / "hostile.json", entries), tmp_path / "out", "--no-shuffle")
+    found = read_samples(*shards_in(tmp_path / "out"))
     assert [sample["txt"].decode() for sample in found.values()] == list(captions.values())
 
 
@@ -209,16 +150,17 @@ def test_fields_that_are_no_strings(tmp_path):
         entry(picture, 2, product_id=12.0, captions="none"),
         entry(picture, 3, product_id=["x"]),
     ]
-    write(write_mapping(tmp_path / "hostile.json", entries), tmp_path / "out", "--no-shuffle")
-    first, second, third = records(*shards(tmp_path / "out"))
+    write_shards(write_mapping(tmp_path / "hostile.json", entries), tmp_path / "out", "--no-shuffle")
+    first, second, third = read_records(*shards_in(tmp_path / "out"))
     assert first == {"product_id": "12", "image_name": "0_0.png", "captions": ["x y", "5"]}
-    assert (second["product_id"], "captions" in second, "product_id" in third) == ("12", False, False)
+    assert (second["product_id"], "captions" in second) == ("12", False)
+    assert third["product_id"] == caption_id("Caption of product 3")
 
 
 def test_the_same_picture_twice_is_two_samples(tmp_path):
     first = json.loads(write_catalogue(tmp_path, 1).read_text())[0]
-    write(write_mapping(tmp_path / "twice.json", [first, first]), tmp_path / "out")
-    found = samples(*shards(tmp_path / "out"))
+    write_shards(write_mapping(tmp_path / "twice.json", [first, first]), tmp_path / "out")
+    found = read_samples(*shards_in(tmp_path / "out"))
     assert list(found) == ["000000000", "000000001"]
 
 
@@ -226,8 +168,8 @@ def test_without_a_product_id_equal_captions_are_one_product(tmp_path):
     entries = json.loads(write_catalogue(tmp_path).read_text())
     for record in entries:
         del record["product_id"]
-    write(write_mapping(tmp_path / "plain.json", entries), tmp_path / "out", "--shard-size=1")
-    assert len(shards(tmp_path / "out")) == 10
+    write_shards(write_mapping(tmp_path / "plain.json", entries), tmp_path / "out", "--shard-size=1")
+    assert len(shards_in(tmp_path / "out")) == 10
 
 
 @pytest.mark.parametrize(
@@ -246,21 +188,21 @@ def test_without_a_product_id_equal_captions_are_one_product(tmp_path):
 def test_a_mapping_without_a_sample_ends_in_one_line(tmp_path, data, words):
     mapping = tmp_path / "hostile.json"
     mapping.write_bytes(data)
-    _, error = run("--json", mapping, "--output-dir", tmp_path / "out", code=2)
+    _, error = run_create("--json", mapping, "--output-dir", tmp_path / "out", code=2)
     assert words in error.splitlines()[-1] and str(mapping) in error
     assert not (tmp_path / "out").exists() or contents(tmp_path / "out") == {}
 
 
 def test_a_mapping_that_is_not_there_ends_in_one_line(tmp_path):
-    _, error = run("--json", tmp_path / "absent.json", "--output-dir", tmp_path / "out", code=2)
+    _, error = run_create("--json", tmp_path / "absent.json", "--output-dir", tmp_path / "out", code=2)
     assert len(error.splitlines()) == 1 and "clip_prep.py" in error
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path):
     mapping = write_catalogue(tmp_path, 1)
     mapping.write_bytes(b"\xef\xbb\xbf" + mapping.read_bytes())
-    write(mapping, tmp_path / "out")
-    assert len(shards(tmp_path / "out")) == 1
+    write_shards(mapping, tmp_path / "out")
+    assert len(shards_in(tmp_path / "out")) == 1
 
 
 def test_transparent_and_turned_pictures_reach_the_shard_as_seen(tmp_path):
@@ -269,8 +211,8 @@ def test_transparent_and_turned_pictures_reach_the_shard_as_seen(tmp_path):
     Image.new("RGB", (40, 20), "red").save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     entries = [entry(tmp_path / "turned.jpg", 1), entry(tmp_path / "clear.png", 2)]
-    write(write_mapping(tmp_path / "seen.json", entries), tmp_path / "out", "--no-shuffle")
-    for (key, sample), name in zip(samples(*shards(tmp_path / "out")).items(), ("turned", "clear")):
+    write_shards(write_mapping(tmp_path / "seen.json", entries), tmp_path / "out", "--no-shuffle")
+    for (key, sample), name in zip(read_samples(*shards_in(tmp_path / "out")).items(), ("turned", "clear")):
         path = tmp_path / f"{name}-{key}.jpg"
         path.write_bytes(sample["jpg"])
         with Image.open(path) as picture:
@@ -284,9 +226,9 @@ def test_a_plain_jpeg_passes_untouched_and_others_are_encoded(tmp_path, capsys):
     mapping = write_catalogue(tmp_path, 2, file_format="jpg")
     entries = json.loads(mapping.read_text())
     Path(entries[1]["image_path"]).write_bytes(Path(entries[1]["image_path"]).read_bytes()[:-40])
-    write(mapping, tmp_path / "out", "--no-shuffle", "--quality=70")
+    write_shards(mapping, tmp_path / "out", "--no-shuffle", "--quality=70")
     del entries[1]
-    found = samples(*shards(tmp_path / "out")).values()
+    found = read_samples(*shards_in(tmp_path / "out")).values()
     assert [sample["jpg"] for sample in found] == [Path(entry["image_path"]).read_bytes() for entry in entries]
     out = capsys.readouterr().out
     assert "skipped 1: truncated or damaged image" in out and "5 pictures are plain JPEG" in out
@@ -296,8 +238,8 @@ def test_a_plain_jpeg_passes_untouched_and_others_are_encoded(tmp_path, capsys):
     "arguments, size", [(["--image-size=20"], (20, 25)), (["--image-size=64"], (32, 40)), ([], (32, 40))]
 )
 def test_image_size_bounds_the_shorter_side(tmp_path, arguments, size):
-    write(write_catalogue(tmp_path, 1), tmp_path / "out", *arguments)
-    for sample in samples(*shards(tmp_path / "out")).values():
+    write_shards(write_catalogue(tmp_path, 1), tmp_path / "out", *arguments)
+    for sample in read_samples(*shards_in(tmp_path / "out")).values():
         with Image.open(io.BytesIO(sample["jpg"])) as picture:
             assert picture.size == size
 
@@ -312,8 +254,8 @@ def test_crop_margins(tmp_path):
         (("--crop-margins",), (30, 30)),
         (("--crop-margins", "--image-size=15"), (15, 15)),
     ):
-        write(mapping, tmp_path / "out", *arguments)
-        (sample,) = samples(*shards(tmp_path / "out")).values()
+        write_shards(mapping, tmp_path / "out", *arguments)
+        (sample,) = read_samples(*shards_in(tmp_path / "out")).values()
         with Image.open(io.BytesIO(sample["jpg"])) as cropped:
             assert cropped.size == size
 
@@ -332,18 +274,18 @@ def climbing_entries(folder):
 def test_pictures_outside_the_data_dir_are_refused(tmp_path):
     mapping = climbing_entries(tmp_path)
     arguments = ["--json", mapping, "--output-dir", "out", "--data-dir", "raw", "--num-workers=0"]
-    out, _ = run(*arguments, cwd=tmp_path)
+    out, _ = run_create(*arguments, cwd=tmp_path)
     assert "skipped 4: image outside --data-dir (--allow-outside takes it)" in out
-    assert len(samples(*shards(tmp_path / "out"))) == 2
-    run(*arguments, "--allow-outside", cwd=tmp_path)
-    assert len(samples(*shards(tmp_path / "out"))) == 6
+    assert len(read_samples(*shards_in(tmp_path / "out"))) == 2
+    run_create(*arguments, "--allow-outside", cwd=tmp_path)
+    assert len(read_samples(*shards_in(tmp_path / "out"))) == 6
 
 
 def test_without_a_data_dir_paths_are_the_callers(tmp_path):
     mapping = climbing_entries(tmp_path)
-    out, _ = run("--json", mapping, "--output-dir", "out", "--no-shuffle", cwd=tmp_path)
+    out, _ = run_create("--json", mapping, "--output-dir", "out", "--no-shuffle", cwd=tmp_path)
     assert "skipped 2: missing image (pictures/0_1.png, ../secret.png)" in out
-    assert len(samples(*shards(tmp_path / "out"))) == 4
+    assert len(read_samples(*shards_in(tmp_path / "out"))) == 4
 
 
 def test_a_bomb_costs_no_memory(tmp_path):
@@ -363,8 +305,8 @@ def test_rows_of_an_hdf5_file(tmp_path):
     with h5py.File(tmp_path / "fashiongen.h5", "w") as file:
         file["input_image"] = pictures
     entries = [entry(f"{tmp_path}/fashiongen.h5#{row}", row) for row in (2, 0, 9)]
-    write(write_mapping(tmp_path / "rows.json", entries), tmp_path / "out", "--no-shuffle", "--quality=100")
-    found = [Image.open(io.BytesIO(sample["jpg"])) for sample in samples(*shards(tmp_path / "out")).values()]
+    write_shards(write_mapping(tmp_path / "rows.json", entries), tmp_path / "out", "--no-shuffle", "--quality=100")
+    found = [Image.open(io.BytesIO(sample["jpg"])) for sample in read_samples(*shards_in(tmp_path / "out")).values()]
     assert len(found) == 2
     for picture, row in zip(found, (2, 0)):
         assert (
@@ -377,12 +319,12 @@ def test_rows_of_an_hdf5_file(tmp_path):
 
 @pytest.mark.parametrize("argument", ["--image-size=0", "--max-shards=x", "--dataset-name=a/b", "--quality=101"])
 def test_a_wrong_value_is_one_line(tmp_path, argument):
-    _, error = run("--json", "x.json", "--output-dir", tmp_path, argument, code=2)
+    _, error = run_create("--json", "x.json", "--output-dir", tmp_path, argument, code=2)
     assert len(error.splitlines()) == 1 and "is not allowed" in error
 
 
 def test_knobs_from_the_environment(tmp_path):
     mapping = write_catalogue(tmp_path)
     environment = {**os.environ, "CLIP_SHARD_SIZE": "4", "CLIP_NUM_WORKERS": "0"}
-    out, _ = run("--json", mapping, "--output-dir", tmp_path / "out", env=environment)
+    out, _ = run_create("--json", mapping, "--output-dir", tmp_path / "out", env=environment)
     assert "Shard pattern: clip_dataset_valid.{000000..000004}.tar" in out

@@ -9,63 +9,32 @@ import struct
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 import dBManagement
-from conftest import catalogue_sample, encoded_picture, write_shard
-from dBManagement import RememberedTokens, count_lost, eval_loader, train_loader
+from dBManagement import RememberedTokens, count_lost, train_loader
 from image_transforms import ImageTransform
 from shard_samples import NO_IMAGE
 from tar_index import CUT, TRUNCATED, Lost
+from tests.helpers import (
+    ROOT,
+    SIZE,
+    CountedTransform,
+    assert_same,
+    catalogue_sample,
+    encoded_picture,
+    epoch,
+    evaluation,
+    keys,
+    tokenizer,
+    training,
+    write_shard,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-SIZE = 16
-
-
-def tokenizer(captions):
-    return torch.tensor([[49406, zlib.crc32(caption.encode()), 49407] for caption in captions])
-
-
-class CountedTransform(ImageTransform):
-    """Counts its calls over all processes."""
-
-    def __init__(self, train):
-        super().__init__(SIZE, train=train)
-        self.calls = multiprocessing.Value("l", 0)
-
-    def __call__(self, data, seed=None):
-        with self.calls.get_lock():
-            self.calls.value += 1
-        return super().__call__(data, seed)
-
-
-def training(pattern, batch_size=15, **options):
-    return train_loader(pattern, ImageTransform(SIZE, train=True), tokenizer, batch_size=batch_size, **options)
-
-
-def evaluation(pattern, batch_size=16, **options):
-    return eval_loader(pattern, ImageTransform(SIZE, train=False), tokenizer, batch_size=batch_size, **options)
-
-
-def epoch(loader, number=0, start=0):
-    loader.set_epoch(number, start)
-    return list(loader)
-
-
-def keys(batches):
-    return [key for batch in batches for key in batch.keys]
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for one, other in zip(batches, others):
-        assert torch.equal(one.images, other.images) and torch.equal(one.tokens, other.tokens)
-        assert torch.equal(one.products, other.products)
-        assert one[3:-1] == other[3:-1]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +155,7 @@ def test_alternative_captions_are_drawn_in_training_alone(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("start", [1, 3, 5])
 def test_resume_yields_the_rest_and_decodes_nothing_else(shards, reference, num_workers, start):
-    transform = CountedTransform(train=True)
+    transform = CountedTransform(ImageTransform(SIZE, train=True))
     loader = train_loader(shards, transform, tokenizer, batch_size=16, seed=7, num_workers=num_workers)
     assert_same(epoch(loader, 0, start), reference[0][start:])
     assert transform.calls.value == 16 * (5 - start)
@@ -592,8 +561,8 @@ def test_a_process_that_ends_does_not_wait_for_its_workers(shards):
 import gc
 gc.disable()  # whether a circle of references is collected before the exit is chance
 import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(dBManagement.__file__).parent)]}
-from test_dBManagement import training
+sys.path[:0] = {[str(ROOT)]}
+from tests.helpers import training
 loader = training({str(shards)!r}, 8, num_workers=2)
 loader.itself = loader
 batches = iter(loader)

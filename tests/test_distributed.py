@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,17 +11,7 @@ import pytest
 import torch
 
 import distributed
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def launch(worker, job, *arguments, processes=2, restarts=0):
-    """Run `worker job arguments` in several processes under torchrun -> the finished launcher."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command += [f"--max-restarts={restarts}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command += [str(worker), job, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+from tests.helpers import launch
 
 
 def embeddings_and_loss(rows):

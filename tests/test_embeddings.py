@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from test_retrieval_protocols import catalogue
 
 import embeddings as embeddings_file
+from tests.helpers import embedded_catalogue
 
 FOUR = ("image_embeddings", "text_embeddings", "image_product", "text_product")
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    mine = catalogue(noise=0.2)
+    mine = embedded_catalogue(noise=0.2)
     embeddings_file.save(tmp_path / "e.npz", mine)
     theirs = embeddings_file.load(tmp_path / "e.npz")
     for name, column in vars(mine).items():

@@ -11,7 +11,7 @@ import open_clip
 import pytest
 import torch
 
-from tiny_models import write_config
+from tests.helpers import write_config
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,8 +15,7 @@ from PIL import Image
 import distributed
 import evaluate_clip
 import openClipManagement as clip
-from conftest import catalogue_sample, encoded_picture, write_shard
-from tiny_models import write_config
+from tests.helpers import catalogue_sample, encoded_picture, write_config, write_shard
 
 PRODUCTS, VIEWS = 20, 3
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distributed import launch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import distributed
 from gradient_cache import backward, backward_with_retry
 from losses import clip_loss
+from tests.helpers import launch
 
 N = 12
 PRODUCTS = torch.tensor([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 6, 7])

@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 import image_transforms
+from clip_finetuning.pictures.decode import PictureError
 from image_transforms import ImageTransform, decode, normalize, random_crop_box
-from pictures import PictureError
 
 
 def photo(height, width, seed=0):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import openClipManagement as clip
-from tiny_models import TINY, write_config
+from tests.helpers import TINY, write_config
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from tiny_models import TINY, write_config
 
 import evaluate_clip
 import openClipManagement as clip
 from architecture import check_architecture
-from tiny_models import TINY, write_config
 
 TEXT = TINY["text_cfg"]
 TIMM = {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64}

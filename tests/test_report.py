@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 from PIL import Image
-from test_retrieval_protocols import catalogue
 
 import report
 from retrieval_protocols import evaluate
+from tests.helpers import embedded_catalogue
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 NASTY = "<script>alert('x')</script> \"quoted\" & more"
@@ -38,14 +38,16 @@ def results_of(embeddings, name="model"):
 @pytest.fixture(scope="module")
 def page():
     captions = [NASTY] + [f"Caption {number}" for number in range(1, 60)]
-    embeddings, before = (catalogue(products=60, views=2, noise=noise, captions=captions) for noise in (0.9, 2.0))
+    embeddings, before = (
+        embedded_catalogue(products=60, views=2, noise=noise, captions=captions) for noise in (0.9, 2.0)
+    )
     examples = report.pick_examples(embeddings)
     thumbnails = {image: report.thumbnail(png((image * 2, 99, 9))) for image in examples.images()}
     return report.render(results_of(embeddings), embeddings, examples, thumbnails, results_of(before, "base"))
 
 
 def test_what_is_shown_is_what_was_asked_for():
-    embeddings = catalogue(products=60, views=2, noise=0.9)
+    embeddings = embedded_catalogue(products=60, views=2, noise=0.9)
     examples = report.pick_examples(embeddings, queries=60, seed=3)
     assert len(examples.sample) == 40
     assert len(examples.worst) <= 20
@@ -91,14 +93,14 @@ def test_sixty_queries_stay_under_five_megabytes(page):
 
 
 def test_confused_categories_are_counted():
-    embeddings = catalogue(products=60, views=2, noise=3.0)
+    embeddings = embedded_catalogue(products=60, views=2, noise=3.0)
     confusions = report.pick_examples(embeddings).confusions
     assert confusions
     assert all(asked != answered and 0 < share <= 1 for asked, answered, _, share in confusions)
 
 
 def test_a_picture_that_is_gone_leaves_its_key():
-    embeddings = catalogue(products=60, views=2)
+    embeddings = embedded_catalogue(products=60, views=2)
     examples = report.pick_examples(embeddings)
     page = report.render(results_of(embeddings), embeddings, examples, {examples.images()[0]: None})
     assert '<span class="gone">000000' in page

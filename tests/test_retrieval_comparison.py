@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from test_retrieval_protocols import catalogue
 
 import retrieval_comparison
 from retrieval_protocols import evaluate
+from tests.helpers import embedded_catalogue
 
 
 def result(name, noise, **changes):
-    embeddings = catalogue(products=60, views=2, noise=noise, **changes)
+    embeddings = embedded_catalogue(products=60, views=2, noise=noise, **changes)
     return {
         "name": name,
         "data": {"fingerprint": embeddings.fingerprint()},

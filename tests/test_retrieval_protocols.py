@@ -6,31 +6,7 @@ import numpy as np
 import pytest
 
 import retrieval_protocols as protocols
-from embeddings import Embeddings
-
-
-def catalogue(products=6, views=3, dimensions=16, noise=0.0, seed=0, captions=None, subcategories=2):
-    """`views` noisy images around one direction a product, whose caption's embedding that direction is."""
-    random = np.random.default_rng(seed)
-    centres = random.normal(size=(products, dimensions))
-    images = np.repeat(centres, views, axis=0) + noise * random.normal(size=(products * views, dimensions))
-    ids = np.array([f"P{number}" for number in range(products)])
-    kinds = np.array([f"kind {number % subcategories}" for number in range(products)])
-
-    def unit(rows):
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-    return Embeddings(
-        image_embeddings=unit(images),
-        text_embeddings=unit(centres),
-        image_product=np.repeat(ids, views),
-        text_product=ids,
-        image_key=np.array([f"{number:09d}" for number in range(products * views)]),
-        captions=np.array(captions or [f"caption of {product}" for product in ids]),
-        category=np.repeat(np.where(np.arange(products) % 2, "TOPS", "SHOES"), views),
-        subcategory=np.repeat(kinds, views),
-        image_text=np.repeat(np.arange(products), views),
-    )
+from tests.helpers import embedded_catalogue
 
 
 def recalls(result, k=1):
@@ -38,7 +14,7 @@ def recalls(result, k=1):
 
 
 def test_product_counts_any_view_as_a_hit():
-    result = protocols.evaluate(catalogue(), "product", (1, 5))
+    result = protocols.evaluate(embedded_catalogue(), "product", (1, 5))
     assert recalls(result) == [1, 1]
     assert result["text_to_image"]["queries"] == 6
     assert result["image_to_text"]["queries"] == 18
@@ -49,19 +25,19 @@ def test_product_counts_any_view_as_a_hit():
 
 def test_pair_counts_the_sample_alone_and_ties_against_it():
     """Equal views of a product tie with each other: none is first."""
-    result = protocols.evaluate(catalogue(), "pair", (1, 3))
+    result = protocols.evaluate(embedded_catalogue(), "pair", (1, 3))
     assert recalls(result) == [0, 0]
     assert recalls(result, 3) == [1, 1]
 
 
 def test_one_view_has_one_image_and_one_caption_for_each_product():
-    result = protocols.evaluate(catalogue(noise=0.05), "one_view", (1,))
+    result = protocols.evaluate(embedded_catalogue(noise=0.05), "one_view", (1,))
     assert recalls(result) == [1, 1]
     assert result["text_to_image"]["queries"] == result["image_to_text"]["queries"] == 6
 
 
 def test_a_caption_that_products_share_is_one_query_with_all_their_images():
-    embeddings = catalogue(products=3, captions=["same", "same", "other"])
+    embeddings = embedded_catalogue(products=3, captions=["same", "same", "other"])
     task = protocols.tasks(embeddings, "product")["text_to_image"]
     assert len(task.queries) == 2
     assert np.diff(task.positives.offsets).tolist() == [6, 3]
@@ -70,7 +46,7 @@ def test_a_caption_that_products_share_is_one_query_with_all_their_images():
 
 
 def test_categories_add_up_and_carry_intervals():
-    result = protocols.evaluate(catalogue(noise=1.0), "product", (1, 5, 10))["text_to_image"]
+    result = protocols.evaluate(embedded_catalogue(noise=1.0), "product", (1, 5, 10))["text_to_image"]
     assert sum(part["queries"] for part in result["categories"].values()) == result["queries"] == 6
     for name in ("recall@1", "mrr", "map", "median_rank", "mean_rank"):
         low, high = result["intervals"][name]
@@ -80,11 +56,11 @@ def test_categories_add_up_and_carry_intervals():
 
 
 def test_k_beyond_the_gallery_is_one():
-    assert recalls(protocols.evaluate(catalogue(noise=3.0), "product", (1, 500)), 500) == [1, 1]
+    assert recalls(protocols.evaluate(embedded_catalogue(noise=3.0), "product", (1, 500)), 500) == [1, 1]
 
 
 def test_products_without_a_counterpart_are_left_out_and_counted():
-    embeddings = catalogue()
+    embeddings = embedded_catalogue()
     embeddings.text_product = np.array(["P0", "P1", "P2", "P3", "P4", "elsewhere"])
     result = protocols.evaluate(embeddings, "product", (1,))
     assert result["text_to_image"]["without_positive"] == 1
@@ -92,7 +68,7 @@ def test_products_without_a_counterpart_are_left_out_and_counted():
 
 
 def test_nothing_in_common_is_an_error():
-    embeddings = catalogue()
+    embeddings = embedded_catalogue()
     embeddings.text_product = np.array([f"Q{number}" for number in range(6)])
     with pytest.raises(ValueError, match="nothing in common"):
         protocols.evaluate(embeddings, "product", (1,))
@@ -102,7 +78,7 @@ def test_nothing_in_common_is_an_error():
 
 
 def test_negatives_are_distinct_products_of_the_subcategory():
-    embeddings = catalogue(products=300, views=2, noise=0.1, subcategories=2)
+    embeddings = embedded_catalogue(products=300, views=2, noise=0.1, subcategories=2)
     lists, topped_up = protocols.draw_candidates(embeddings, seed=1)
     assert topped_up == 0
     for direction, draw in itertools.product(protocols.DIRECTIONS, range(5)):
@@ -115,7 +91,7 @@ def test_negatives_are_distinct_products_of_the_subcategory():
 
 
 def test_small_subcategories_are_topped_up_from_the_category_then_from_any():
-    embeddings = catalogue(products=240, views=1, subcategories=12)  # 20 of a kind, 120 of a category
+    embeddings = embedded_catalogue(products=240, views=1, subcategories=12)  # 20 of a kind, 120 of a category
     lists, topped_up = protocols.draw_candidates(embeddings)
     rows = lists["text_to_image"][0]
     assert topped_up == 2 * 5 * 240
@@ -125,7 +101,7 @@ def test_small_subcategories_are_topped_up_from_the_category_then_from_any():
 
 
 def test_fewer_products_than_candidates_leave_places_empty():
-    embeddings = catalogue(products=30, views=2, noise=0.1)
+    embeddings = embedded_catalogue(products=30, views=2, noise=0.1)
     result = protocols.evaluate(embeddings, "sampled101", (1, 5))
     assert result["fewest_negatives"] == 29
     assert "29 to 100 negatives" in result["protocol"]
@@ -135,18 +111,18 @@ def test_fewer_products_than_candidates_leave_places_empty():
 
 def test_the_lists_are_the_same_everywhere():
     """Made of PCG64's raw numbers: these values must never change."""
-    lists, _ = protocols.draw_candidates(catalogue(products=150, views=2), seed=0)
+    lists, _ = protocols.draw_candidates(embedded_catalogue(products=150, views=2), seed=0)
     assert lists["text_to_image"].shape == (5, 300, 101)
-    again, _ = protocols.draw_candidates(catalogue(products=150, views=2, seed=9), seed=0)  # other embeddings
+    again, _ = protocols.draw_candidates(embedded_catalogue(products=150, views=2, seed=9), seed=0)  # other embeddings
     assert all((lists[way] == again[way]).all() for way in protocols.DIRECTIONS)
-    other, _ = protocols.draw_candidates(catalogue(products=150, views=2), seed=1)
+    other, _ = protocols.draw_candidates(embedded_catalogue(products=150, views=2), seed=1)
     assert (lists["text_to_image"] != other["text_to_image"]).any()
     assert lists["text_to_image"][0, :3, :4].tolist() == [[269, 44, 257, 20], [11, 286, 231, 154], [196, 297, 172, 261]]
 
 
 def test_perfect_and_constant_models_in_sampled101():
-    assert recalls(protocols.evaluate(catalogue(products=120, views=2), "sampled101", (1,))) == [1, 1]
-    constant = catalogue(products=120, views=2)
+    assert recalls(protocols.evaluate(embedded_catalogue(products=120, views=2), "sampled101", (1,))) == [1, 1]
+    constant = embedded_catalogue(products=120, views=2)
     constant.image_embeddings[:] = constant.image_embeddings[0]
     constant.text_embeddings[:] = constant.image_embeddings[0]
     assert recalls(protocols.evaluate(constant, "sampled101", (1,))) == [0, 0]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from conftest import encoded_picture
 from shard_pictures import read_pictures
+from tests.helpers import encoded_picture
 
 KEYS = ["000000003", "000000017", "nowhere"]
 

@@ -10,13 +10,24 @@ import threading
 import fsspec
 import pytest
 import torch
-from test_dBManagement import CountedTransform, assert_same, epoch, evaluation, keys, tokenizer, training
 
-from conftest import catalogue_sample, encoded_picture, write_shard
 from dBManagement import eval_loader, train_loader
 from image_transforms import ImageTransform
 from shard_stream import UNREADABLE, distinct_batches, shard_samples
 from tar_index import FEWER, TRUNCATED, TarIndex
+from tests.helpers import (
+    SIZE,
+    CountedTransform,
+    assert_same,
+    catalogue_sample,
+    encoded_picture,
+    epoch,
+    evaluation,
+    keys,
+    tokenizer,
+    training,
+    write_shard,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 ALL = [f"{number:09d}" for number in range(90)]
@@ -152,7 +163,7 @@ def test_alternative_captions_are_drawn(tmp_path):
 def test_resume_yields_the_rest_and_decodes_nothing_else(folder, num_workers, start):
     pattern = f"pipe:cat {folder}/train.{{000000..000005}}.tar"
     whole = epoch(training(pattern, 10, num_workers=num_workers), 2)
-    transform = CountedTransform(train=True)
+    transform = CountedTransform(ImageTransform(SIZE, train=True))
     loader = train_loader(pattern, transform, tokenizer, batch_size=10, num_workers=num_workers)
     assert_same(epoch(loader, 2, start), whole[start:])
     assert transform.calls.value == 10 * (9 - start)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from tiny_models import write_config
 from torch.nn import functional
 
 import clipFineTuner
 import openClipManagement as clip
 import siglip_start
 from losses import siglip_loss
-from tiny_models import write_config
 
 
 def embeddings(seed, noise, number=48, dimensions=16):

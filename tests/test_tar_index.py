@@ -10,9 +10,9 @@ import tarfile
 import pytest
 import webdataset as wds
 
-from conftest import add_file, catalogue_sample, encoded_picture, write_shard
 from shard_samples import NO_CAPTION, NO_IMAGE, parse_sample
 from tar_index import CHANGED, CUT, DAMAGED, FEWER, TRUNCATED, TarIndex, expected_sizes
+from tests.helpers import add_file, catalogue_sample, encoded_picture, write_shard
 
 
 def members_of(path):
@@ -251,6 +251,8 @@ def test_a_shard_that_is_another_one_now(tmp_path):
         with pytest.raises(OSError) as caught:
             index.read(i)
         assert caught.value.reason == CHANGED
+
+
 def test_a_count_in_sizes_json_is_a_count(tmp_path):
     listed = {"a.tar": 3, "b.tar": -1, "c.tar": True, "d.tar": 10**18, "e.tar": "7", "f.tar": 2.5, "g.tar": 0}
     (tmp_path / "sizes.json").write_text(json.dumps(listed))

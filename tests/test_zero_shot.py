@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from test_retrieval_protocols import catalogue
 
 import zero_shot
+from tests.helpers import embedded_catalogue
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def names(monkeypatch):
 
 
 def labelled(categories, answers):
-    embeddings = catalogue(products=len(categories), views=1)
+    embeddings = embedded_catalogue(products=len(categories), views=1)
     embeddings.category = np.array(categories)
     embeddings.image_embeddings = np.eye(16, dtype=np.float32)[answers]
     return embeddings

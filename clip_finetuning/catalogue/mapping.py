@@ -1,0 +1,155 @@
+"""The JSON mapping, `clip_dataset_{split}.json`: how rows are written into it, and which of its entries can be used.
+
+Whoever reads one - the shards, the audit - sees the same entries, captions and products.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from clip_finetuning.catalogue.rows import Row, Source, caption_id, is_caption_id
+from clip_finetuning.catalogue.summary import Summary
+from clip_finetuning.catalogue.text import text_of
+from clip_finetuning.runtime.atomic_write import atomic_write
+from clip_finetuning.runtime.plain_text import printable
+
+FIELDS = ("product_id", "category", "subcategory", "image_name")  # what an entry says beside its picture and captions
+
+
+class Entry(NamedTuple):
+    """One usable entry, every text on one line. Without an id of its own, `product_id` is made of the caption."""
+
+    image_path: str
+    caption: str
+    alternatives: tuple[str, ...]  # other wordings of the caption, as far as they are not blank
+    product_id: str
+    category: str
+    subcategory: str
+    image_name: str
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Every distinct wording, the caption first."""
+        return tuple(dict.fromkeys((self.caption, *self.alternatives)))
+
+
+class SkippedEntry(NamedTuple):
+    """An entry that cannot be used: its number, from 0, the picture's path if it has one, and one of a few reasons."""
+
+    number: int
+    name: str
+    reason: str
+
+
+class Mapping(NamedTuple):
+    """What a file holds. `no_text` counts, by field, the values that are there and hold no text, such as NaN."""
+
+    entries: list[Entry]
+    skipped: list[SkippedEntry]
+    no_text: Counter[str]
+
+    def remarks(self) -> list[str]:
+        """What was made of entries that are used though they say less than they should, a line each."""
+        lines = [
+            f"{field} holds no text in {count:,} entries, which counts as none"
+            for field, count in sorted(self.no_text.items())
+        ]
+        without_id = sum(is_caption_id(entry.product_id) for entry in self.entries)
+        if without_id:
+            lines.append(f"{without_id:,} entries have no product_id: equal captions are one product")
+        return lines
+
+
+def write_mapping(source: Source, output: str | os.PathLike) -> Summary:
+    """Write the rows of a catalogue as JSON, one line each, and count them.
+
+    Rows are written as they come: memory does not grow with the catalogue. Raises ValueError if no row can be used.
+    """
+    summary = Summary()
+    rows = tqdm(source.rows, total=source.total, unit=" rows", desc=Path(source.name).name, disable=None)
+    with atomic_write(output) as temporary:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                summary.add(row)
+                if isinstance(row, Row):
+                    before = "[\n" if summary.images == 1 else ",\n"
+                    file.write(before + json.dumps(_object_of(row), ensure_ascii=False))
+            file.write("\n]\n")
+        if not summary.images:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())
+            raise ValueError(f"{source.name}: no usable row ({reasons or 'it is empty'}); nothing was written")
+    return summary
+
+
+def read_mapping(path: str | os.PathLike, image_key: str = "image_path", caption_key: str = "caption") -> Mapping:
+    """The entries of a mapping, usable and not. Raises FileNotFoundError, or ValueError for anything but a list."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; make it with clip_prep.py") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); make it anew with clip_prep.py") from error
+    if not isinstance(values, list):
+        raise ValueError(f"{path} holds a {type(values).__name__}; it must be a list of objects, one a picture")
+    return check_entries(values, image_key, caption_key)
+
+
+def check_entries(values: Sequence[object], image_key: str = "image_path", caption_key: str = "caption") -> Mapping:
+    """The Mapping of the values of a list: an entry is an object with a picture's path and a caption, both strings."""
+    mapping = Mapping([], [], Counter())
+    for number, value in enumerate(values):
+        path, caption = (_string(value, key) for key in (image_key, caption_key))
+        if path and text_of(caption):
+            mapping.entries.append(_entry(path, text_of(caption), value))
+            mapping.no_text.update(_fields_without_text(value))
+            continue
+        reason = f"no {caption_key if path else image_key}" if isinstance(value, dict) else "not an object"
+        mapping.skipped.append(SkippedEntry(number, printable(path) or f"entry {number}", reason))
+    return mapping
+
+
+def _entry(image_path: str, caption: str, value: dict) -> Entry:
+    alternatives = value.get("captions")
+    alternatives = map(text_of, alternatives) if isinstance(alternatives, list) else ()
+    texts = {field: text_of(value.get(field)) for field in FIELDS}
+    texts["product_id"] = texts["product_id"] or caption_id(caption)
+    return Entry(image_path, caption, tuple(filter(None, alternatives)), **texts)
+
+
+def _string(value, key) -> str:
+    """What an object says under a key; blank unless it is a string of more than spaces."""
+    text = value.get(key) if isinstance(value, dict) else None
+    return text if isinstance(text, str) and text.strip() else ""
+
+
+def _fields_without_text(value: dict) -> list[str]:
+    """The fields that mean something, yet hold no text, or `captions` that are no list of texts."""
+    fields = [field for field in FIELDS if _means_no_text(value.get(field))]
+    alternatives = value.get("captions")
+    if isinstance(alternatives, list):
+        return [*fields, "captions"] if any(map(_means_no_text, alternatives)) else fields
+    return fields if alternatives in (None, "") else [*fields, "captions"]
+
+
+def _means_no_text(value: object) -> bool:
+    return value is not None and value != "" and not text_of(value)
+
+
+def _object_of(row: Row) -> dict:
+    fields = {
+        "image_path": row.image_path,
+        "image_name": row.image_name,
+        "caption": row.captions[0],
+        "category": row.category,
+        "product_id": row.product_id,
+    }
+    if row.subcategory:
+        fields["subcategory"] = row.subcategory
+    if len(row.captions) > 1:
+        fields["captions"] = list(row.captions)
+    return fields

@@ -1,0 +1,65 @@
+"""Rows of Fashion-Gen's PAI pickles, one file a picture: `full_{split}_info_PAI/*.pkl`, `extracted_{split}_images/`."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from clip_finetuning.catalogue import safe_pickle
+from clip_finetuning.catalogue.rows import RowError, Skipped, Source, make_row, picture_in_folder
+from clip_finetuning.catalogue.text import text_of
+
+FIELDS = ("product_id", "img_name", "super_cls_name", "captions")
+# Below this, starting processes takes longer than they save.
+PARALLEL_FROM = 5_000
+
+
+def open_pai(data_dir: str | os.PathLike, split: str, num_workers: int = 0, allow_outside: bool = False) -> Source:
+    """The PAI pickles of one split, sorted by file name. Raises FileNotFoundError if a folder is missing."""
+    pickles, images = Path(data_dir, f"full_{split}_info_PAI"), Path(data_dir, f"extracted_{split}_images")
+    for folder in (pickles, images):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} does not exist: --data-dir must hold {pickles.name}/ (pickles) and {images.name}/ (pictures)"
+            )
+    names = sorted(entry.name for entry in os.scandir(pickles) if entry.name.endswith(".pkl"))
+    if not names:
+        raise FileNotFoundError(f"{pickles} holds no .pkl file; it must hold one pickle for each picture")
+    read = partial(_row, pickles, images, allow_outside)
+    return Source(str(pickles), len(names), _mapped(read, names, num_workers))
+
+
+def _mapped(read, names, num_workers):
+    """Yield read(name) for each name, in order, by several processes where it pays."""
+    if num_workers < 2 or len(names) < PARALLEL_FROM:
+        yield from map(read, names)
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+        yield from pool.map(read, names, chunksize=256)
+
+
+def _row(pickles, images, allow_outside, name):
+    try:
+        record = _read_pickle(pickles / name)
+        missing = [field for field in FIELDS if field not in record]
+        if missing:
+            raise RowError(f"missing key {missing[0]}")
+        return make_row(
+            *picture_in_folder(images, text_of(record["img_name"]), allow_outside),
+            captions=record["captions"],
+            category=record["super_cls_name"],
+            subcategory=record.get("sub_cls_name"),
+            product_id=record["product_id"],
+        )
+    except RowError as error:
+        return Skipped(name, str(error))
+
+
+def _read_pickle(path):
+    try:
+        record = safe_pickle.load(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RowError("unreadable pickle") from error
+    if not isinstance(record, dict):
+        raise RowError("pickle without a record")
+    return record

@@ -1,0 +1,126 @@
+"""The folder that shards are written to: a local one, or any URL that fsspec knows (`s3://bucket/shards`).
+
+Either way a file appears whole or not at all under its name.
+"""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
+
+
+def open_folder(path):
+    """The folder of a path or URL. Raises ValueError if the URL needs a package or is not known."""
+    path = str(path)
+    if path.startswith("file://"):
+        return LocalFolder(url2pathname(urlparse(path).path))
+    return RemoteFolder(path) if "://" in path else LocalFolder(path)
+
+
+class LocalFolder:
+    """A folder of this machine. Temporaries are hidden files that end in `.partial`."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def write(self, name):
+        """A context with a temporary path, which becomes the file if no error is raised."""
+        return atomic_write(self.path / name)
+
+    def read_text(self, name):
+        """The text of a file, or None if there is none."""
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def open(self, name):
+        return open(self.path / name, "rb")
+
+    def size(self, name):
+        """Bytes of a file, or None if there is none."""
+        try:
+            return os.stat(self.path / name).st_size
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name):
+        (self.path / name).unlink(missing_ok=True)
+
+    def names(self):
+        return sorted(os.listdir(self.path)) if self.path.is_dir() else []
+
+    def clean(self, names):
+        """Delete the temporaries that killed runs left of these files."""
+        for folder in {os.path.dirname(name) for name in names}:
+            remove_leftovers(
+                self.path / folder, {os.path.basename(name) for name in names if os.path.dirname(name) == folder}
+            )
+
+
+class RemoteFolder:
+    """A folder behind a URL. A file is made on this machine, sent under a hidden name and renamed there."""
+
+    def __init__(self, url):
+        try:
+            from fsspec.core import url_to_fs
+
+            self.files, self.path = url_to_fs(url)
+        except ImportError as error:
+            raise ValueError(f"{url}: {error}; install fsspec and the package of this protocol, such as s3fs") from None
+        except ValueError as error:
+            raise ValueError(f"{url}: {error}; fsspec must know the protocol of an output URL") from None
+        self.url = url
+
+    def _at(self, name):
+        return f"{self.path.rstrip('/')}/{name}"
+
+    @contextmanager
+    def write(self, name):
+        """A context with a temporary path, which becomes the file if no error is raised."""
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder, "file")
+            yield temporary
+            try:
+                folder, _, file = self._at(name).rpartition("/")
+                self.files.makedirs(folder, exist_ok=True)
+                self.files.put_file(str(temporary), f"{folder}/.{file}.partial")
+                self.files.mv(f"{folder}/.{file}.partial", f"{folder}/{file}")
+            except Exception as error:  # each protocol has errors of its own
+                raise OSError(f"cannot write {name} to {self.url}: {error}") from error
+
+    def read_text(self, name):
+        """The text of a file, or None if there is none."""
+        try:
+            return self.files.cat_file(self._at(name)).decode("utf-8")
+        except FileNotFoundError:
+            return None
+
+    def open(self, name):
+        return self.files.open(self._at(name), "rb")
+
+    def size(self, name):
+        """Bytes of a file, or None if there is none."""
+        self.files.invalidate_cache()
+        try:
+            return self.files.size(self._at(name))
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name):
+        if self.size(name) is not None:
+            self.files.rm_file(self._at(name))
+
+    def names(self):
+        self.files.invalidate_cache()
+        try:
+            return sorted(path.rstrip("/").rpartition("/")[2] for path in self.files.ls(self.path, detail=False))
+        except FileNotFoundError:
+            return []
+
+    def clean(self, names):
+        """Nothing to do: the temporary name of a file is always the same, so the next run overwrites it."""

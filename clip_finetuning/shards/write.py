@@ -1,0 +1,133 @@
+"""Writes the shards of a plan, one process each, whole or not at all, and leaves alone those that are finished."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, parent_process
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from clip_finetuning.pictures.decode import PictureError, hdf5_row, read_source, to_jpeg
+from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.shards.manifest import ShardSet
+from clip_finetuning.shards.plan import Sample, Shard
+from clip_finetuning.shards.tar_writer import TarWriter
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no quotas on Windows
+
+
+class PictureSettings(NamedTuple):
+    """What decides the bytes of a picture, beside its source."""
+
+    quality: int
+    image_size: int | None  # bound of the shorter side
+    crop_margins: bool
+    inside: str | None  # pictures outside this folder are refused
+
+
+class Job(NamedTuple):
+    """One shard to write, where and how."""
+
+    shards: ShardSet
+    shard: Shard
+    pictures: PictureSettings
+
+
+def write_shards(
+    shards: ShardSet,
+    plan: Sequence[Shard],
+    pictures: PictureSettings,
+    part: tuple[int, int] = (1, 1),
+    num_workers: int = 0,
+) -> int:
+    """Write the shards of a part (I, N) of a plan that are not finished, one process each -> how many were written."""
+    number, count = part
+    mine = plan[number - 1 :: count]
+    shards.clean(mine)
+    jobs = [Job(shards, shard, pictures) for shard in mine]
+    workers = min(num_workers, len(jobs))
+    with explained_errors(shards.output_dir), contextlib.ExitStack() as stack:
+        run = map
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, initializer=end_with_parent)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            run = pool.map
+        return sum(tqdm(run(write_shard, jobs), total=len(jobs), unit=" shards", disable=None))
+
+
+@contextlib.contextmanager
+def explained_errors(output_dir: str) -> Iterator[None]:
+    """What can go wrong while writing, in words that say what to do."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise OSError("a writing process was killed, for want of memory? Run the same command again") from error
+    except ImportError as error:  # a package that only some pictures need
+        raise ValueError(str(error)) from error
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            place = f"no room left in {output_dir} ({error})"
+            raise OSError(f"{place}; finished shards are whole: make room and run the same command again") from error
+        if isinstance(error, FileNotFoundError) and str(error.filename).endswith(".partial"):
+            raise FileNotFoundError(f"{error.filename} is gone; is another run writing the same shards?") from error
+        raise
+
+
+def end_with_parent() -> None:
+    """In a worker: end when the main process does, however it ends, so that no orphan goes on writing."""
+
+    def watch():
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def write_shard(job: Job) -> bool:
+    """Write one shard whole or not at all, unless it is finished already -> whether it was written."""
+    sources = sources_digest(job.shard.samples)
+    finished = job.shards.record(job.shard)
+    # Changed pictures are taken anew; a catalogue that was deleted or not mounted must not empty its shards.
+    if finished and sources in (None, finished["sources"]):
+        return False
+    with job.shards.write(job.shard) as (tar, record):
+        record["sources"] = sources
+        record.update(write_samples(tar, job.shard, job.pictures))
+    return True
+
+
+def sources_digest(samples: Sequence[Sample]) -> str | None:
+    """A hash of the sizes and times of the pictures' files; None if there is none of them."""
+    states = []
+    for sample in samples:
+        row = hdf5_row(sample.image_path)
+        try:
+            status = os.stat(row[0] if row else sample.image_path)
+            states.append((status.st_size, status.st_mtime_ns))
+        except (OSError, ValueError):
+            states.append(None)
+    return hashlib.sha256(repr(states).encode()).hexdigest() if any(states) else None
+
+
+def write_samples(tar: TarWriter, shard: Shard, pictures: PictureSettings) -> dict:
+    """Append a shard's samples to a tar -> what its record says of them."""
+    count, untouched, skipped = 0, 0, defaultdict(list)
+    for key, sample in enumerate(shard.samples, shard.first_key):
+        try:
+            source = read_source(sample.image_path, pictures.inside)
+            picture, same = to_jpeg(source, pictures.quality, pictures.image_size, pictures.crop_margins)
+        except PictureError as error:
+            skipped[error.reason].append(printable(sample.image_path))
+            continue
+        files = {"jpg": picture, "txt": sample.caption.encode(), "json": sample.metadata.encode()}
+        tar.add({f"{key:09d}.{suffix}": data for suffix, data in files.items()})
+        count += 1
+        untouched += same
+    return {"samples": count, "untouched_jpegs": untouched, "skipped": skipped}

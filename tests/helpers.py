@@ -1,0 +1,266 @@
+"""What several tests share: drawn pictures, catalogues and shards of them, tiny models, processes.
+
+Torch and the scripts are imported where they are needed, so that a test of one room loads no more than that room.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def encoded_picture(number, size=(40, 48), file_format="JPEG"):
+    """A picture that tells its number: a random colour gradient, encoded."""
+    random = np.random.default_rng(number)
+    corners = Image.fromarray(random.integers(0, 256, (2, 2, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    corners.resize(size, Image.Resampling.BICUBIC).save(buffer, file_format, quality=95)
+    return buffer.getvalue()
+
+
+def png_header(width, height):
+    """A PNG that says how large it is, and holds nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+# --------------------------------------------------------------------------------------------------------------- shards
+
+
+def add_file(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def write_shard(path, samples):
+    """`samples`: dicts of file name -> bytes."""
+    with tarfile.open(path, "w") as tar:
+        for files in samples:
+            for name, data in files.items():
+                add_file(tar, name, data)
+
+
+def catalogue_sample(number, product, **fields):
+    """The three files of a sample as create_webdataset.py writes them."""
+    record = {
+        "product_id": f"P{product}",
+        "category": "TOPS",
+        "subcategory": "KNITS",
+        "image_name": f"P{product}_{number}.png",
+    }
+    return {
+        f"{number:09d}.jpg": encoded_picture(number),
+        f"{number:09d}.txt": f"Caption of product {product}".encode(),
+        f"{number:09d}.json": json.dumps(record | fields).encode(),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- create_webdataset.py
+
+
+VIEWS = 3
+
+
+def write_catalogue(folder, products=10, name="clip_dataset_valid", file_format="png"):
+    """Pictures and their mapping, `VIEWS` a product -> the path of the JSON."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    entries = []
+    for product in range(products):
+        for view in range(VIEWS):
+            path = folder / "pictures" / f"{product}_{view}.{file_format}"
+            corners = np.random.default_rng([product, view]).integers(0, 230, (2, 2, 3), dtype=np.uint8)
+            Image.fromarray(corners).resize((32, 40), Image.Resampling.BICUBIC).save(path)
+            entries.append(entry(path, product))
+    return write_mapping(folder / f"{name}.json", entries)
+
+
+def entry(path, product, **fields):
+    record = {
+        "image_path": str(path),
+        "image_name": Path(path).name,
+        "caption": f"Caption of product {product}",
+        "category": "TOPS",
+        "product_id": f"P{product}",
+    }
+    return record | fields
+
+
+def write_mapping(path, entries):
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    return path
+
+
+def write_shards(mapping, output, *arguments):
+    """The script in this process, without progress bars."""
+    import create_webdataset
+
+    create_webdataset.main(["--json", str(mapping), "--output-dir", str(output), "--num-workers=0", *arguments])
+
+
+def run_create(*arguments, code=0, **options):
+    """The command -> what it prints on stdout and stderr."""
+    command = [sys.executable, ROOT / "create_webdataset.py", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", **options)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout, result.stderr
+
+
+def read_samples(*paths):
+    """Key -> {suffix: bytes} of some shards."""
+    found = defaultdict(dict)
+    for path in sorted(paths):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                found[key][suffix] = tar.extractfile(member).read()
+    return found
+
+
+def read_records(*paths):
+    return [json.loads(sample["json"]) for sample in read_samples(*paths).values()]
+
+
+def shards_in(folder):
+    return sorted(folder.glob("*.tar"))
+
+
+def contents(folder):
+    """Name -> bytes of every file below a folder, hidden ones too."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# -------------------------------------------------------------------------------------------------------------- loaders
+
+
+SIZE = 16
+
+
+def tokenizer(captions):
+    import torch
+
+    return torch.tensor([[49406, zlib.crc32(caption.encode()), 49407] for caption in captions])
+
+
+class CountedTransform:
+    """A transform that counts its calls over all processes."""
+
+    def __init__(self, transform):
+        self.transform = transform
+        self.calls = multiprocessing.Value("l", 0)
+
+    def __call__(self, data, seed=None):
+        with self.calls.get_lock():
+            self.calls.value += 1
+        return self.transform(data, seed)
+
+
+def training(pattern, batch_size=15, **options):
+    from dBManagement import train_loader
+    from image_transforms import ImageTransform
+
+    return train_loader(pattern, ImageTransform(SIZE, train=True), tokenizer, batch_size=batch_size, **options)
+
+
+def evaluation(pattern, batch_size=16, **options):
+    from dBManagement import eval_loader
+    from image_transforms import ImageTransform
+
+    return eval_loader(pattern, ImageTransform(SIZE, train=False), tokenizer, batch_size=batch_size, **options)
+
+
+def epoch(loader, number=0, start=0):
+    loader.set_epoch(number, start)
+    return list(loader)
+
+
+def keys(batches):
+    return [key for batch in batches for key in batch.keys]
+
+
+def assert_same(batches, others):
+    import torch
+
+    assert len(batches) == len(others)
+    for one, other in zip(batches, others):
+        assert torch.equal(one.images, other.images) and torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.products, other.products)
+        assert one[3:-1] == other[3:-1]
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def write_config(folder, name="tiny-test", **changes):
+    """Write a config JSON and return its path; `changes` replace top-level entries."""
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({**TINY, **changes}), encoding="utf-8")
+    return str(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- embeddings
+
+
+def embedded_catalogue(products=6, views=3, dimensions=16, noise=0.0, seed=0, captions=None, subcategories=2):
+    """`views` noisy images around one direction a product, whose caption's embedding that direction is."""
+    from embeddings import Embeddings
+
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(products, dimensions))
+    images = np.repeat(centres, views, axis=0) + noise * random.normal(size=(products * views, dimensions))
+    ids = np.array([f"P{number}" for number in range(products)])
+    kinds = np.array([f"kind {number % subcategories}" for number in range(products)])
+
+    def unit(rows):
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    return Embeddings(
+        image_embeddings=unit(images),
+        text_embeddings=unit(centres),
+        image_product=np.repeat(ids, views),
+        text_product=ids,
+        image_key=np.array([f"{number:09d}" for number in range(products * views)]),
+        captions=np.array(captions or [f"caption of {product}" for product in ids]),
+        category=np.repeat(np.where(np.arange(products) % 2, "TOPS", "SHOES"), views),
+        subcategory=np.repeat(kinds, views),
+        image_text=np.repeat(np.arange(products), views),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+def launch(worker, job, *arguments, processes=2, restarts=0):
+    """Run `worker job arguments` in several processes under torchrun -> the finished launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    command += [f"--max-restarts={restarts}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command += [str(worker), job, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
