@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import write_config
 
 import command_line
 import settings
+from tests.helpers import write_config
 
 ROOT = Path(__file__).parent.parent
 KNOBS = {row.name: row for row in command_line.rows(settings)}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_finetuning.catalogue.text import hash_of, printable, text_of
+from clip_finetuning.catalogue.text import hash_of, text_of
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,3 @@ def test_text_is_one_clean_line(value, text):
 def test_a_hash_is_the_same_everywhere():
     assert hash_of("A hat") == 0xBB62AEBCC4B90948
     assert hash_of("\udcff") != hash_of("")
-
-
-def test_what_any_console_takes():
-    assert printable("a\ud800é") == "a\\ud800é"
