@@ -43,7 +43,7 @@ def empty_cache(device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
-def in_halves(encode: Callable, rows: torch.Tensor, device: torch.device) -> list:
+def in_halves(encode: Callable[[torch.Tensor], object], rows: torch.Tensor, device: torch.device) -> list:
     """[encode(rows)], or where the device does not hold them at once, the results of ever smaller parts in their order."""
     try:
         return [encode(rows)]

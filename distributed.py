@@ -6,8 +6,9 @@ gradients (`average`); the result is the gradient of one process with the whole 
 """
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from out_of_memory import is_out_of_memory
 # A rank that waits longer than this for another one gives up, so that a dead rank never holds the others for ever.
 TIMEOUT = timedelta(minutes=15)
 BUCKET_BYTES = 64 * 2**20  # gradients travel in buckets of about this size: few calls, little extra memory
+
+Result = TypeVar("Result")
 
 
 class Ranks(NamedTuple):
@@ -98,7 +101,7 @@ def any_rank(flag):
     return bool(flags.item())
 
 
-def on_all_ranks(stage):
+def on_all_ranks(stage: Callable[[], Result]) -> Result:
     """stage(), with torch.OutOfMemoryError on every rank if memory ends on any: one left alone in a collective would hang.
 
     So whatever needs memory is done in a stage, and a collective fills what a stage has made room for.
@@ -115,7 +118,7 @@ def on_all_ranks(stage):
     return result
 
 
-def room_for(tensor):
+def room_for(tensor: torch.Tensor) -> torch.Tensor | None:
     """What `gather` writes into: memory for (n, ...) of every rank. None in a single process."""
     if world_size() == 1:
         return None
@@ -142,7 +145,7 @@ def until(wished, batches):
             yield batch
 
 
-def gather(tensor, room):
+def gather(tensor: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
     """(n, ...) of every rank -> (world_size * n, ...) in the order of ranks, without a graph.
 
     Every rank must bring the same n, and `room_for(tensor)`, which becomes the result.
@@ -165,7 +168,7 @@ class _GatherWithGradient(torch.autograd.Function):
         return gradient[first : first + ctx.rows] * world_size(), None
 
 
-def gather_with_gradient(tensor, room):
+def gather_with_gradient(tensor: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
     """(n, ...) of every rank -> (world_size * n, ...) in its `room_for` it, with a gradient for this rank's own rows.
 
     It is for a loss that every rank computes alike over the whole batch. Each rank's own rows then receive their
@@ -175,7 +178,7 @@ def gather_with_gradient(tensor, room):
     return _GatherWithGradient.apply(tensor, room) if world_size() > 1 else tensor
 
 
-def average(tensors):
+def average(tensors: list[torch.Tensor]) -> None:
     """Replace every tensor by its mean over the ranks, the same to the bit on all of them.
 
     Raises torch.OutOfMemoryError, with nothing replaced, on every rank if memory for the exchange ends on any.

@@ -41,7 +41,7 @@ def create_optimizer(model, *, learning_rate, weight_decay, betas, eps, kind="ad
     return CombinedOptimizer(muon, adamw)
 
 
-def decaying(model):
+def decaying(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that weight decay is for: matrices and kernels that activations are multiplied by, token embeddings.
 
     Not biases, gains of norms and of layers (LayerScale), class and register tokens, queries of a pooling, embeddings of
@@ -77,7 +77,7 @@ def _token_embeddings(model):
     return found
 
 
-def hidden_matrices(model):
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The trainable matrices that activations are multiplied by: of linear layers, attention, and the two projections.
 
     Not those of which rows are looked up or added (token and position embeddings, queries of a pooling), and no kernels.
@@ -91,7 +91,7 @@ def hidden_matrices(model):
     ]
 
 
-def load_state(optimizer, model, state_dict):
+def load_state(optimizer, model: nn.Module, state_dict: dict) -> list[str]:
     """Give the optimizer the moments of a checkpoint, to each parameter by its name; all else stays as this run has it.
 
     -> names of the parameters that decayed when the checkpoint was written, and no longer do. Raises ValueError if the

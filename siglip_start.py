@@ -22,7 +22,9 @@ BINS = 20_000  # similarities are counted in steps of 1e-4
 ROWS_AT_ONCE = 1024
 
 
-def set_scale_and_bias(clip_model, loader, precision, micro_batch_size=None):
+def set_scale_and_bias(
+    clip_model: clip.ClipModel, loader, precision: str, micro_batch_size: int | None = None
+) -> tuple[float, float]:
     """Set the model's logit scale and bias to what minimises `losses.siglip_loss` on the first batches -> (scale, bias).
 
     The same on every rank. The loader's next epoch and its counts of lost samples stay as they are.
@@ -61,7 +63,7 @@ def _embedded(clip_model, batch, precision, micro_batch_size):
         return all_of(clip.encode_images, batch.images), all_of(clip.encode_texts, batch.tokens), batch.products
 
 
-def best_scale_and_bias(batches, scales=SCALES):
+def best_scale_and_bias(batches: list, scales: tuple[float, float] = SCALES) -> tuple[float, float]:
     """The scale within `scales` and the bias that minimise the mean `siglip_loss` of batches -> two floats.
 
     batches: of (image embeddings (N, D), text embeddings (N, D), products (N,)). The loss is convex in both: logistic
