@@ -65,7 +65,7 @@ def find_checkpoint(args, folder):
             return None
         path, checkpoint = found
     else:
-        path, checkpoint = args.resume, clip.read_checkpoint(args.resume)
+        path, checkpoint = args.resume, clip.read_checkpoint(args.resume, mapped=True)
     absent = [key for key in ("step", "optimizer", "progress", "data", "settings") if key not in checkpoint]
     if absent:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
@@ -129,6 +129,10 @@ def _restore_optimizer(optimizer, state_dict):
     optimizer.load_state_dict(state_dict)
     for group, values in zip(optimizer.param_groups, settings):
         group.update(values)
+    for moments in optimizer.state.values():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.device.type == "cpu":
+                moments[name] = value.clone()  # what stays mapped keeps a deleted checkpoint on the disk
 
 
 def checkpoint_fields(training):

@@ -30,7 +30,12 @@ def test_a_signal_to_torchrun_during_an_evaluation_leaves_a_checkpoint(tmp_path,
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__]
     command += [str(tmp_path / "evaluating"), *(f"--{name.replace('_', '-')}={knobs[name]}" for name in knobs)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "25"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "25",
+    }
     with open(tmp_path / "console.txt", "w") as console:
         launcher = subprocess.Popen(command, env=environment, stdout=console, stderr=console)
         try:
