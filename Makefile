@@ -1,13 +1,17 @@
 # make demo   raw catalogue -> JSON -> shards -> fine-tuned model -> Recall@k before and after, in a few minutes
 # make test   the test suite
+# make test-lowest   the same suite with the lowest versions that the requirements files allow
 # make lint   ruff and pyright
-# Each makes the environment .venv first if there is none.
+# Each makes the environment .venv, or .venv-lowest, first if there is none.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST ?= .venv-lowest
+# The oldest Python that pyproject.toml allows, where there is one; pyenv hides those that it is not asked for.
+LOWEST_PYTHON ?= $(shell PYENV_VERSION=3.10 python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-lowest lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -15,6 +19,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -28,6 +35,13 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The bounds themselves are the constraints, so none can be named that is not tested.
+$(LOWEST)/installed: requirements.txt requirements-dev.txt
+	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
+	sed -nE 's/^([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' $^ > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -r requirements-dev.txt
 	touch $@
 
 clean:

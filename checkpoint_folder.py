@@ -118,13 +118,16 @@ class CheckpointFolder:
         )
 
     def newest(self):
-        """(path, checkpoint) of the furthest step that can be read, or None; damaged files are passed over loudly."""
+        """(path, checkpoint) of the furthest step that can be read, or None; damaged files are passed over loudly.
+
+        The checkpoint is mapped, not read: see `read_checkpoint`.
+        """
         found = None
         for path in [self.path / FINAL, self.path / BEST, *self._periodic_files()]:
             if not path.exists():
                 continue
             try:
-                checkpoint = read_checkpoint(path)
+                checkpoint = read_checkpoint(path, mapped=True)
                 step = checkpoint["step"]
             except (ValueError, KeyError) as error:
                 warn(f"{path} is damaged and passed over: {error}")
@@ -139,7 +142,7 @@ class CheckpointFolder:
     def step_of(path):
         """The step that a checkpoint file was written after, or None if there is none that can be read."""
         with contextlib.suppress(ValueError, FileNotFoundError):
-            return read_checkpoint(path).get("step")
+            return read_checkpoint(path, mapped=True).get("step")
         return None
 
     def records(self):

@@ -77,6 +77,11 @@ class CombinedOptimizer:
     def param_groups(self):
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
+    @property
+    def state(self):
+        """What is remembered of each parameter; the dictionaries are the optimizers' own."""
+        return {parameter: values for optimizer in self.optimizers for parameter, values in optimizer.state.items()}
+
     def step(self):
         for optimizer in self.optimizers:
             optimizer.step()

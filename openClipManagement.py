@@ -94,7 +94,7 @@ def load_model(path, device="cpu", cache_dir=None, name=None, default_name=None,
     it holds (bare weights, another trainer's file) is taken to be of `name`, else of `default_name`. `checkpoint` is what
     `read_checkpoint(path)` returned, if it was read already; `image` what `image_settings` returned.
     """
-    checkpoint = checkpoint or read_checkpoint(path)
+    checkpoint = checkpoint or read_checkpoint(path, mapped=True)
     named = None if name is None else _named(name, cache_dir)
     return _load(path, checkpoint, device, cache_dir, named, name or default_name, image)
 
@@ -537,10 +537,12 @@ def save_checkpoint(path, clip_model, state_dict=None, **fields):
     print(f"plain open_clip loads {path} with{but}:\n  {model_call}\n  {tokenizer_call}")
 
 
-def read_checkpoint(path):
+def read_checkpoint(path, mapped=False):
     """A checkpoint file as a dictionary with at least `state_dict`, on the CPU, without running code from it.
 
     Takes this suite's files, open_clip_train's, files with `model_state_dict` or `model`, bare state dicts and safetensors.
+    `mapped` reads a tensor only when it is looked at, out of pages that all processes share: for whoever needs a few
+    numbers of gigabytes, or copies each tensor once. Until the last of them is gone the file must not be written to.
     Raises FileNotFoundError, or ValueError if the file is damaged or holds no weights.
     """
     path = Path(path)
@@ -552,7 +554,7 @@ def read_checkpoint(path):
 
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _load(path, mapped)
     except Exception as error:  # zip, pickle and safetensors errors have no common class
         reason = str(error).split("\n")[0][:160]
         raise ValueError(
@@ -570,6 +572,20 @@ def read_checkpoint(path):
     if not checkpoint["state_dict"]:
         raise ValueError(f"checkpoint {path} holds no weights: no tensors under 'state_dict' or at its top level")
     return checkpoint
+
+
+def _load(path, mapped):
+    """The contents of a torch file, if asked for with its tensors mapped; it says so where a whole file cannot be."""
+    refused = None
+    if mapped:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a file of before torch 1.6, a file system without maps, damage: no common class
+            refused = str(error).split("\n")[0][:100]
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if refused:
+        print(f"{path} cannot be mapped into memory ({refused}), so it is read as a whole")
+    return content
 
 
 def _bare_key(key):

@@ -110,9 +110,14 @@ def load_state(optimizer, model: nn.Module, state_dict: dict) -> list[str]:
         )
     moments = {name: state_dict["state"].get(number) for name, number in zip(names, numbers)}
     places = zip(wanted, (number for group in own for number in group["params"]))
-    state = {number: moments[name] for name, number in places if moments[name] is not None}
+    state = {number: _copied(moments[name]) for name, number in places if moments[name] is not None}
     optimizer.load_state_dict({"state": state, "param_groups": own})
     return sorted(_decayed(saved, names) - _decayed(own, wanted))
+
+
+def _copied(moments):
+    """Moments of their own: those of a mapped checkpoint would keep its file on the disk after it was deleted."""
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in moments.items()}
 
 
 def _decayed(groups, names):

@@ -69,7 +69,7 @@ def find_checkpoint(args, folder):
             return None
         path, checkpoint = found
     else:
-        path, checkpoint = args.resume, clip.read_checkpoint(args.resume)
+        path, checkpoint = args.resume, clip.read_checkpoint(args.resume, mapped=True)
     absent = [key for key in ("step", "optimizer", "progress", "data", "settings") if key not in checkpoint]
     if absent:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")

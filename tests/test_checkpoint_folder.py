@@ -2,6 +2,8 @@
 
 import errno
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,34 @@ def test_the_checkpoint_just_written_is_never_the_one_to_go(tmp_path, model):
     for step in (5, 7):
         folder.save(folder.periodic(step), model, step=step)
         assert sorted(path.name for path in tmp_path.glob("*.pt")) == [f"checkpoint_0000000{step}.pt"]
+
+
+def highest_memory(function):
+    """Bytes by which the memory of this process rose at most during a call."""
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = memory("VmRSS")
+    function()
+    return memory("VmHWM") - before
+
+
+def memory(name):
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("ask", ["newest", "step_of", "set_aside_after"])
+def test_a_step_is_learned_without_reading_the_weights(tmp_path, model, ask):
+    folder = CheckpointFolder(tmp_path)
+    for name in ("final_checkpoint.pt", "checkpoint_00000004.pt"):
+        folder.save(tmp_path / name, model, step=4, optimizer={"state": {0: {"exp_avg": torch.zeros(16 * 2**20)}}})
+    calls = {
+        "newest": folder.newest,
+        "step_of": lambda: folder.step_of(tmp_path / "final_checkpoint.pt"),
+        "set_aside_after": lambda: folder.set_aside_after(4),
+    }
+    calls[ask]()
+    assert highest_memory(calls[ask]) < 16 * 2**20  # the file has four times as much
 
 
 def test_a_copy_under_a_name_of_the_users_is_neither_read_nor_deleted(tmp_path, model):

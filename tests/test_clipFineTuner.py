@@ -279,6 +279,23 @@ def test_killed_runs_end_bit_identical(data, tmp_path, workers, micro_batch_size
     assert records(run, *keys) == records(tmp_path / "undisturbed", *keys)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_holds_on_to_nothing_of_its_checkpoint(data, tmp_path, monkeypatch, optimizer):
+    """A mapped file that is deleted keeps its room on the disk."""
+    changes = {"optimizer": optimizer, "ema_decay": 0.9, "eval_interval": "none"}
+    train(data, tmp_path, max_steps=5, warmup_steps=0, **changes)
+    real_fit, mapped = clipFineTuner.fit, []
+
+    def fit(*arguments):
+        mapped.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if ".pt" in line)
+        real_fit(*arguments)
+
+    monkeypatch.setattr(clipFineTuner, "fit", fit)
+    train(data, tmp_path, "--resume", "--force", max_steps=6, warmup_steps=0, **changes)
+    assert not mapped
+
+
 def test_a_finished_run_goes_on_with_more_steps(data, tmp_path, capsys):
     run = train(data, tmp_path, max_steps=8)
     train(data, tmp_path, "--resume", max_steps=12)

@@ -1,6 +1,7 @@
 """Building models, their preprocessing and embeddings, and checkpoints that plain open_clip loads."""
 
 import contextlib
+import errno
 import io
 from pathlib import Path
 
@@ -163,6 +164,32 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tiny, tmp_path):
     with pytest.raises(ValueError, match="does not hold the weights of wider: .* of another shape") as refusal:
         clip.load_model(path, name=wider)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_cannot_be_mapped_is_read_whole_with_a_word(tiny, config, inputs, tmp_path, capsys, monkeypatch):
+    """As torch wrote them before 1.6; or on a file system without maps."""
+    torch.save(tiny.model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(embed(clip.load_model(tmp_path / "old.pt", default_name=config), inputs), embed(tiny, inputs))
+    assert "old.pt cannot be mapped into memory" in capsys.readouterr().out
+    clip.save_checkpoint(tmp_path / "new.pt", tiny)
+    clip.load_model(tmp_path / "new.pt")
+    assert "mapped" not in capsys.readouterr().out
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", refuse)
+    assert torch.equal(embed(clip.load_model(tmp_path / "new.pt"), inputs), embed(tiny, inputs))
+    assert "No such device" in capsys.readouterr().out
+
+
+def test_a_mapped_checkpoint_outlives_its_replacement(tiny, tmp_path):
+    path = tmp_path / "a.pt"
+    clip.save_checkpoint(path, tiny, step=1)
+    mapped = clip.read_checkpoint(path, mapped=True)
+    clip.save_checkpoint(path, tiny, {name: value * 0 for name, value in tiny.model.state_dict().items()}, step=2)
+    assert mapped["step"] == 1
+    assert all(torch.equal(mapped["state_dict"][name], value) for name, value in tiny.model.state_dict().items())
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut"])

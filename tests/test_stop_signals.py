@@ -1,6 +1,7 @@
 """A signal to a real torchrun while something slow is going on; this file is also the slowed-down trainer that it runs."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def test_a_signal_to_torchrun_during_an_evaluation_leaves_a_checkpoint(tmp_path,
     assert "stopped by SIGTERM at step 2; go on with --resume" in text, text
     assert "forcefully exiting" not in text
     assert clip.read_checkpoint(tmp_path / "run" / "checkpoint_00000002.pt")["progress"]["evaluated_step"] == 0
+
+
+def test_the_slurm_recipe_gives_the_trainers_nearly_all_the_time_that_slurm_grants():
+    """And not torchrun's own half a minute."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    granted = [int(seconds) for seconds in re.findall(r"#SBATCH.*--signal=B:TERM@(\d+)", pages)]
+    given = [int(seconds) for seconds in re.findall(r"^export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", pages, re.M)]
+    assert len(granted) == len(given) == 1
+    assert 0.8 * granted[0] < given[0] < granted[0]
 
 
 def slow_trainer(evaluating, *arguments):
