@@ -1010,3 +1010,28 @@ def test_siglips_scale_may_exceed_a_hundred_and_clips_may_not(data, tmp_path):
     }
     assert scales["siglip"] == pytest.approx(117.3, abs=0.01)
     assert scales["clip"] == pytest.approx(100, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("step", "4\x1b[2J"), ("micro_batch_size", 0), ("total_steps", -1), ("settings", [])]
+)
+def test_a_checkpoint_whose_counts_are_none_is_not_resumed(data, tmp_path, field, value):
+    fields = {"step": 4, "optimizer": {}, "progress": {}, "data": {}, "settings": {}}
+    clip_model = clip.create_model(str(data / "tiny-test.json"))
+    clip.save_checkpoint(tmp_path / "theirs.pt", clip_model, **fields | {field: value})
+    with pytest.raises(ValueError, match=rf"theirs\.pt cannot be resumed: .*{field}") as refusal:
+        train(data, tmp_path / "run", f"--resume={tmp_path / 'theirs.pt'}")
+    assert str(refusal.value).isprintable()
+
+
+def test_a_resumed_run_keeps_the_preprocessing_it_was_started_with(data, tmp_path, capsys):
+    run, short = tmp_path / "run", {"eval_interval": "none", "lr_schedule": "constant"}
+    train(data, run, image_mean="0.5,0.5,0.5", image_resize_mode="squash", max_steps=2, **short)
+    with pytest.raises(ValueError, match="IMAGE_MEAN was 0.5,0.5,0.5, is 0.1,0.1,0.1"):
+        train(data, run, "--resume", image_mean="0.1,0.1,0.1", max_steps=3, **short)
+    train(data, run, "--resume", max_steps=3, **short)
+    saved = clip.read_checkpoint(run / "final_checkpoint.pt")
+    assert saved["step"] == 3
+    assert saved["preprocess"]["mean"] == [0.5] * 3 and saved["preprocess"]["resize_mode"] == "squash"
+    assert saved["settings"]["IMAGE_MEAN"] == "0.5,0.5,0.5"
+    assert "image_resize_mode='squash'" in capsys.readouterr().out.split("saved")[-2]
