@@ -316,6 +316,11 @@ class Loader:
             counts[reason] += count
         return counts
 
+    @property
+    def lost(self):
+        """{(reason, where): how many samples could not be used}; processes that met the same loss say it alike."""
+        return dict(self._lost)
+
     def _note(self, lost):
         for count, reason, where in lost:
             if (reason, where) in self._lost:

@@ -20,6 +20,7 @@ TABLE = {
     "evaluate_clip": {
         "settings", "dBManagement", "openClipManagement", "atomic_write", "distributed", "retrieval_metrics",
         "retrieval_protocols", "retrieval_comparison", "zero_shot", "report", "embeddings", "shard_pictures",
+        "plain_text", "shard_samples", "sound_embeddings",
     },
     "clipFineTuner": {
         "settings", "dBManagement", "openClipManagement", "evaluate_clip", "checkpoint_folder", "distributed",

@@ -31,7 +31,7 @@ def test_a_worse_model_is_called_worse_with_its_categories():
 def test_a_model_compared_with_itself_is_unclear():
     text = retrieval_comparison.compare(result("a", 1.0), result("b", 1.0))
     assert text.count(" unclear") == 6
-    assert "+0.0000 [+0.000, +0.000]" in text
+    assert "+0.0000 [-0.032, +0.032]" in text  # 60 products that agree do not prove that all do
 
 
 def test_the_paired_interval_is_narrower_than_the_two_apart():
