@@ -314,12 +314,13 @@ def loss_p_value(gains):
     if largest == 0:
         return 1.0
     steps = np.round(gains * (FLIP_STEPS / largest)).astype(np.int64)
-    reach = int(np.abs(steps).sum())
-    length = 2 * reach + 1  # the sum of the steps lies between -reach and reach
+    steps //= np.gcd.reduce(steps)
+    reach = int(np.abs(steps).sum())  # the sum of the steps lies between -reach and reach
+    length = 1 << (2 * reach).bit_length()  # more than that range; a power of two transforms fastest
     wave = np.ones(length // 2 + 1)
     for step, times in zip(*np.unique(np.abs(steps), return_counts=True)):
         wave *= np.cos(2 * np.pi * step / length * np.arange(len(wave))) ** times
-    chances = np.fft.irfft(wave, length)  # of the sums 0, 1 ... reach, -reach ... -1
+    chances = np.fft.irfft(wave, length)  # of the sums 0, 1 ... reach, and -reach ... -1 at the end
     lowest = np.concatenate([chances[-reach:], chances[: reach + 1]])
     return float(np.clip(lowest[: steps.sum() + reach + 1].sum(), 0, 1))
 
