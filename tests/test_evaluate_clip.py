@@ -278,7 +278,7 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path):
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in ranks] == [0, 0]
     together = json.loads((tmp_path / "two" / "evaluation_results.json").read_text())
     assert together["protocols"] == alone["protocols"]
