@@ -19,7 +19,7 @@ import open_clip
 from open_clip.coca_model import MultimodalCfg
 from open_clip.transform import PreprocessCfg
 
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 
 SECTIONS = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
 WORD = re.compile(r"[\w.-]*")

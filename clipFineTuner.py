@@ -33,7 +33,7 @@ import settings
 import siglip_start
 import training_log
 from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 from console import warn
 from stop_signals import StopSignals
 from training_state import IMAGE_KNOBS, MATHEMATICAL_KNOBS, Progress, Training, find_checkpoint, restore, save

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import command_line
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 
 
 def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:

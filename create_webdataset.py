@@ -23,7 +23,7 @@ import console
 import settings
 from clip_finetuning.catalogue.mapping import Mapping, read_mapping
 from clip_finetuning.catalogue.summary import skipped_lines
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 from clip_finetuning.shards.manifest import ShardSet
 from clip_finetuning.shards.plan import Shard, make_sample, plan_shards
 from clip_finetuning.shards.write import PictureSettings, write_shards

@@ -32,7 +32,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from batch_plan import ORDER, is_planned_alike, plan_epoch, plan_size
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 from shard_pattern import expand_pattern, is_url
 from shard_samples import parse_sample, product_hash
 from shard_stream import StreamedBatches

@@ -1,17 +1,27 @@
 """The embeddings of a data set, and the `.npz` file that anybody's may come in."""
 
 import hashlib
-from dataclasses import dataclass
+import json
+import logging
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from clip_finetuning.runtime.atomic_write import atomic_write
+from clip_finetuning.runtime.text import caption_numbers, text_of
+
+TEXTS = ("image_product", "text_product", "image_key", "captions", "category", "subcategory")
+SAME_POINT = 0.99  # cosine; half precision stays well above
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Embeddings:
-    """N images and M texts of a data set; a text is a caption as one product has it."""
+    """N images and M texts of a data set; a text is a caption as one product has it.
+
+    Columns of text are arrays of Python's own strings: NumPy's would make every caption as wide as the longest.
+    """
 
     image_embeddings: np.ndarray  # (N, D) float32, unit length
     text_embeddings: np.ndarray  # (M, D) float32, unit length
@@ -24,15 +34,17 @@ class Embeddings:
     image_text: np.ndarray  # (N,) the number of each sample's own text
 
     def __post_init__(self):
-        images, texts = len(self.image_embeddings), len(self.text_embeddings)
+        for name in TEXTS:
+            setattr(self, name, texts(getattr(self, name)))
+        images, captions = len(self.image_embeddings), len(self.text_embeddings)
         for name in ("image_product", "image_key", "category", "subcategory", "image_text"):
             if len(getattr(self, name)) != images:
                 raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {images} images")
         for name in ("text_product", "captions"):
-            if len(getattr(self, name)) != texts:
-                raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {texts} texts")
-        if not images or not texts:
-            raise ValueError(f"nothing to evaluate: {images} images and {texts} texts")
+            if len(getattr(self, name)) != captions:
+                raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {captions} texts")
+        if not images or not captions:
+            raise ValueError(f"nothing to evaluate: {images} images and {captions} texts")
         if self.image_embeddings.shape[1:] != self.text_embeddings.shape[1:]:
             shapes = f"{self.image_embeddings.shape} and {self.text_embeddings.shape}"
             raise ValueError(f"image and text embeddings have shapes {shapes}: their second sizes must be equal")
@@ -41,44 +53,124 @@ class Embeddings:
         """A hash of which samples these are, whatever the model: results of equal ones can be compared."""
         digest = hashlib.sha256()
         for column in (self.image_key, self.image_product, self.captions[self.image_text]):
-            digest.update("\0".join(map(str, column)).encode("utf-8", "surrogatepass") + b"\1")
+            digest.update("\0".join(column).encode("utf-8", "surrogatepass") + b"\1")
         return digest.hexdigest()[:16]
 
 
+def texts(values):
+    """(N,) of Python strings, as dtype object."""
+    values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+def unlike_captions(embeddings):
+    """How many texts are embedded otherwise than the first one with the same caption, which stands for them all."""
+    numbers, first = caption_numbers(embeddings.captions)
+    rows = embeddings.text_embeddings
+    repeated = np.flatnonzero(np.bincount(numbers)[numbers] > 1)
+    cosines = (rows[repeated] * rows[np.array(first)[numbers][repeated]]).sum(1)
+    return int((cosines < SAME_POINT).sum())
+
+
+# -------------------------------------------------------------------------------------------------- the file
+
+
+def save(path, embeddings):
+    """Write the arrays of `Embeddings` to a `.npz` file; its columns of text are `packed`, `json_columns` says which."""
+    arrays = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
+    arrays |= {name: packed(arrays[name]) for name in TEXTS}
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays, json_columns=np.array(TEXTS))
+
+
+def packed(column):
+    """Strings as the bytes of a JSON list, (bytes,) uint8: as long as all of them together, and read without pickle.
+
+    `json.loads(file[name].tobytes())` unpacks them.
+    """
+    return np.frombuffer(json.dumps(column.tolist()).encode(), dtype=np.uint8)
+
+
 def load(path):
-    """Embeddings from a `.npz` file. Raises FileNotFoundError, or ValueError naming the array that is missing."""
+    """Embeddings from a `.npz` file. Raises FileNotFoundError, or ValueError naming the array that is missing or wrong."""
+    arrays = _read(path)
+    _check_shapes(path, arrays)
+    images, count = len(arrays["image_embeddings"]), len(arrays["text_embeddings"])
+    captions = [f"text {n}" for n in range(count)]
+    if "captions" in arrays:
+        captions = list(map(str, _strings(arrays["captions"])))
+    image_products, text_products = _products(path, arrays, captions)
+    blank = np.full(images, "")
+    return Embeddings(
+        image_embeddings=_unit(arrays["image_embeddings"]),
+        text_embeddings=_unit(arrays["text_embeddings"]),
+        image_product=image_products,
+        text_product=text_products,
+        image_key=map(str, _strings(arrays.get("image_key", np.arange(images)))),
+        captions=captions,
+        category=map(text_of, _strings(arrays.get("category", blank))),
+        subcategory=map(text_of, _strings(arrays.get("subcategory", blank))),
+        image_text=arrays["image_text"] if "image_text" in arrays else _own_texts(path, image_products, text_products),
+    )
+
+
+def _read(path):
+    """{name: array} of the file, columns of text unpacked."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"embeddings file {path} does not exist; write one with --save-embeddings")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except Exception as error:  # zip and npy errors have no common class
+        for name in {*arrays.pop("json_columns", np.array([])).tolist()} & {*TEXTS} & {*arrays}:
+            arrays[name] = texts(map(str, json.loads(arrays[name].tobytes())))
+    except Exception as error:  # zip, npy and JSON errors have no common class
         raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
     wanted = ("image_embeddings", "text_embeddings", "image_product", "text_product")
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; an embeddings file needs {', '.join(wanted)}")
-    _check_shapes(path, arrays)
-    images, texts = len(arrays["image_embeddings"]), len(arrays["text_embeddings"])
-    products, text_products = arrays["image_product"].astype(str), arrays["text_product"].astype(str)
-    blank = np.full(images, "")
-    numbers = np.array([f"text {number}" for number in range(texts)])
-    first_text = {product: number for number, product in reversed(list(enumerate(text_products.tolist())))}
-    return Embeddings(
-        image_embeddings=_unit(arrays["image_embeddings"]),
-        text_embeddings=_unit(arrays["text_embeddings"]),
-        image_product=products,
-        text_product=text_products,
-        image_key=arrays.get("image_key", np.arange(images)).astype(str),
-        captions=arrays.get("captions", numbers).astype(str),
-        category=arrays.get("category", blank).astype(str),
-        subcategory=arrays.get("subcategory", blank).astype(str),
-        image_text=arrays.get("image_text", np.array([first_text.get(product, 0) for product in products.tolist()])),
-    )
+    return arrays
+
+
+def _strings(array):
+    """A column's values, text of whatever kind as Python strings, numbers as they are."""
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    return (array if array.dtype.kind in "OUfiu" else array.astype(str)).tolist()
+
+
+def _products(path, arrays, captions):
+    """(of the images, of the texts): the products' ids as text; without an id, equal captions are one product."""
+    of_texts = [text_of(value) for value in _strings(arrays["text_product"])]
+    of_images = [text_of(value) for value in _strings(arrays["image_product"])]
+    if "captions" in arrays and len(captions) == len(of_texts):
+        of_texts = [product or caption for product, caption in zip(of_texts, captions)]
+        if "image_text" in arrays and len(arrays["image_text"]) == len(of_images):
+            of_images = [product or captions[text] for product, text in zip(of_images, arrays["image_text"].tolist())]
+    for name, column in (("image_product", of_images), ("text_product", of_texts)):
+        if "" in column:
+            raise ValueError(
+                f"{path}: {column.count('')} rows of {name} are blank or no number; name a product in each, or bring "
+                "captions and image_text, by which equal captions are one product"
+            )
+    return of_images, of_texts
+
+
+def _own_texts(path, image_products, text_products):
+    """(N,) the number of each image's text, where the file does not say: the first one of its product."""
+    first = {product: number for number, product in reversed(list(enumerate(text_products)))}
+    alone = sum(product not in first for product in image_products)
+    if alone:
+        log.warning(
+            "%s: %d images have no text of their product; only the product protocol leaves them out", path, alone
+        )
+    return np.array([first.get(product, 0) for product in image_products])
 
 
 def _check_shapes(path, arrays):
-    """ValueError naming the array that has another shape or type than `Embeddings` needs."""
+    """ValueError naming the array that has another shape, type or value than `Embeddings` needs."""
     for name, array in arrays.items():
         wanted = 2 if name in ("image_embeddings", "text_embeddings") else 1
         if name in Embeddings.__dataclass_fields__ and array.ndim != wanted:
@@ -87,14 +179,14 @@ def _check_shapes(path, arrays):
             raise ValueError(
                 f"{path}: {name} is {array.dtype} {array.shape}; it must be real numbers (rows, dimensions)"
             )
+        broken = np.flatnonzero(~np.isfinite(array).all(1)) if wanted == 2 else ()
+        if len(broken):
+            raise ValueError(
+                f"{path}: {len(broken)} rows of {name} hold NaN or infinity, first of all row {broken[0]}; leave them out"
+            )
     numbers = arrays.get("image_text", np.zeros(0, dtype=int))
-    if numbers.dtype.kind not in "iu" or (
-        len(numbers)
-        and not 0
-        <= numbers.min()
-        <= numbers.max()
-        < len(arrays["captions" if "captions" in arrays else "text_product"])
-    ):
+    texts_named = len(arrays["captions" if "captions" in arrays else "text_product"])
+    if numbers.dtype.kind not in "iu" or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < texts_named):
         raise ValueError(f"{path}: image_text must be whole numbers of texts, from 0")
 
 
@@ -102,9 +194,3 @@ def _unit(rows):
     """Rows of unit length, so that anybody's embeddings are compared by cosine."""
     rows = rows.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def save(path, embeddings):
-    """Write the arrays of `Embeddings` to a `.npz` file."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **vars(embeddings))

@@ -11,15 +11,15 @@
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint. Runs under torchrun too.
 """
 
+import functools
 import json
+import logging
 import sys
 import textwrap
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import command_line
@@ -36,10 +36,16 @@ import retrieval_protocols as protocols
 import settings
 import zero_shot
 from clip_finetuning.runtime.atomic_write import atomic_write
+from clip_finetuning.runtime.text import caption_numbers
 from embeddings import Embeddings
 from shard_pictures import read_pictures
+from shard_samples import majority_warning
+from sound_embeddings import embed_rows
 
 RECALLS = (5, 10)  # always reported at the top level of the results
+NO_IMAGE_EMBEDDING, NO_CAPTION_EMBEDDING = "picture without a finite embedding", "caption without a finite embedding"
+NAMED = 5  # samples that are named in a warning
+log = logging.getLogger(__name__)
 KNOBS = [
     "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "TEST_DATASET_PATTERN",
     "IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION", "CHECKPOINT_DIR", "EVAL_CHECKPOINT", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
@@ -50,7 +56,7 @@ def main(argv=None):
     """Settings, embeddings, numbers, files."""
     args = parse_arguments(argv)
     if args.compare:
-        print(retrieval_comparison.compare(*(load_results(path, args) for path in args.compare), args.seed))
+        print(retrieval_comparison.compare(*(load_results(path, args) for path in args.compare)))
         return
     ranks = distributed.start(args.device)
     if args.from_embeddings:
@@ -152,10 +158,10 @@ def embed_shards(clip_model, args, ranks):
         raise ValueError(f"the processes see {seen} samples in {args.dataset_path}: all machines need the same shards")
     precision = distributed.agree(clip.pick_precision(args.precision, clip_model.device))
     start = time.perf_counter()
-    embeddings, skipped = embed(clip_model, loader, precision, progress=ranks.rank == 0)
+    embeddings, counts = embed(clip_model, loader, precision, progress=ranks.rank == 0)
     about = {
         "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
-        "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), "skipped": skipped},
+        "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), **counts},
         "seconds": round(time.perf_counter() - start, 2),
     }
     return embeddings, about
@@ -164,57 +170,111 @@ def embed_shards(clip_model, args, ranks):
 # ---------------------------------------------------------------------------------------------- embedding
 
 
-def embed(clip_model, loader, precision, progress=False, wished=None):
-    """Embed every sample of a loader, each distinct caption once -> (Embeddings of all ranks, {reason: skipped}).
+class NothingFinite(ValueError):
+    """There are samples, but the model gives none of them an embedding; `counts` are those of `embed`."""
 
-    distributed.Stopped if `wished`, a function that all ranks ask between two batches, wants an end.
+    def __init__(self, message, counts):
+        super().__init__(message)
+        self.counts = counts
+
+
+def embed(clip_model, loader, precision, progress=False, wished=None):
+    """Embed every sample of a loader, each distinct caption once -> (Embeddings of all ranks, counts).
+
+    The counts say what became of the other samples, once over all ranks: `skipped` {reason: samples}, `again_in_fp32`
+    {"images", "captions"}: what overflowed in half precision. Raises ValueError if nothing can be embedded, distributed.Stopped if `wished`, a
+    function that all ranks ask between two batches, wants an end.
     """
     clip_model.model.eval()
-    images, texts, rows = [], {}, []
+    part = _Part()
     bar = tqdm(total=loader.num_samples, unit=" samples", desc="embedding", disable=None if progress else True)
-    with torch.inference_mode(), bar:
+    with bar:
         for batch in distributed.until(wished, loader) if wished else loader:
-            with clip.autocast(clip_model.device, precision):
-                images += _arrays(clip.encode_images, clip_model, batch.images)
-                _embed_new_captions(clip_model, batch, texts)
-            rows += zip(batch.keys, batch.product_ids, batch.categories, batch.subcategories, batch.captions)
+            part.add(clip_model, batch, precision)
             bar.update(len(batch.keys))
-    parts = distributed.gather_objects((images, texts, rows, Counter(loader.skipped)))
-    skipped = sum((part[3] for part in parts), Counter())
-    rows = [row for part in parts for row in part[2]]
+    part.lost |= loader.lost
+    parts = distributed.gather_objects(part)
+    # What breaks an index is on every rank's list, what a rank could not decode on its own alone.
+    skipped = dBManagement.count_lost(part.lost for part in parts)
+    again = {"images": sum(part.images_again for part in parts)}
+    again["captions"] = len(set().union(*(part.captions_again for part in parts)))
+    counts = {"skipped": dict(skipped), "again_in_fp32": again}
+    rows = [row for part in parts for row in part.rows]
     if not rows:
-        raise ValueError(f"no sample could be embedded: {dict(skipped) or 'the shards are empty'}")
-    texts = {caption: row for part in reversed(parts) for caption, row in part[1].items()}
-    return _assemble(np.concatenate([block for part in parts for block in part[0]]), texts, rows), dict(skipped)
+        message = f"no sample could be embedded: {dict(skipped) or 'the shards are empty'}"
+        if {NO_IMAGE_EMBEDDING, NO_CAPTION_EMBEDDING} & set(skipped):
+            raise NothingFinite(message, counts)
+        raise ValueError(message)
+    texts = {caption: row for part in reversed(parts) for caption, row in part.texts.items()}
+    images = np.concatenate([block for part in parts for block in part.images])
+    return _assemble(images, texts, rows), counts
 
 
-def _embed_new_captions(clip_model, batch, texts):
-    """Embed the captions that were not met before into `texts`."""
-    new = {caption: number for number, caption in enumerate(batch.captions) if caption not in texts}
-    if new:
-        encoded = _arrays(clip.encode_texts, clip_model, batch.tokens[list(new.values())])
-        texts.update(zip(new, np.concatenate(encoded)))
+class _Part:
+    """What one rank has embedded."""
+
+    def __init__(self):
+        self.images, self.texts, self.rows = [], {}, []  # blocks (n, D), {caption: (D,)}, one row a sample
+        self.lost = {}  # as in Loader.lost
+        self.met, self.images_again, self.captions_again = 0, 0, set()
+
+    def add(self, clip_model, batch, precision):
+        """Embed a batch; samples whose picture or caption has no embedding are left out by name."""
+        images = embed_rows(clip_model, clip.encode_images, batch.images, precision)
+        self._add_captions(clip_model, batch, precision)
+        self.images_again += len(images.again)
+        _tell(
+            f"pictures overflowed in {precision} and are embedded again in fp32", [batch.keys[i] for i in images.again]
+        )
+        broken = dict.fromkeys(images.broken.tolist(), NO_IMAGE_EMBEDDING)
+        for i, caption in enumerate(batch.captions):
+            if self.texts[caption] is None:
+                broken.setdefault(i, NO_CAPTION_EMBEDDING)
+        for i, reason in broken.items():  # other shards may have the same keys
+            self.lost[f"{batch.keys[i]}, sample {self.met + i} of rank {distributed.rank()}"] = (1, reason)
+        _tell(
+            "samples are left out, since picture or caption has no finite embedding even in fp32",
+            [batch.keys[i] for i in broken],
+        )
+        kept = [i for i in range(len(batch.keys)) if i not in broken]
+        self.met += len(batch.keys)
+        self.images.append(images.embeddings[kept])
+        rows = list(zip(batch.keys, batch.product_ids, batch.categories, batch.subcategories, batch.captions))
+        self.rows += [rows[i] for i in kept]
+
+    def _add_captions(self, clip_model, batch, precision):
+        """Embed the captions that were not met before; None for one that has no embedding."""
+        new = {caption: number for number, caption in enumerate(batch.captions) if caption not in self.texts}
+        if not new:
+            return
+        names = list(new)
+        texts = embed_rows(clip_model, clip.encode_texts, batch.tokens[list(new.values())], precision)
+        again = [names[i] for i in texts.again]
+        self.captions_again.update(again)
+        _tell(f"captions overflowed in {precision} and are embedded again in fp32", again)
+        self.texts.update(zip(names, texts.embeddings))
+        self.texts.update((names[i], None) for i in texts.broken)
 
 
-def _arrays(encode, clip_model, rows):
-    """The embeddings of rows as NumPy arrays: one, or several where the device's memory does not hold all at once."""
-    return devices.in_halves(lambda part: encode(clip_model, part).cpu().numpy(), rows, clip_model.device)
+def _tell(what, names):
+    """Warn of a batch's samples, the first few by name."""
+    if names:
+        listed = ", ".join(name[:60] for name in names[:NAMED])
+        log.warning("%d %s: %s%s", len(names), what, listed, ", ..." if len(names) > NAMED else "")
 
 
 def _assemble(images, texts, rows):
     """Arrays from per-sample rows; a text is a (product, caption) pair."""
-    keys, products, categories, subcategories, captions = map(np.array, zip(*rows))
+    keys, products, categories, subcategories, captions = zip(*rows)
     numbers = {}
-    image_text = np.array(
-        [numbers.setdefault(pair, len(numbers)) for pair in zip(products.tolist(), captions.tolist())]
-    )
+    image_text = np.array([numbers.setdefault(pair, len(numbers)) for pair in zip(products, captions)])
     return Embeddings(
         image_embeddings=images.astype(np.float32),
         text_embeddings=np.stack([texts[caption] for _, caption in numbers]).astype(np.float32),
         image_product=products,
-        text_product=np.array([product for product, _ in numbers]),
+        text_product=[product for product, _ in numbers],
         image_key=keys,
-        captions=np.array([caption for _, caption in numbers]),
+        captions=[caption for _, caption in numbers],
         category=categories,
         subcategory=subcategories,
         image_text=image_text,
@@ -228,10 +288,25 @@ def measure(clip_model, loader, precision, seed=0, wished=None):
     """The headline numbers of a model on a loader's samples, as in the result file; the trainer calls this.
 
     Rank 0 measures and all have its numbers: what follows from a score, such as an end of the training, is one decision.
+    A model that gives no sample a finite embedding finds nothing: it scores 0 and ends no training.
     """
-    embeddings, skipped = embed(clip_model, loader, precision, wished=wished)
-    mine = measure_embeddings(embeddings, ["product"], (1, 5, 10), seed) if distributed.rank() == 0 else None
-    return distributed.agree(mine) | {"skipped": skipped}
+    ks = (1, 5, 10)
+    try:
+        embeddings, counts = embed(clip_model, loader, precision, wished=wished)
+    except NothingFinite as error:  # on every rank alike
+        log.warning("every recall counts as 0: %s", error)
+        nothing = dict.fromkeys(protocols.DIRECTIONS, 0.0)
+        return {"num_samples": 0, **{f"recall@{k}": dict(nothing) for k in ks}, **error.counts}
+    mine = measure_embeddings(embeddings, ["product"], ks, seed) if distributed.rank() == 0 else None
+    results = distributed.agree(mine) | counts
+    for warning in results["warnings"]:
+        _warn_once(warning)
+    return results
+
+
+@functools.cache
+def _warn_once(warning):
+    log.warning("%s", warning)
 
 
 def measure_embeddings(embeddings, names, ks, seed=0, candidates=None):
@@ -244,10 +319,27 @@ def measure_embeddings(embeddings, names, ks, seed=0, candidates=None):
     return results | {
         "protocol": names[0],
         "num_products": len(np.unique(embeddings.image_product)),
-        "num_captions": len(np.unique(embeddings.captions)),
-        "ties": "a positive that ties with negatives counts after them",
+        "num_captions": len(caption_numbers(embeddings.captions)[1]),
+        "rules": retrieval_comparison.RULES,
+        "ties": "a positive that ties with negatives counts after them; in pair, samples with the same caption share "
+        "their expected rank",
+        "warnings": warnings_of(embeddings),
         "protocols": evaluated,
     }
+
+
+def warnings_of(embeddings):
+    """What makes the numbers mean something else than one thinks, a sentence each."""
+    found = [majority_warning(embeddings.image_product)]
+    unnamed = int((embeddings.image_product == embeddings.captions[embeddings.image_text]).sum())
+    if unnamed:
+        found.append(f"{unnamed:,} samples name no product: those with equal captions are one product")
+    unlike = embeddings_file.unlike_captions(embeddings)
+    if unlike:
+        found.append(
+            f"{unlike:,} texts are embedded otherwise than the same caption before them, which stands for both"
+        )
+    return [warning for warning in found if warning]
 
 
 def candidate_lists(embeddings, args):
@@ -256,24 +348,28 @@ def candidate_lists(embeddings, args):
         return None
     path, fingerprint = args.candidates, embeddings.fingerprint()
     if path and Path(path).exists():
-        try:
-            with np.load(path) as file:
-                lists = dict(file)
-        except Exception as error:  # zip and npy errors have no common class
-            raise ValueError(f"{path} holds no candidate lists; name another file to draw new ones") from error
-        if str(lists.get("fingerprint")) != fingerprint:
-            raise ValueError(f"{path} holds candidate lists of other data; name another file to draw new ones")
-        try:
-            result_file.check_candidates(lists, len(embeddings.image_key))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} holds damaged candidate lists: {error}; name another file to draw new ones"
-            ) from None
-        return {way: lists[way] for way in protocols.DIRECTIONS}, int(lists["topped_up"])
+        return _read_candidates(path, fingerprint, len(embeddings.image_key))
     lists, topped_up = protocols.draw_candidates(embeddings, args.seed)
+    keys = embeddings_file.packed(embeddings.image_key)
     with atomic_write(path or "sampled101_candidates.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, fingerprint=fingerprint, topped_up=topped_up, image_key=embeddings.image_key, **lists)
+        np.savez_compressed(file, fingerprint=fingerprint, topped_up=topped_up, image_key=keys, **lists)
     return lists, topped_up
+
+
+def _read_candidates(path, fingerprint, images):
+    """The lists of a file. Raises ValueError if they are damaged, or not of this data."""
+    try:
+        with np.load(path) as file:
+            lists = {name: file[name] for name in (*protocols.DIRECTIONS, "fingerprint", "topped_up")}
+    except Exception as error:  # zip and npy errors have no common class
+        raise ValueError(f"{path} holds no candidate lists; name another file to draw new ones") from error
+    if str(lists["fingerprint"]) != fingerprint:
+        raise ValueError(f"{path} holds candidate lists of other data; name another file to draw new ones")
+    try:
+        result_file.check_candidates(lists, images)
+    except ValueError as error:
+        raise ValueError(f"{path} holds damaged candidate lists: {error}; name another file to draw new ones") from None
+    return {way: lists[way] for way in protocols.DIRECTIONS}, int(lists["topped_up"])
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -305,7 +401,7 @@ def write_outputs(args, embeddings, results, baseline):
         temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(table(results))
     if baseline:
-        print("\n" + retrieval_comparison.compare(baseline, results | {"name": output}, args.seed) + "\n")
+        print("\n" + retrieval_comparison.compare(baseline, results | {"name": output}) + "\n")
     print(f"written to {output}")
     if args.save_embeddings:
         embeddings_file.save(args.save_embeddings, embeddings)
@@ -327,7 +423,7 @@ def write_report(args, embeddings, results, baseline):
     except FileNotFoundError as error:
         print(f"the report has no pictures: {error}", file=sys.stderr)
     thumbnails = {keys[key]: report.thumbnail(data) for key, data in pictures.items()}
-    page = report.render(results, embeddings, examples, thumbnails, baseline, args.seed)
+    page = report.render(results, embeddings, examples, thumbnails, baseline)
     with atomic_write(args.report) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")  # half a character, as JSON can escape one
 
@@ -345,6 +441,11 @@ def table(results):
     if skipped:
         left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         lines += textwrap.wrap(f"left out: {left_out}", 80, subsequent_indent="  ")
+    again = {what: count for what, count in results.get("data", {}).get("again_in_fp32", {}).items() if count}
+    if again:
+        lines.append(f"overflowed, embedded again in fp32: {', '.join(f'{n} {what}' for what, n in again.items())}")
+    for warning in results["warnings"]:
+        lines += textwrap.wrap(f"warning: {warning}", 80, subsequent_indent="  ")
     lines.append("each cell: value [95 % interval over products] (chance)")
     for name, protocol in results["protocols"].items():
         lines += ["", *textwrap.wrap(f"{name}: {protocol['protocol']}", 80, subsequent_indent="  ")]
@@ -358,6 +459,9 @@ def table(results):
             lines.append(f"  {label}".ljust(16) + cells[0].rjust(32) + cells[1].rjust(30))
     if "zero_shot" in results:
         lines += ["", zero_shot.line(results["zero_shot"])]
+        broken = results["zero_shot"]["without_embedding"]
+        if broken:
+            lines += textwrap.wrap(f"left out, since the name's embedding is not finite: {', '.join(broken)}", 80)
     return "\n".join(lines)
 
 

@@ -34,7 +34,7 @@ from architecture import (
     least_parameters,
 )
 from clip_finetuning.runtime.atomic_write import atomic_write
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 from image_transforms import ImageTransform, normalize
 from open_clip_call import QUICK, open_clip_calls
 

@@ -14,8 +14,9 @@ import numpy as np
 
 import retrieval_metrics as metrics
 from clip_finetuning.pictures.decode import PictureError, load_picture
+from embeddings import Embeddings, texts
 from retrieval_comparison import paired_difference, verdict
-from retrieval_protocols import DIRECTIONS, Embeddings, tasks
+from retrieval_protocols import DIRECTIONS, tasks
 
 QUERIES = 60  # shown in all: two thirds a random sample, one third the worst
 SHOWN = 5  # answers of each query
@@ -93,7 +94,7 @@ def _examples(direction, task, chosen, best):
 def _count_confusions(embeddings, task, confused, asked):
     """Pictures whose nearest caption belongs to a product of another category."""
     category_of = dict(zip(embeddings.image_product.tolist(), embeddings.category.tolist()))
-    categories = np.array([category_of.get(product, "") for product in embeddings.text_product.tolist()])
+    categories = texts(category_of.get(product, "") for product in embeddings.text_product.tolist())
     answered = categories[task.gallery_items[metrics.nearest_items(task.queries, task.gallery)]]
     asked.update(task.query_categories.tolist())
     wrong = (answered != task.query_categories) & (answered != "") & (task.query_categories != "")
@@ -115,13 +116,13 @@ def thumbnail(data):
 # ------------------------------------------------------------------------------------------------ the page
 
 
-def render(results, embeddings, examples, thumbnails, baseline=None, seed=0):
+def render(results, embeddings, examples, thumbnails, baseline=None):
     """The page as text. `thumbnails`: image number -> JPEG bytes; `baseline`: another result of the same data."""
     headline = results["protocols"]["product"]
     before = baseline["protocols"]["product"] if baseline else None
     show = _Shown(embeddings, {n: _data_url(jpeg) for n, jpeg in thumbnails.items() if jpeg}).example
     sections = [
-        ("Recall", _headline(headline, before, seed)),
+        ("Recall", _headline(headline, before)),
         ("By category", _bars(headline, before)),
         ("A sample of queries", _by_direction(examples.sample, show)),
         ("The worst failures", _by_direction(examples.worst, show) or "<p>Every query has a hit in first place.</p>"),
@@ -156,10 +157,10 @@ def _facts(results, baseline):
 
 
 def _note(headline):
-    return f"{headline['protocol']}. Intervals: 95 %, bootstrap over products. A positive that ties with negatives counts after them."
+    return f"{headline['protocol']}. Intervals: 95 %, over products. A positive that ties with negatives counts after them."
 
 
-def _headline(headline, before, seed):
+def _headline(headline, before):
     """A table of the recalls with intervals, chance, and what was gained."""
     head = "<th>direction</th><th>measure</th><th>value</th><th>95 % interval</th><th>chance</th>"
     head += "<th>before</th><th>gain, paired</th>" if before else ""
@@ -173,16 +174,16 @@ def _headline(headline, before, seed):
             cells = [WAYS[direction], _label(key), f"<b>{_number(key, numbers[key])}</b>"]
             cells += [f"{_number(key, low)} – {_number(key, high)}", "" if chance is None else f"{chance:.3f}"]
             if before:
-                cells += _gain(before[direction], numbers, key, seed)
+                cells += _gain(before[direction], numbers, key)
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _gain(before, numbers, key, seed):
+def _gain(before, numbers, key):
     old = _number(key, before[key]) if key in before else ""
     if key not in before["by_product"] or key not in numbers["by_product"]:
         return [old, ""]
-    gain, (low, high) = paired_difference(before, numbers, key, seed)
+    gain, (low, high) = paired_difference(before, numbers, key)
     word = verdict(low, high)
     return [old, f'<span class="{word.split()[0]}">{gain:+.3f} [{low:+.3f}, {high:+.3f}] {word}</span>']
 

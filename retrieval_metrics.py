@@ -12,6 +12,8 @@ import torch
 
 BLOCK_BYTES = 40 * 2**20  # one block of scores; two of this size are alive at a time
 RESAMPLES = 1000
+Z = 1.959964  # 95 % of a normal distribution lie within
+FLIP_STEPS = 60  # how finely `loss_p_value` tells gains apart: products have 1 to 6 views
 NEVER = np.iinfo(np.int64).max  # the rank of a query that has no positive in the gallery
 
 
@@ -83,7 +85,7 @@ def rank_positives(queries, gallery, positives, block_rows=None):
     queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
     best = np.full(len(queries), NEVER)
     precision = np.zeros(len(queries))
-    rows = block_rows or max(1, min(1024, BLOCK_BYTES // (4 * max(1, len(gallery)))))
+    rows = block_rows or _block_rows(len(gallery))
     scratch = torch.empty(0)
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows] @ gallery.T  # (rows, G)
@@ -92,6 +94,10 @@ def rank_positives(queries, gallery, positives, block_rows=None):
         ahead, slots = _negatives_ahead(block, window - window[0], positives.items[window[0] : window[-1]], scratch)
         best[start : start + len(block)], precision[start : start + len(block)] = _summary(ahead, slots)
     return Ranks(best, precision)
+
+
+def _block_rows(gallery_size):
+    return max(1, min(1024, BLOCK_BYTES // (4 * max(1, gallery_size))))
 
 
 def _matrix(values, what):
@@ -128,6 +134,69 @@ def _summary(ahead, slots):
     return np.where(counts > 0, ahead[:, 0] + 1, NEVER), precision.sum(1) / np.maximum(counts, 1)
 
 
+def pair_values(images, texts, text_of, ks, block_rows=None):
+    """The numbers of each sample where its own image and its own text alone are a hit -> {direction: {name: (N,)}}.
+
+    images (N, D), distinct texts (U, D), text_of (N,): the text of each image. Samples that share a text cannot be told
+    apart by it. Their m ranks, told from the others' as in `rank_positives`, come in any order alike: each of the samples
+    gets the share of the m ranks that are hits, and the mean of the m ranks. That is what open_clip's get_clip_metrics,
+    which sorts equal texts as they happen to come, gives in expectation.
+    """
+    images, texts = _matrix(images, "image"), _matrix(texts, "text")
+    return {
+        "text_to_image": _values_of_texts(images, texts, text_of, ks, block_rows),
+        "image_to_text": _values_of_images(images, texts, text_of, ks, block_rows),
+    }
+
+
+def _values_of_texts(images, texts, text_of, ks, block_rows):
+    """Each distinct text asks once for the ranks of all its images."""
+    positives = by_group(np.arange(len(texts)), text_of)
+    counts = np.diff(positives.offsets)
+    order = np.argsort(counts, kind="stable")  # blocks of texts with about as many images: no work for empty slots
+    values = {}
+    rows = block_rows or _block_rows(len(images))
+    scratch = torch.empty(0)
+    for chosen in np.split(order, range(rows, len(order), rows)):
+        block = texts[chosen] @ images.T  # (rows, N)
+        scratch = scratch if scratch.shape == block.shape else torch.empty_like(block)
+        items = positives.items[_ranges(positives.offsets[chosen], counts[chosen])]
+        ahead, slots = _negatives_ahead(block, _offsets(counts[chosen]), items, scratch)
+        ranks = ahead + np.arange(1, slots.shape[1] + 1)
+        numbers = {f"recall@{k}": ranks <= k for k in ks} | {"mean_rank": ranks, "mrr": 1 / ranks}
+        for name, number in numbers.items():
+            mean = np.where(slots, number, 0.0).sum(1) / np.maximum(counts[chosen], 1)
+            values.setdefault(name, np.zeros(len(texts)))[chosen] = mean
+    return _pair_numbers({name: column[text_of] for name, column in values.items()})
+
+
+def _values_of_images(images, texts, text_of, ks, block_rows):
+    """Each image asks for its own text, which stands m times in the gallery: at `ahead` + 1 ... `ahead` + m."""
+    copies = np.bincount(text_of, minlength=len(texts))
+    weights, own = torch.from_numpy(copies).float(), torch.from_numpy(text_of)
+    ahead = np.empty(len(images), np.int64)
+    rows = block_rows or _block_rows(len(texts))
+    scratch = torch.empty(0)
+    for start in range(0, len(images), rows):
+        block = images[start : start + rows] @ texts.T  # (rows, U)
+        scratch = scratch if scratch.shape == block.shape else torch.empty_like(block)
+        columns = own[start : start + len(block), None]
+        scores = block.gather(1, columns)
+        block.scatter_(1, columns, -torch.inf)
+        # Whole numbers, of which float32 adds up 16 million without an error.
+        ahead[start : start + len(block)] = (torch.ge(block, scores, out=scratch) @ weights).numpy()
+    count = copies[text_of]
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, len(images) + 1))])
+    shared = (harmonic[ahead + count] - harmonic[ahead]) / count
+    values = {f"recall@{k}": np.clip(k - ahead, 0, count) / count for k in ks}
+    values |= {"mean_rank": ahead + (count + 1) / 2, "mrr": np.where(count == 1, 1 / (ahead + 1), shared)}
+    return _pair_numbers(values)
+
+
+def _pair_numbers(values):
+    return values | {"map": values["mrr"]}  # one positive each
+
+
 def top_items(queries, gallery, count, block_rows=256):
     """The `count` best gallery items of each query and their scores -> (Q, count) each; equal scores by number."""
     queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
@@ -160,11 +229,14 @@ def rank_candidates(queries, candidates):
 
 def summarize(ranks, ks):
     """{recall@k ..., median_rank, mean_rank, mrr, map} over the queries that have a positive."""
-    values = query_values(ranks, ks)
+    return means(query_values(ranks, ks))
+
+
+def means(values):
+    """The reported numbers of {name: (Q,)}: means, and the median of the ranks."""
     numbers = {name: float(column.mean()) if len(column) else 0.0 for name, column in values.items()}
-    found = ranks.best[ranks.best != NEVER]
-    numbers["median_rank"] = float(np.median(found)) if len(found) else float("nan")
-    return numbers
+    ranks = values["mean_rank"]
+    return numbers | {"median_rank": float(np.median(ranks)) if len(ranks) else float("nan")}
 
 
 def query_values(ranks, ks):
@@ -197,6 +269,68 @@ def product_sums(values, products):
     unique, codes = np.unique(products, return_inverse=True)
     sums = {name: np.bincount(codes, column, len(unique)) for name, column in values.items()}
     return sums, np.bincount(codes, minlength=len(unique)), unique
+
+
+def share_interval(sums, counts, least_effect=0.0):
+    """95 % interval of a mean of values between 0 and 1, given by product: (P,) sums, (P,) queries -> [low, high].
+
+    Agresti and Coull's (1998) for the effective number of queries: their number by the design effect (Korn and Graubard
+    1998), which says how far the views of a product stand or fall together. The effect is estimated with two products
+    more, one all hits and one all misses: near 0 and 1, where hardly a product tells, views then count as agreeing. A
+    bootstrap has width zero there. Hits and misses have an effect of 1 at `least_effect`; finer values can have less.
+    """
+    queries, size = counts.sum(), (counts**2).sum() / counts.sum()  # size: of the product that a query belongs to
+    smooth = (sums.sum() + size) / (queries + 2 * size)
+    spread = ((sums - smooth * counts) ** 2).sum() + size**2 * (smooth**2 + (1 - smooth) ** 2)
+    effect = np.clip(spread / (smooth * (1 - smooth) * (queries + 2 * size)), least_effect, size)
+    effective = queries / effect
+    middle = (sums.sum() / effect + Z**2 / 2) / (effective + Z**2)
+    half = Z * np.sqrt(middle * (1 - middle) / (effective + Z**2))
+    return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
+
+
+def gain_interval(gains, counts):
+    """95 % interval of a paired difference of two shares, by product: (P,) sums of B - A, (P,) queries -> [low, high].
+
+    Agresti and Min's (2005), which adds half a pair to each of both hit, only A, only B, both miss; here the pairs are
+    products of the usual size, because the views of one stand or fall together. Never of width zero.
+    """
+    size = (counts**2).sum() / counts.sum()
+    total = counts.sum() + 2 * size
+    middle = gains.sum() / total
+    added = 0.5 * (1 - middle) ** 2 + 0.5 * (1 + middle) ** 2 + middle**2
+    half = Z * np.sqrt(((gains - middle * counts) ** 2).sum() + size**2 * added) / total
+    return [max(-1.0, float(middle - half)), min(1.0, float(middle + half))]
+
+
+def loss_p_value(gains):
+    """How often equally good models lose at least as much by chance: gains (P,) by product -> p.
+
+    The sign-flip test (Fisher 1935): if it makes no difference which model is which, each product's gain could as well
+    have the other sign. Exact for any number of products, with gains rounded to 1/60 of the largest; the distribution of
+    the sum over all signs comes from its Fourier transform, a product of cosines.
+    """
+    largest = np.abs(gains).max(initial=0)
+    if largest == 0:
+        return 1.0
+    steps = np.round(gains * (FLIP_STEPS / largest)).astype(np.int64)
+    steps //= np.gcd.reduce(steps)
+    reach = int(np.abs(steps).sum())  # the sum of the steps lies between -reach and reach
+    length = 1 << (2 * reach).bit_length()  # more than that range; a power of two transforms fastest
+    wave = np.ones(length // 2 + 1)
+    for step, times in zip(*np.unique(np.abs(steps), return_counts=True)):
+        wave *= np.cos(2 * np.pi * step / length * np.arange(len(wave))) ** times
+    chances = np.fft.irfft(wave, length)  # of the sums 0, 1 ... reach, and -reach ... -1 at the end
+    lowest = np.concatenate([chances[-reach:], chances[: reach + 1]])
+    return float(np.clip(lowest[: steps.sum() + reach + 1].sum(), 0, 1))
+
+
+def rejected(p_values, family_error=0.05):
+    """Which hypotheses fall, with a false alarm in at most 5 % of all families (Holm 1979): (H,) -> (H,) of truth."""
+    order = np.argsort(p_values, kind="stable")
+    allowed = family_error / np.arange(len(order), 0, -1)
+    falls = np.logical_and.accumulate(np.asarray(p_values)[order] <= allowed)
+    return falls[np.argsort(order)]
 
 
 def bootstrap(sums, counts, seed=0, resamples=RESAMPLES):

@@ -2,15 +2,20 @@
 
 A raw sample is a dict of file suffix -> bytes, with `__key__` and `__url__`, as webdataset makes it. Taken are our own
 shards (`.jpg`, `.txt`, `.json`) and others': `.jpeg`, `.png`, `.webp`; captions in `.txt0`, `.txt1` ... or
-`.txt0.txt` ..., or under `caption` in the `.json` (img2dataset); no `.json` at all.
+`.txt0.txt` ..., or under `caption` in the `.json` (img2dataset); no `.json` at all. A field that says `NaN` or the like,
+as pandas writes it, is a missing one (`text.text_of`).
 """
 
 import hashlib
 import json
 import re
+from collections import Counter
 from typing import NamedTuple
 
+from clip_finetuning.runtime.text import text_of
+
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MOST_VIEWS = 8  # of a product that is shown from all sides; one with more is looked at
 CAPTION_SUFFIX = re.compile(r"(?:txt|text|caption)(\d*)(?:\.txt)?")
 NO_IMAGE, NO_CAPTION = "no image in the shard", "no caption in the shard"
 
@@ -57,10 +62,10 @@ def parse_sample(raw):
         key=raw["__key__"],
         image=image,
         captions=captions,
-        product_id=_text(fields.get("product_id")) or captions[0],
-        category=_text(fields.get("category")),
-        subcategory=_text(fields.get("subcategory")),
-        image_name=_text(fields.get("image_name")),
+        product_id=text_of(fields.get("product_id")) or captions[0],
+        category=text_of(fields.get("category")),
+        subcategory=text_of(fields.get("subcategory")),
+        image_name=text_of(fields.get("image_name")),
     )
 
 
@@ -68,6 +73,21 @@ def product_hash(product_id):
     """A stable 64-bit number for a product (the same on every machine and in every process)."""
     digest = hashlib.blake2b(product_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def majority_warning(products):
+    """A warning if one product holds most samples, else None; `products`: the id or number of each sample's product.
+
+    Its samples are no negatives of each other, so hardly anything is left to be told apart: a random model finds them.
+    """
+    product, count = Counter(products).most_common(1)[0] if len(products) else (None, 0)
+    if count <= MOST_VIEWS or 2 * count <= len(products):
+        return None
+    name = f" ({product[:40]!r})" if isinstance(product, str) else ""
+    return (
+        f"one product{name} holds {count:,} of {len(products):,} samples, so most of them are no negatives of each other: "
+        "does product_id in the shards name products?"
+    )
 
 
 def _fields(data):
@@ -85,15 +105,8 @@ def _captions(raw, fields):
     files = sorted((int(match[1] or -1), data) for match, data in numbered if match)
     texts = [data.decode("utf-8", "replace") for _, data in files]
     alternatives = fields.get("captions")
-    texts += [_text(text) for text in alternatives] if isinstance(alternatives, list) else []
-    captions = [caption for caption in (" ".join(text.split()) for text in texts) if caption]
+    texts += alternatives if isinstance(alternatives, list) else []
+    captions = [caption for caption in (" ".join(text_of(text).split()) for text in texts) if caption]
     if not captions:
-        captions = [" ".join(_text(fields.get("caption")).split())]
+        captions = [" ".join(text_of(fields.get("caption")).split())]
     return [caption for caption in dict.fromkeys(captions) if caption]
-
-
-def _text(value):
-    """A field of somebody's JSON as text: numbers are written out, anything else that is no text is blank."""
-    if isinstance(value, str):
-        return value
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else ""

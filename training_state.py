@@ -9,7 +9,7 @@ import openClipManagement as clip
 import optimization
 import training_log
 from checkpoint_folder import CheckpointFolder
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 from console import warn
 
 IMAGE_KNOBS = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]

@@ -4,8 +4,8 @@
     python benchmarks/evaluation.py --large        # 260,000 images x 60,000 captions, ours alone (minutes)
 
 At 16,000 pairs: ours against open_clip_train's get_clip_metrics (the full matrix, sorted) and against two full argsorts,
-in turns. The same job for all is the `pair` protocol; ours in the `product` protocol, with about 3,700 distinct captions,
-stands beside it. At Fashion-Gen's size: ours against the two bare matrix products, by the same blocks, in turns. Ratios
+in turns. The same job for all is the `pair` protocol, whose samples share their captions as views of a product do: about
+3,700 distinct ones. Ours in the `product` protocol stands beside it. At Fashion-Gen's size: ours against the two bare matrix products, by the same blocks, in turns. Ratios
 are of medians. Ours is everything from embeddings to Recall@1/5/10, ranks, MRR and mAP, without the intervals.
 """
 
@@ -95,20 +95,21 @@ def report_pairs(pairs, products, rounds):
     from open_clip_train.train import get_clip_metrics
 
     pictures, captions, caption_of = embeddings(pairs, products)
-    random = torch.Generator().manual_seed(1)
-    texts = captions[caption_of] + 1e-3 * torch.randn(pairs, DIMENSIONS, generator=random)  # no ties
-    texts = torch.nn.functional.normalize(texts, dim=1)
+    texts = captions[caption_of]  # about four samples share each
     positives = metrics.from_pairs(caption_of, np.arange(pairs), products)
     theirs, mine = (
         get_clip_metrics(pictures, texts, torch.tensor(1.0)),
-        ours(pictures, texts, metrics.one_to_one(pairs)),
+        metrics.pair_values(pictures, captions, caption_of, KS),
     )
     for k in KS:
-        assert abs(theirs[f"text_to_image_R@{k}"] - mine[0][f"recall@{k}"]) < 1e-9
-        assert abs(theirs[f"image_to_text_R@{k}"] - mine[1][f"recall@{k}"]) < 1e-9
+        # Two scores that differ in the last bit may change places. Equal texts they sort as they come, we take the
+        # expectation: 4 standard deviations of a mean of hits.
+        tolerance = {"text_to_image": 2 / pairs, "image_to_text": 2 / pairs**0.5}
+        for way, close in tolerance.items():
+            assert abs(theirs[f"{way}_R@{k}"] - mine[way][f"recall@{k}"].mean()) < close
     seconds = in_turns(
         {
-            "ours, pair": lambda: ours(pictures, texts, metrics.one_to_one(pairs)),
+            "ours, pair": lambda: metrics.pair_values(pictures, captions, caption_of, KS),
             "ours, product": lambda: ours(pictures, captions, positives),
             "open_clip get_clip_metrics": lambda: get_clip_metrics(pictures, texts, torch.tensor(1.0)),
             "two argsorts": lambda: two_argsorts(pictures, texts),

@@ -247,7 +247,7 @@ def embedded_catalogue(products=6, views=3, dimensions=16, noise=0.0, seed=0, ca
         image_product=np.repeat(ids, views),
         text_product=ids,
         image_key=np.array([f"{number:09d}" for number in range(products * views)]),
-        captions=np.array(captions or [f"caption of {product}" for product in ids]),
+        captions=captions or [f"caption of {product}" for product in ids],
         category=np.repeat(np.where(np.arange(products) % 2, "TOPS", "SHOES"), views),
         subcategory=np.repeat(kinds, views),
         image_text=np.repeat(np.arange(products), views),

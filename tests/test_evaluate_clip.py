@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dBManagement
 import distributed
 import evaluate_clip
 import openClipManagement as clip
@@ -83,7 +84,7 @@ def test_embeddings_are_open_clips_own(data, tmp_path):
             picture = preprocess(Image.open(io.BytesIO(encoded_picture(number))))[None]
             expected = model.encode_image(picture, normalize=True)[0].numpy()
             assert file["image_embeddings"][number] @ expected > 0.9999
-        tokens = open_clip.get_tokenizer("tiny-test")(file["captions"].tolist())
+        tokens = open_clip.get_tokenizer("tiny-test")(json.loads(file["captions"].tobytes()))
         expected = model.encode_text(tokens, normalize=True).numpy()
         assert np.allclose(file["text_embeddings"], expected, atol=1e-5)
 
@@ -270,21 +271,139 @@ def test_processes_that_see_different_shards_are_refused(data, tmp_path, monkeyp
 
 
 def test_two_processes_give_the_numbers_of_one(data, tmp_path):
-    alone = evaluate(data, tmp_path, "--protocol=all", "--batch-size=8", "--save-embeddings=alone.npz")
+    """And count each lost sample once: both find what the index lacks, one alone what cannot be decoded."""
+    samples = [catalogue_sample(n, n // 3) for n in range(40)]
+    samples[2] = {"000000002.jpg": encoded_picture(2)}  # no caption
+    samples[39] = {"000000039.txt": b"no picture"}
+    samples[0]["000000000.jpg"] = samples[38]["000000038.jpg"] = b"no picture at all"
+    more = (shard_of(tmp_path, samples), "--protocol=all", "--batch-size=8")
+    alone = evaluate(data, tmp_path, *more, "--save-embeddings=alone.npz")
     (tmp_path / "two").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    arguments = flags(data, "--protocol=all", "--batch-size=8", "--save-embeddings=two.npz")
+    arguments = flags(data, *more, "--save-embeddings=two.npz")
     ranks = [context.Process(target=_rank, args=(arguments, rank, port, tmp_path / "two")) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in ranks] == [0, 0]
     together = json.loads((tmp_path / "two" / "evaluation_results.json").read_text())
     assert together["protocols"] == alone["protocols"]
+    assert together["data"]["skipped"] == alone["data"]["skipped"]
+    assert sum(alone["data"]["skipped"].values()) == 4 and alone["num_samples"] == 36
     with np.load(tmp_path / "alone.npz") as one, np.load(tmp_path / "two" / "two.npz") as two:
         assert (one["image_key"] == two["image_key"]).all()
         assert np.allclose(one["image_embeddings"], two["image_embeddings"], atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------ ids that pandas wrote
+
+
+def test_samples_whose_id_is_nan_are_no_product(data, tmp_path, capsys):
+    samples = []
+    for number in range(12):
+        files = catalogue_sample(number, number, product_id=float("nan"))
+        assert b'"product_id": NaN' in files[f"{number:09d}.json"]
+        samples.append(files)
+    results = evaluate(data, tmp_path, shard_of(tmp_path, samples))
+    assert results["num_products"] == 12
+    assert "12 samples name no product: those with equal captions are one product" in capsys.readouterr().out
+
+
+def test_a_product_that_holds_most_samples_is_a_warning(data, tmp_path, capsys):
+    samples = [catalogue_sample(n, 0 if n < 9 else n) for n in range(12)]
+    results = evaluate(data, tmp_path, shard_of(tmp_path, samples))
+    assert "one product ('P0') holds 9 of 12 samples" in results["warnings"][0]
+    assert "warning: one product ('P0') holds 9 of 12 samples" in capsys.readouterr().out
+    assert evaluate(data, tmp_path)["warnings"] == []
+
+
+# ------------------------------------------------------------------------------------------ half precision
+
+
+def overflowing(monkeypatch, encoder, rows_of, only_in_half=True):
+    """Let some rows of `encode_images` or `encode_texts` overflow, under autocast alone or always."""
+    encode = getattr(clip, encoder)
+
+    def broken(model, rows):
+        embeddings = encode(model, rows)
+        if torch.is_autocast_enabled("cpu") or not only_in_half:
+            embeddings[rows_of(rows)] = torch.nan
+        return embeddings
+
+    monkeypatch.setattr(clip, encoder, broken)
+
+
+def caption_of_product(number):
+    tokens = open_clip.get_tokenizer("ViT-B-32", context_length=16)([f"Caption of product {number}"])
+    return lambda rows: (rows == tokens).all(1)
+
+
+def test_weights_that_overflow_in_fp16_are_measured_in_fp32(data, tmp_path, capsys, caplog):
+    """A real overflow: the projections end above 65,504."""
+    model = clip.create_model(str(data / "tiny-test.json"), "", None, torch.device("cpu"), seed=7)
+    with torch.no_grad():
+        model.model.visual.proj *= 1e6
+        model.model.text_projection *= 1e6
+    clip.save_checkpoint(tmp_path / "large.pt", model)
+    checkpoint = f"--checkpoint={tmp_path / 'large.pt'}"
+    exact = evaluate(data, tmp_path, checkpoint)
+    half = evaluate(data, tmp_path, checkpoint, "--precision=fp16")
+    assert half["data"]["again_in_fp32"] == {"images": PRODUCTS * VIEWS, "captions": PRODUCTS}
+    assert half["data"]["skipped"] == {} and half["protocols"] == exact["protocols"]
+    assert exact["data"]["again_in_fp32"] == {"images": 0, "captions": 0}
+    assert f"embedded again in fp32: {PRODUCTS * VIEWS} images, {PRODUCTS} captions" in capsys.readouterr().out
+    assert "7 pictures overflowed in fp16" in caplog.text and "000000000, 000000001" in caplog.text
+
+
+def test_what_is_not_finite_even_in_fp32_is_left_out_by_name(data, tmp_path, monkeypatch, capsys, caplog):
+    overflowing(monkeypatch, "encode_images", lambda rows: torch.arange(len(rows)) == 0, only_in_half=False)
+    overflowing(monkeypatch, "encode_texts", caption_of_product(2), only_in_half=False)
+    results = evaluate(data, tmp_path, "--precision=bf16", "--batch-size=30")
+    pictures, captions = "picture without a finite embedding", "caption without a finite embedding"
+    assert results["data"]["skipped"] == {pictures: 2, captions: VIEWS}
+    assert results["num_samples"] == PRODUCTS * VIEWS - 2 - VIEWS
+    assert results["num_products"] == PRODUCTS - 1
+    assert "left out: 2 picture without" in capsys.readouterr().out
+    assert "000000000" in caplog.text and "000000030" in caplog.text and "000000006" in caplog.text
+
+
+def test_an_overflow_ends_no_training(data, monkeypatch, caplog):
+    model = clip.create_model(str(data / "tiny-test.json"), "", None, torch.device("cpu"), seed=7)
+
+    def loader():
+        transform = clip.image_transform(model, train=False)
+        pattern = str(data / "valid.{000000..000002}.tar")
+        return dBManagement.eval_loader(pattern, transform, model.tokenizer, batch_size=30)
+
+    healthy = evaluate_clip.measure(model, loader(), "bf16")
+    overflowing(monkeypatch, "encode_images", lambda rows: torch.arange(len(rows)) == 0)
+    results = evaluate_clip.measure(model, loader(), "bf16")
+    assert results["again_in_fp32"] == {"images": 2, "captions": 0} and results["skipped"] == {}
+    assert results["num_samples"] == healthy["num_samples"] == PRODUCTS * VIEWS
+    overflowing(monkeypatch, "encode_images", lambda rows: slice(None), only_in_half=False)
+    results = evaluate_clip.measure(model, loader(), "bf16")
+    assert results["recall@10"] == {"text_to_image": 0.0, "image_to_text": 0.0}
+    assert results["skipped"] == {"picture without a finite embedding": PRODUCTS * VIEWS}
+    assert "every recall counts as 0" in caplog.text
+
+
+def test_a_model_without_any_finite_embedding_is_an_error_of_the_script(data, tmp_path, monkeypatch):
+    overflowing(monkeypatch, "encode_images", lambda rows: slice(None), only_in_half=False)
+    with pytest.raises(ValueError, match="no sample could be embedded.*60"):
+        evaluate(data, tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows + 10_000, lambda rows: rows - 2, lambda rows: rows[0]])
+def test_candidate_lists_of_something_else_are_refused(data, tmp_path, change):
+    arguments = ("--protocol=sampled101", "--candidates=c.npz")
+    evaluate(data, tmp_path, *arguments)
+    with np.load("c.npz") as file:
+        lists = dict(file)
+    lists["image_to_text"] = change(lists["image_to_text"])
+    np.savez("c.npz", **lists)
+    with pytest.raises(ValueError, match=r"c.npz holds lists .* name another file"):
+        evaluate(data, tmp_path, *arguments)

@@ -142,6 +142,74 @@ def test_intervals_draw_products_not_queries():
     assert 0.15 < once[1] - once[0] < 0.25  # 2 x 1.96 x sqrt(0.25 / 100) = 0.196
 
 
+def clustered_hits(random, rounds, products, views, share, agree):
+    """(rounds, products) hits and views; with probability `agree` the views of a product stand or fall together."""
+    counts = random.choice(views, (rounds, products)).astype(float)
+    together = (random.random((rounds, products)) < share) * counts
+    apart = random.binomial(counts.astype(int), share)
+    return np.where(random.random((rounds, products)) < agree, together, apart), counts
+
+
+@pytest.mark.parametrize("share", [0.005, 0.02, 0.3, 0.98, 0.995])
+@pytest.mark.parametrize(("products", "views"), [(40, [1]), (40, [1, 2, 3, 4, 5, 6]), (300, [4])])
+def test_intervals_of_shares_keep_their_coverage(products, views, share):
+    """Near 0 and 1 the percentile bootstrap covers 10 to 80 % here. Never of width 0, and the share itself is inside."""
+    random = np.random.default_rng(0)
+    for agree in (0.0, 0.5, 1.0):
+        hits, counts = clustered_hits(random, 400, products, views, share, agree)
+        intervals = np.array([metrics.share_interval(*row, 1.0) for row in zip(hits, counts)])
+        covered = (intervals[:, 0] <= share) & (share <= intervals[:, 1])
+        assert covered.mean() > 0.92  # 0.95 but for the chance of 400 draws
+        assert (np.diff(intervals) > 0).all() and intervals.min() >= 0 and intervals.max() <= 1
+        assert (
+            (intervals[:, 0] <= hits.sum(1) / counts.sum(1)) & (hits.sum(1) / counts.sum(1) <= intervals[:, 1])
+        ).all()
+
+
+def test_intervals_of_shares_are_as_narrow_as_the_bootstraps_in_the_middle():
+    random = np.random.default_rng(0)
+    for agree in (0.0, 1.0):
+        hits, counts = clustered_hits(random, 1, 2000, [4], 0.4, agree)
+        ours = metrics.share_interval(hits[0], counts[0], 1.0)
+        assert ours == pytest.approx(metrics.bootstrap({"r": hits[0]}, counts[0])["r"], abs=0.003)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.005, 0.005), (0.98, 0.98), (0.99, 0.97), (0.3, 0.4), (0.01, 0.99)])
+def test_intervals_of_gains_keep_their_coverage(a, b):
+    random = np.random.default_rng(0)
+    for views in ([1], [1, 2, 3, 4, 5, 6]):
+        counts = random.choice(views, (400, 60)).astype(float)
+        luck, other = random.random((2, 400, 60))
+        gains = counts * ((np.where(random.random((400, 60)) < 0.5, luck, other) < b) * 1.0 - (luck < a))
+        intervals = np.array([metrics.gain_interval(*row) for row in zip(gains, counts)])
+        assert ((intervals[:, 0] <= b - a) & (b - a <= intervals[:, 1])).mean() > 0.92
+        assert (np.diff(intervals) > 0.01).all() and np.abs(intervals).max() <= 1
+
+
+def test_gains_that_are_all_alike_have_an_interval():
+    ones = np.ones(20)
+    low, high = metrics.gain_interval(ones, ones)
+    assert 0.7 < low < high == 1
+    assert metrics.gain_interval(0 * ones, ones) == pytest.approx([-1.96 / 22, 1.96 / 22], abs=1e-3)
+
+
+def test_the_chance_of_a_loss_is_that_of_all_signs():
+    """Against every one of the 2^9 signs."""
+    gains = np.array([-1, 2, -3, 0, 1, -2, -2, 4, -6, -1.0])
+    signs = 1 - 2 * ((np.arange(512)[:, None] >> np.arange(9)) & 1)
+    sums = signs @ gains[gains != 0]
+    assert metrics.loss_p_value(gains) == pytest.approx((sums <= gains.sum()).mean())
+    assert metrics.loss_p_value(-gains) == pytest.approx((sums <= -gains.sum()).mean())
+    assert metrics.loss_p_value(np.zeros(3)) == 1
+    assert metrics.loss_p_value(-np.ones(30) / 7) == pytest.approx(2.0**-30, rel=1e-3)
+    assert metrics.loss_p_value(-np.ones(5000)) < 1e-9
+
+
+def test_holm_goes_on_until_the_first_that_stands():
+    assert metrics.rejected([0.04, 0.001, 0.03, 0.012]).tolist() == [False, True, False, True]
+    assert metrics.rejected([0.9]).tolist() == [False] and metrics.rejected([]).tolist() == []
+
+
 def test_intervals_are_seeded():
     values = np.random.default_rng(3).normal(size=50)
     sums, counts, _ = metrics.product_sums({"r": values}, np.arange(50))
@@ -168,6 +236,59 @@ def test_equal_to_open_clips_own_metrics_on_pairs_without_ties():
         for k in (1, 5, 10):
             assert ours[f"recall@{k}"] == pytest.approx(theirs[f"{name}_R@{k}"])
         assert ours["mean_rank"] == pytest.approx(theirs[f"{name}_mean_rank"])
+
+
+def shared_texts(seed, texts=40, images=150, size=12, noise=1.5):
+    """Images of a few distinct texts, from none to many each."""
+    random = np.random.default_rng(seed)
+    text_of = random.integers(0, texts, images)
+    text_of[:20] = 0
+    text_of[np.arange(20, 20 + texts)] = np.arange(texts)
+    rows = torch.nn.functional.normalize(torch.tensor(random.normal(size=(texts, size))).float(), dim=1)
+    pictures = rows[text_of] + noise * torch.tensor(random.normal(size=(images, size))).float() / size**0.5
+    return torch.nn.functional.normalize(pictures, dim=1), rows, text_of
+
+
+def test_pairs_that_share_texts_have_open_clips_numbers_in_expectation():
+    """get_clip_metrics sorts equal texts as they come: its mean over random orders, by shifts too small to matter else."""
+    train = pytest.importorskip("open_clip_train.train")
+    images, texts, text_of = shared_texts(1)
+    ours = metrics.pair_values(images, texts, text_of, (1, 5, 10))
+    random, theirs = np.random.default_rng(2), []
+    for _ in range(100):
+        order = torch.tensor(random.permutation(len(images))).float()[:, None]
+        gallery = torch.cat([texts[text_of].double(), 1e-9 * order.double()], 1)
+        queries = torch.cat([images.double(), torch.ones(len(images), 1, dtype=torch.float64)], 1)
+        theirs.append(train.get_clip_metrics(queries, gallery, torch.tensor(1.0)))
+    for way in ("image_to_text", "text_to_image"):
+        for name, key in (("R@1", "recall@1"), ("R@5", "recall@5"), ("R@10", "recall@10"), ("mean_rank", "mean_rank")):
+            drawn = np.array([numbers[f"{way}_{name}"] for numbers in theirs])
+            assert ours[way][key].mean() == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 100**0.5 + 1e-9)
+
+
+def test_pairs_that_share_texts_by_the_definition():
+    """Each sample's share of its group's ranks, from the whole matrix with ties of others ahead."""
+    images, texts, text_of = shared_texts(3)
+    images, texts = (images * 4).round() / 4, (texts * 4).round() / 4  # many exact ties
+    for block_rows in (None, 1, 11):
+        values = metrics.pair_values(images, texts, text_of, (1, 4), block_rows)
+        scores = (texts[text_of] @ images.T).numpy()
+        for way, matrix in (("text_to_image", scores), ("image_to_text", scores.T)):
+            for query in range(0, len(images), 7):
+                mine = text_of == text_of[query]
+                own = np.sort(matrix[query, mine])[::-1]
+                ranks = (matrix[query, ~mine] >= own[:, None]).sum(1) + np.arange(1, len(own) + 1)
+                assert values[way]["recall@4"][query] == pytest.approx((ranks <= 4).mean())
+                assert values[way]["mean_rank"][query] == pytest.approx(ranks.mean())
+                assert values[way]["mrr"][query] == values[way]["map"][query] == pytest.approx((1 / ranks).mean())
+
+
+def test_pairs_without_a_shared_text_are_ranked_one_to_one():
+    queries, gallery, _ = random_case(9, queries=40, gallery=40, levels=2)
+    values = metrics.pair_values(queries, gallery, np.arange(40), (1, 5))
+    for way, rows, columns in (("image_to_text", queries, gallery), ("text_to_image", gallery, queries)):
+        plain = metrics.query_values(metrics.rank_positives(rows, columns, metrics.one_to_one(40)), (1, 5))
+        assert all((values[way][name] == plain[name]).all() for name in plain)
 
 
 def test_equal_to_clip_benchmarks_recall_on_pairs_without_ties():

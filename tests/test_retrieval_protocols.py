@@ -23,11 +23,70 @@ def test_product_counts_any_view_as_a_hit():
     assert "6 distinct captions against all 18 images" in result["protocol"]
 
 
-def test_pair_counts_the_sample_alone_and_ties_against_it():
-    """Equal views of a product tie with each other: none is first."""
-    result = protocols.evaluate(embedded_catalogue(), "pair", (1, 3))
-    assert recalls(result) == [0, 0]
-    assert recalls(result, 3) == [1, 1]
+def test_pair_counts_the_sample_alone_and_shares_ranks_among_equal_texts():
+    """The three views of a product have one text: each of them is the first answer one time in three."""
+    result = protocols.evaluate(embedded_catalogue(), "pair", (1, 2, 3))
+    assert [recalls(result, k) for k in (1, 2, 3)] == [[pytest.approx(k / 3)] * 2 for k in (1, 2, 3)]
+    assert "18 samples whose caption others have too share their expected rank" in result["protocol"]
+    assert result["sharing_caption"] == 18
+    for direction in protocols.DIRECTIONS:
+        assert result[direction]["mean_rank"] == result[direction]["median_rank"] == 2
+        assert result[direction]["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+        assert result[direction]["chance"]["recall@1"] == pytest.approx(1 / 18)
+
+
+def test_pair_of_views_that_look_alike_but_have_other_texts_ties_against_the_model():
+    embeddings = embedded_catalogue(products=6, views=1)
+    embeddings.image_embeddings[:2] = embeddings.image_embeddings[0]
+    embeddings.text_embeddings[:2] = embeddings.text_embeddings[0]
+    assert recalls(protocols.evaluate(embeddings, "pair", (1,))) == [pytest.approx(4 / 6)] * 2
+
+
+@pytest.mark.parametrize("protocol", ["product", "one_view", "sampled101"])
+@pytest.mark.parametrize("captions", ["same words", "Same  Words"])
+def test_a_perfect_model_is_perfect_where_products_share_a_caption(protocol, captions):
+    """Equal texts are one point, and so are the images that they describe."""
+    shared = ["same words", captions, captions] + [f"caption {number}" for number in range(3, 120)]
+    embeddings = embedded_catalogue(products=120, views=2, captions=shared)
+    embeddings.text_embeddings[:3] = embeddings.text_embeddings[0]
+    embeddings.image_embeddings[:6] = embeddings.text_embeddings[0]
+    result = protocols.evaluate(embeddings, protocol, (1,))
+    assert recalls(result) == [1, 1]
+    assert "the same caption is never a negative" in result["protocol"]
+    if protocol == "one_view":
+        assert result["text_to_image"]["chance"]["recall@1"] == pytest.approx((117 * 1 + 3 * 3) / 120 / 120)
+
+
+def test_no_caption_of_a_product_is_among_its_negatives():
+    """Product 0 has two captions, one of them with product 2, the other with product 4, in other letters."""
+    captions = [f"caption {number}" for number in range(120)] + ["CAPTION  4"]
+    embeddings = embedded_catalogue(products=120, views=2)
+    captions[0] = captions[2]
+    embeddings.captions = np.array(captions, dtype=object)
+    embeddings.text_embeddings = np.concatenate([embeddings.text_embeddings, embeddings.text_embeddings[:1]])
+    embeddings.text_product = np.append(embeddings.text_product, "P0")
+    embeddings.image_text = embeddings.image_text.copy()
+    embeddings.image_text[1] = 120
+    lists, _ = protocols.draw_candidates(embeddings)
+    rows = np.concatenate([lists[way].reshape(-1, 101) for way in protocols.DIRECTIONS])
+    met = {
+        product: set(embeddings.image_product[rows[rows[:, 0] // 2 == product][:, 1:]].ravel()) for product in (0, 2, 4)
+    }
+    assert not met[0] & {"P2", "P4"} and not met[2] & {"P0"} and not met[4] & {"P0"}
+    assert "P4" in met[2]
+
+
+def test_lists_from_elsewhere_lose_the_negatives_that_share_a_caption():
+    captions = ["same"] * 3 + [f"caption {number}" for number in range(3, 120)]
+    lists, _ = protocols.draw_candidates(
+        embedded_catalogue(products=120, views=2)
+    )  # drawn as if no caption were shared
+    embeddings = embedded_catalogue(products=120, views=2, captions=captions)
+    embeddings.text_embeddings[:3] = embeddings.text_embeddings[0]
+    embeddings.image_embeddings[:6] = embeddings.text_embeddings[0]
+    result = protocols.evaluate(embeddings, "sampled101", (1,), candidates=(lists, 0))
+    assert recalls(result) == [1, 1]
+    assert "candidates of these lists were left out" in result["protocol"] and result["fewest_negatives"] == 98
 
 
 def test_one_view_has_one_image_and_one_caption_for_each_product():

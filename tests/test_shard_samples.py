@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from shard_samples import NO_CAPTION, NO_IMAGE, SampleError, is_text, parse_sample, product_hash, split_name
+from shard_samples import (
+    NO_CAPTION,
+    NO_IMAGE,
+    SampleError,
+    is_text,
+    majority_warning,
+    parse_sample,
+    product_hash,
+    split_name,
+)
 
 
 def parsed(**files):
@@ -67,6 +76,34 @@ def test_a_damaged_json_is_worth_no_more_than_none(damaged):
 def test_fields_that_are_no_strings():
     sample = parsed(txt="a", json=record(product_id=1234, category=None, subcategory=["x"], image_name=True))
     assert (sample.product_id, sample.category, sample.subcategory, sample.image_name) == ("1234", "", "", "")
+
+
+@pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "1e999", "null", '"nan"', '"None"', '" "'])
+def test_a_missing_field_is_blank_however_pandas_wrote_it(missing):
+    """24 unrelated samples without an id would be the one product "nan"."""
+    fields = ("product_id", "category", "subcategory", "image_name")
+    text = ", ".join(f'"{field}": {missing}' for field in fields)
+    sample = parsed(txt="a shoe", json=f'{{{text}, "captions": [{missing}, "a boot"]}}')
+    assert sample.captions == ["a shoe", "a boot"]
+    assert (sample.product_id, sample.category, sample.subcategory, sample.image_name) == ("a shoe", "", "", "")
+    for files in ({"json": f'{{"caption": {missing}}}'}, {"txt": missing.strip('"') if missing[0] == '"' else " "}):
+        with pytest.raises(SampleError) as error:
+            parsed(**files)
+        assert error.value.reason == NO_CAPTION
+
+
+def test_an_id_is_the_same_with_and_without_a_point():
+    samples = [parsed(txt="a", json=f'{{"product_id": {written}}}') for written in ("15970", "15970.0", '"15970"')]
+    assert {sample.product_id for sample in samples} == {"15970"}
+
+
+def test_one_product_that_holds_most_samples_is_a_warning():
+    assert "'P1'" in majority_warning(["P1"] * 9 + ["P2"] * 8) and "9 of 17 samples" in majority_warning(
+        [1] * 9 + [2] * 8
+    )
+    assert majority_warning(["P1"] * 9 + ["P2"] * 9) is None
+    assert majority_warning(["P1"] * 8) is None  # a few views of a single product
+    assert majority_warning([]) is None
 
 
 def test_without_a_product_equal_captions_are_one():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clip_finetuning.catalogue.caption_template import fill_template
 from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row
-from clip_finetuning.catalogue.text import text_of
+from clip_finetuning.runtime.text import text_of
 
 IMAGES = "input_image"
 DESCRIPTION = "input_description"

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from clip_finetuning.catalogue.rows import Row, Source, caption_id, is_caption_id
 from clip_finetuning.catalogue.summary import Summary
-from clip_finetuning.catalogue.text import text_of
 from clip_finetuning.runtime.atomic_write import atomic_write
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable, text_of
 
 FIELDS = ("product_id", "category", "subcategory", "image_name")  # what an entry says beside its picture and captions
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clip_finetuning.catalogue import safe_pickle
 from clip_finetuning.catalogue.rows import RowError, Skipped, Source, make_row, picture_in_folder
-from clip_finetuning.catalogue.text import text_of
+from clip_finetuning.runtime.text import text_of
 
 FIELDS = ("product_id", "img_name", "super_cls_name", "captions")
 # Below this, starting processes takes longer than they save.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_finetuning.catalogue.text import hash_of, text_of
 from clip_finetuning.pictures.decode import lies_in
+from clip_finetuning.runtime.text import hash_of, text_of
 
 
 class Row(NamedTuple):

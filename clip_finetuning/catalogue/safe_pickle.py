@@ -13,7 +13,7 @@ import pickletools
 from itertools import islice
 from typing import Any
 
-from clip_finetuning.catalogue.text import decoded
+from clip_finetuning.runtime.text import decoded
 
 MAX_BYTES = 64 << 20  # a view of a tensor may drag a whole batch into its pickle; more than this is no record
 MAX_INSTRUCTIONS = 1_000_000  # 512 tokens in three lists take about 3,000

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from clip_finetuning.catalogue.rows import Row, Skipped, is_caption_id
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 
 EXAMPLES = 3  # skipped ones shown for each reason
 

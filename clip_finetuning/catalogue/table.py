@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from clip_finetuning.catalogue.caption_template import fill_template, template_fields
 from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, picture_in_folder
-from clip_finetuning.catalogue.text import hash_of, text_of
+from clip_finetuning.runtime.text import hash_of, text_of
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 MAX_CELL = 16 << 20  # characters; a longer one is an unbalanced quote that swallowed the rest of the file

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from clip_finetuning.pictures.decode import PictureError, hdf5_row, read_source, to_jpeg
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 from clip_finetuning.shards.manifest import ShardSet
 from clip_finetuning.shards.plan import Sample, Shard
 from clip_finetuning.shards.tar_writer import TarWriter

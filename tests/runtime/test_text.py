@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_finetuning.catalogue.text import hash_of, text_of
+from clip_finetuning.runtime.text import MISSING, caption_numbers, hash_of, same_caption_key, text_of
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,14 @@ from clip_finetuning.catalogue.text import hash_of, text_of
         ({"a": 1}, ""),
         (False, ""),
         ("x" * 100_000, "x" * 100_000),
+        *((word, "") for word in sorted(MISSING)),
+        (" nan ", ""),
+        ("Nan", "Nan"),  # a brand
+        ("none of these", "none of these"),
+        ("Infinity", "Infinity"),  # a ring
+        ("0", "0"),
+        (-0.0, "0"),
+        (1.5, "1.5"),
     ],
 )
 def test_text_is_one_clean_line(value, text):
@@ -41,3 +49,10 @@ def test_text_is_one_clean_line(value, text):
 def test_a_hash_is_the_same_everywhere():
     assert hash_of("A hat") == 0xBB62AEBCC4B90948
     assert hash_of("\udcff") != hash_of("")
+
+
+def test_captions_are_the_same_but_for_case_blanks_and_composition():
+    captions = ["A Red  dress", "caf\u00e9", "a red dress ", "cafe\u0301", "a red dress."]
+    assert caption_numbers(captions) == ([0, 1, 0, 1, 2], [0, 1, 4])
+    assert same_caption_key("a\u00a0b") == same_caption_key("A\tB") == "a b"
+    assert caption_numbers([]) == ([], [])

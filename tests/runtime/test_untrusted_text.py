@@ -4,7 +4,7 @@ import console
 import settings
 from clip_finetuning.catalogue import audit
 from clip_finetuning.catalogue.summary import skipped_lines
-from clip_finetuning.runtime.plain_text import printable
+from clip_finetuning.runtime.text import printable
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\r\nb\u202e\ud800"
 SHOWN = r"a\x1b[2J\x1b]0;owned\x07\r\nb\u202e\ud800"
