@@ -395,7 +395,7 @@ def train_step(training, args, batch):
     )
     optimization.set_learning_rate(optimizer, learning_rate)
     torch.manual_seed(step_seed(args.seed, progress.step, distributed.rank()))  # dropout repeats after a resume
-    images, tokens, products = (t.to(device, non_blocking=True) for t in (batch.images, batch.tokens, batch.products))
+    images, tokens, products = (t.to(device, non_blocking=True) for t in (batch.images, batch.tokens, batch.identities))
     with clip.training_attention(device, training.precision):
         loss, training.micro_batch_size = gradient_cache.backward_with_retry(
             embed, loss_of, images, tokens, products, parameters,

@@ -6,7 +6,7 @@
     for epoch in range(5):
         loader.set_epoch(epoch)
         for batch in loader:
-            loss = step(batch.images, batch.tokens, batch.products)
+            loss = step(batch.images, batch.tokens, batch.identities)
 
 `transform(data: bytes, seed: int)` makes a uint8 tensor (3, H, W) of an encoded picture (image_transforms.ImageTransform),
 `tokenizer(captions: list[str])` an int64 tensor (B, L) (open_clip.get_tokenizer). Both run in the workers.
@@ -32,7 +32,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from batch_plan import ORDER, is_planned_alike, plan_epoch, plan_size
-from clip_finetuning.runtime.text import printable
+from clip_finetuning.runtime.text import printable, same_caption_key
 from shard_pattern import expand_pattern, is_url
 from shard_samples import parse_sample, product_hash
 from shard_stream import StreamedBatches
@@ -40,6 +40,7 @@ from tar_index import Lost, TarIndex
 
 REMEMBERED_CAPTIONS = 100_000  # 60 MB of tokens at 77 a caption
 SPARE_BATCHES = 4  # how far ahead a replacement for an unreadable picture is looked for
+MOST_CAPTIONS = 8  # of a sample, by which `identities` tell what it shares with others
 NAMED = 5  # unusable samples that are named for each reason
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ class Batch(NamedTuple):
 
     images: torch.Tensor  # uint8 (B, 3, H, W), channels_last
     tokens: torch.Tensor  # int64 (B, L)
-    products: torch.Tensor  # int64 (B,), equal if and only if the product is the same
+    identities: (
+        torch.Tensor
+    )  # int64 (B, 1 + C): numbers of the product, of the caption of `tokens`, of the other captions
     keys: list[str]
     captions: list[str]  # those of `tokens`
     product_ids: list[str]  # where the shards name none, the first caption
@@ -57,6 +60,11 @@ class Batch(NamedTuple):
     subcategories: list[str]
     image_names: list[str]
     lost: list[Lost]  # what turned out to be unusable on the way to this batch
+
+    @property
+    def products(self):
+        """int64 (B,), equal if and only if the product is the same."""
+        return self.identities[:, 0]
 
 
 class ClipDataset(IterableDataset):
@@ -108,6 +116,9 @@ class ClipDataset(IterableDataset):
             )
         self.transform, self.tokens = transform, RememberedTokens(tokenizer)
         self.train, self.seed, self.views, self.world_size = train, seed, views, world_size
+        # The same in every batch of every rank, which exchange them.
+        self.captions_a_sample = min(self.source.most_captions, MOST_CAPTIONS) if train else 1
+        self._has_told = False
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()  # seen by workers that are running already
 
     def __len__(self):
@@ -170,7 +181,9 @@ class ClipDataset(IterableDataset):
         return Batch(
             images=torch.empty((0, 3, 0, 0), dtype=torch.uint8) if images is None else images[: len(rows)],
             tokens=self.tokens(captions),
-            products=torch.tensor([product_hash(sample.product_id) for sample in samples], dtype=torch.int64),
+            identities=torch.tensor(
+                [self._identity(sample, caption) for sample, caption in zip(samples, captions)], dtype=torch.int64
+            ).reshape(len(samples), 1 + self.captions_a_sample),
             keys=[sample.key for sample in samples],
             captions=captions,
             product_ids=[sample.product_id for sample in samples],
@@ -179,6 +192,19 @@ class ClipDataset(IterableDataset):
             image_names=[sample.image_name for sample in samples],
             lost=lost,
         )
+
+    def _identity(self, sample, caption):
+        """Numbers of the product, of the caption that was drawn, and of the sample's others, filled up with the drawn one."""
+        others = [other for other in sample.captions if other != caption]
+        room = self.captions_a_sample - 1
+        if self.train and len(others) > room and not self._has_told:
+            self._has_told = True
+            log.warning(
+                "%s has %d captions: the loss knows %d of a sample as its own, and may take another for a negative",
+                sample.key, len(sample.captions), self.captions_a_sample,
+            )  # fmt: skip
+        texts = [caption, *others[:room], *[caption] * (room - len(others))]
+        return [product_hash(sample.product_id), *(product_hash(same_caption_key(text)) for text in texts)]
 
 
 class LocalBatches:
@@ -189,6 +215,7 @@ class LocalBatches:
     def __init__(self, shards, *, batch_size, train, seed, views, rank, world_size, max_samples):
         self.index = TarIndex(shards)
         self.lost, self.num_samples = self.index.lost, len(self.index)
+        self.most_captions = self.index.most_captions
         self.train, self.seed, self.views, self.rank, self.world_size = train, seed, views, rank, world_size
         if train:
             products = len(set(self.index.products.tolist()))

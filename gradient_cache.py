@@ -16,7 +16,7 @@ def backward(embed, loss, images, tokens, products, parameters, *, micro_batch_s
 
     embed(images, tokens) -> (image_embeddings, text_embeddings), each (n, D), under its own autocast.
     loss(image_embeddings, text_embeddings, products) -> scalar, over the rows of all ranks.
-    images (N, ...), tokens (N, L) and products (N,) are this rank's; N is the same on every rank.
+    images (N, ...), tokens (N, L) and products (N, ...) are this rank's; N is the same on every rank.
     micro_batch_size: samples embedded at once; None or N and more take the direct path, one forward and no more.
     scaler: a GradScaler whose scale the gradients then carry.
 

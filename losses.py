@@ -1,7 +1,9 @@
-"""The two contrastive losses for catalogues: several samples of one product are positives of each other, never negatives.
+"""The two contrastive losses for catalogues: what belongs together is never a negative.
 
-Both take the embeddings of the whole contrastive batch (under torch.distributed, gathered from all ranks) and compute
-in float32 whatever the autocast type, because a softmax over thousands of logits of up to 100 needs it.
+A text is right for an image if both are of one product, or if the very same caption is one of the image's: several views
+of a product, and several products that are described alike. Both losses take the embeddings of the whole contrastive
+batch (under torch.distributed, gathered from all ranks) and compute in float32 whatever the autocast type, because a
+softmax over thousands of logits of up to 100 needs it.
 """
 
 import torch
@@ -13,31 +15,35 @@ def clip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bi
 
         loss_i2t = -1/N sum_i 1/|P(i)| sum_{p in P(i)} log( exp(s x_i.y_p) / sum_j exp(s x_i.y_j) )
 
-    and the same from texts to images, averaged; P(i) are the samples of i's product, i among them.
+    and the same from texts to images, averaged; P(i) are the samples whose text is right for image i, i among them (from
+    texts to images, those whose image text i is right for).
 
-    image_embeddings, text_embeddings: (N, D), L2-normalised. products: (N,) integers, equal iff of one product.
+    image_embeddings, text_embeddings: (N, D), L2-normalised. products: integers (N,) or (N, 1 + C), see `positives`.
     logit_scale: scalar s, already exponentiated. logit_bias cancels in the softmax and is there for one signature.
 
     CLIP's loss (Radford et al. 2021, arXiv:2103.00020) with the targets of UniCL (Yang et al. 2022, arXiv:2204.03610);
-    where all products differ, open_clip's `ClipLoss`.
+    where all products and captions differ, open_clip's `ClipLoss`.
     """
-    logits, same = _logits(image_embeddings, text_embeddings, logit_scale), _same(products)
-    targets = same / same.sum(1, keepdim=True)  # (N, N), symmetric: the same for both directions
-    return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+    logits, right = _logits(image_embeddings, text_embeddings, logit_scale), positives(products)
+    texts_of_image = right / right.sum(1, keepdim=True)  # (N, N)
+    images_of_text = texts_of_image
+    if products.ndim == 2 and products.shape[1] > 2:  # else the relation is symmetric
+        images_of_text = right.T.contiguous() / right.sum(0)[:, None]
+    return (functional.cross_entropy(logits, texts_of_image) + functional.cross_entropy(logits.T, images_of_text)) / 2
 
 
 def siglip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias):
     """Multi-positive sigmoid loss -> scalar.
 
-        loss = -1/N sum_i sum_j log sigmoid( z_ij (s x_i.y_j + b) ),  z_ij = 1 for samples of one product, else -1
+        loss = -1/N sum_i sum_j log sigmoid( z_ij (s x_i.y_j + b) ),  z_ij = 1 where text j is right for image i, else -1
 
-    image_embeddings, text_embeddings: (N, D), L2-normalised. products: (N,) integers, equal iff of one product.
+    image_embeddings, text_embeddings: (N, D), L2-normalised. products: integers (N,) or (N, 1 + C), see `positives`.
     logit_scale: scalar s, already exponentiated. logit_bias: scalar b.
 
-    SigLIP (Zhai et al. 2023, arXiv:2303.15343); where all products differ, open_clip's `SigLipLoss`.
+    SigLIP (Zhai et al. 2023, arXiv:2303.15343); where all products and captions differ, open_clip's `SigLipLoss`.
     """
-    logits, same = _logits(image_embeddings, text_embeddings, logit_scale) + logit_bias, _same(products)
-    losses = -functional.logsigmoid(torch.where(same, logits, -logits))
+    logits, right = _logits(image_embeddings, text_embeddings, logit_scale) + logit_bias, positives(products)
+    losses = -functional.logsigmoid(torch.where(right, logits, -logits))
     return losses.sum() / len(logits)
 
 
@@ -46,5 +52,15 @@ def _logits(image_embeddings, text_embeddings, logit_scale):
         return logit_scale * image_embeddings.float() @ text_embeddings.float().T
 
 
-def _same(products):
-    return products[:, None] == products[None, :]  # (N, N)
+def positives(products):
+    """[i, j]: whether text j is right for image i -> bool (N, N).
+
+    products: (N,) integers, equal iff of one product; or (N, 1 + C), with the numbers of the captions of each sample
+    behind that of its product. The first of these captions is the text.
+    """
+    if products.ndim == 1:
+        return products[:, None] == products[None, :]
+    right = products[:, None, 0] == products[None, :, 0]
+    for own_captions in products[:, 1:].unbind(1):  # one after another: C (N, N) matrices at once could be large
+        right |= own_captions[:, None] == products[None, :, 1]
+    return right

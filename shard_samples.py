@@ -70,7 +70,7 @@ def parse_sample(raw):
 
 
 def product_hash(product_id):
-    """A stable 64-bit number for a product (the same on every machine and in every process)."""
+    """A stable 64-bit number for a product, or any text (the same on every machine and in every process)."""
     digest = hashlib.blake2b(product_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

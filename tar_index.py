@@ -73,12 +73,12 @@ class OpenShard(NamedTuple):
 class TarIndex:
     """The usable samples of local shards, in order: `len()`, `.products` (N,) int64, `read(i)`, `name(i)`.
 
-    `.lost` lists what cannot be used. Raises ValueError for a file that is no tar.
+    `.most_captions`: of any sample. `.lost` lists what cannot be used. Raises ValueError for a file that is no tar.
     """
 
     def __init__(self, paths):
         self.paths = list(paths)
-        self.lost = []
+        self.lost, self.most_captions = [], 1
         self._keys, self._shards, products = [], array.array("l"), array.array("q")
         self._suffixes, self._suffix_codes = [], {}
         self._first, self._member_suffix = (
@@ -186,6 +186,7 @@ class TarIndex:
         self._keys.append(key)
         self._shards.append(shard)
         products.append(product_hash(sample.product_id))
+        self.most_captions = max(self.most_captions, len(sample.captions))
         for suffix in [s for s in members if s in raw]:
             if suffix not in self._suffix_codes:
                 self._suffix_codes[suffix] = len(self._suffixes)

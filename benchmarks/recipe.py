@@ -218,7 +218,7 @@ def use_masked_positives(folder):
 
     def loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias=None):
         logits, targets = logit_scale * image_embeddings @ text_embeddings.T, torch.arange(len(products))
-        others = (products[:, None] == products) & ~torch.eye(len(products), dtype=torch.bool)
+        others = losses.positives(products) & ~torch.eye(len(products), dtype=torch.bool)
         logits = logits.masked_fill(others, -torch.inf)
         return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
 

@@ -96,8 +96,8 @@ def ours(clip_model, batches, precision, optimizer_kind="adamw"):
         micro_batch_size=None,
         progress=clipFineTuner.Progress(),
     )
-    products = torch.arange(size)
-    batches = [types.SimpleNamespace(images=i, tokens=t, products=products) for i, t in batches]
+    identities = torch.arange(size)[:, None].expand(-1, 2).contiguous()
+    batches = [types.SimpleNamespace(images=i, tokens=t, identities=identities) for i, t in batches]
 
     def run(steps):
         for step in range(steps):

@@ -204,7 +204,7 @@ def assert_same(batches, others):
     assert len(batches) == len(others)
     for one, other in zip(batches, others):
         assert torch.equal(one.images, other.images) and torch.equal(one.tokens, other.tokens)
-        assert torch.equal(one.products, other.products)
+        assert torch.equal(one.identities, other.identities)
         assert one[3:-1] == other[3:-1]
 
 

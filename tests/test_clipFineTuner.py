@@ -854,6 +854,24 @@ def test_missing_validation_shards_end_a_run_only_if_they_were_asked_for(data, t
     assert "without evaluation" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("loss", "micro_batch_size"), [("clip", None), ("siglip", 3)])
+def test_the_loss_is_told_of_products_that_are_described_alike(data, tmp_path, monkeypatch, loss, micro_batch_size):
+    samples = [catalogue_sample(number, number) for number in range(8)]
+    for number in (2, 5):
+        samples[number][f"{number:09d}.txt"] = b"Dress"
+    write_shard(tmp_path / "alike.tar", samples)
+    real_loss, seen = getattr(losses, f"{loss}_loss"), []
+
+    def spy(image_embeddings, text_embeddings, products, *rest):
+        seen.append(losses.positives(products).sum().item())
+        return real_loss(image_embeddings, text_embeddings, products, *rest)
+
+    monkeypatch.setattr(losses, f"{loss}_loss", spy)
+    knobs = {"train_dataset_pattern": tmp_path / "alike.tar", "max_steps": 1, "eval_interval": "none", "loss": loss}
+    train(data, tmp_path / "run", micro_batch_size=micro_batch_size, **knobs)
+    assert seen == [8 + 2]
+
+
 # ------------------------------------------------------------------------------------------ several processes
 
 

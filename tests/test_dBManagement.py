@@ -17,6 +17,7 @@ from PIL import Image
 import dBManagement
 from dBManagement import RememberedTokens, count_lost, train_loader
 from image_transforms import ImageTransform
+from losses import positives
 from shard_samples import NO_IMAGE
 from tar_index import CUT, TRUNCATED, Lost
 from tests.helpers import (
@@ -147,6 +148,40 @@ def test_alternative_captions_are_drawn_in_training_alone(tmp_path):
     batch = next(iter(training(pattern, 12)))
     assert torch.equal(batch.tokens, tokenizer(batch.captions))
     assert next(iter(evaluation(pattern))).captions == [f"Caption of product {number}" for number in range(12)]
+
+
+def with_captions(folder, captions_of_product, prefix=""):
+    """A pattern of a shard with one sample for each of these lists of captions, the first as its text."""
+    samples = []
+    for number, (first, *others) in enumerate(captions_of_product):
+        sample = catalogue_sample(number, number, captions=others)
+        samples.append(sample | {f"{number:09d}.txt": first.encode()})
+    return prefix + write_samples(folder, samples)
+
+
+@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
+def test_identities_tell_which_captions_describe_which_picture(tmp_path, prefix):
+    """Also those that were not drawn this time, in whatever spaces they were written."""
+    captions = [["a dress"], [" a  dress\n"], ["a shirt", "a top"], ["a top", "a tank top"], ["A dress"]]
+    captions += [[f"{number}"] for number in range(5)]
+    batches = [b for number in range(6) for b in epoch(training(with_captions(tmp_path, captions, prefix), 10), number)]
+    texts = [[" ".join(text.split()) for text in own] for own in captions]
+    drawn = set()
+    for batch in batches:
+        right = positives(batch.identities)
+        for i, key in enumerate(batch.keys):
+            drawn.add(batch.captions[i])
+            own = texts[int(key)]
+            assert right[i].tolist() == [i == j or batch.captions[j] in own for j in range(10)]
+    assert drawn == {text for own in texts for text in own}
+    assert {batch.identities.shape[1] for batch in batches} == {1 + (dBManagement.MOST_CAPTIONS if prefix else 2)}
+
+
+def test_more_captions_than_identities_tell_are_said_once(tmp_path, caplog):
+    many = [str(number) for number in range(dBManagement.MOST_CAPTIONS + 2)]
+    (batch,) = epoch(training(with_captions(tmp_path, [many, ["x"], many]), 3))
+    assert batch.identities.shape == (3, 1 + dBManagement.MOST_CAPTIONS)
+    assert len(caplog.records) == 1 and "has 10 captions" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------- resume

@@ -55,6 +55,61 @@ def test_siglip_loss_is_its_formula():
     assert siglip_loss(images, texts, PRODUCTS, SCALE, BIAS).item() == pytest.approx(total, abs=1e-4)
 
 
+# Product, the caption whose embedding it is, the picture's other captions (its own again where there are none).
+IDENTITIES = torch.tensor(
+    [[1, 10, 10], [1, 11, 11], [2, 10, 10], [3, 12, 13], [4, 13, 13], [5, 14, 12], [6, 15, 15], [7, 16, 16], [8, 16, 1]]
+)
+
+
+def is_right(i, j):
+    """Text j for image i: of one product, or one of the very captions of i."""
+    return IDENTITIES[i, 0] == IDENTITIES[j, 0] or IDENTITIES[j, 1] in IDENTITIES[i, 1:]
+
+
+@pytest.mark.parametrize("loss", [clip_loss, siglip_loss])
+def test_a_caption_is_no_negative_of_any_picture_that_it_describes(loss):
+    """A gradient step moves a text towards the images that it is right for and away from the others, and images alike."""
+    count = len(IDENTITIES)
+    points = torch.eye(count)
+    images, texts = (points.clone().requires_grad_() for _ in range(2))
+    loss(images, texts, IDENTITIES, torch.tensor(1.0), torch.tensor(0.0)).backward()
+    right = torch.tensor([[bool(is_right(i, j)) for j in range(count)] for i in range(count)])
+    assert right.sum() == count + 8 and (right != right.T).any()
+    for step in (-images.grad, -texts.grad.T):
+        assert (step[right] > 0).all()
+        assert (step[~right] < 0).all()
+
+
+def test_losses_with_shared_captions_are_their_formulas():
+    count = len(IDENTITIES)
+    images, texts = (rows[:count].detach() for rows in embeddings())
+    logits = (SCALE * images @ texts.T).tolist()
+    total = 0.0
+    for i in range(count):
+        for row, own in (
+            (logits[i], [p for p in range(count) if is_right(i, p)]),
+            ([logits[j][i] for j in range(count)], [p for p in range(count) if is_right(p, i)]),
+        ):
+            total -= sum(row[p] - math.log(sum(math.exp(x) for x in row)) for p in own) / len(own) / count / 2
+    assert clip_loss(images, texts, IDENTITIES, SCALE).item() == pytest.approx(total, abs=1e-5)
+    pairs = [(i, j) for i in range(count) for j in range(count)]
+    sigmoid = sum(math.log1p(math.exp((-1 if is_right(i, j) else 1) * (logits[i][j] - 10))) for i, j in pairs) / count
+    assert siglip_loss(images, texts, IDENTITIES, SCALE, BIAS).item() == pytest.approx(sigmoid, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", [clip_loss, siglip_loss])
+@pytest.mark.parametrize("captions", [1, 3])
+def test_where_no_caption_is_shared_the_loss_is_that_of_the_products_alone_bit_by_bit(loss, captions):
+    alone, both = embeddings(), embeddings()
+    others = torch.arange(100, 100 + 3 * N).reshape(N, 3)[:, :captions]
+    values = [loss(*rows, given, SCALE, BIAS) for rows, given in
+              [(alone, PRODUCTS), (both, torch.cat([PRODUCTS[:, None], others], 1))]]  # fmt: skip
+    assert torch.equal(*values)
+    for value in values:
+        value.backward()
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(alone, both))
+
+
 @pytest.mark.parametrize("loss", [clip_loss, siglip_loss])
 def test_views_of_one_product_are_pulled_together_not_apart(loss):
     """A gradient step moves every image towards all texts of its own product and away from all others."""

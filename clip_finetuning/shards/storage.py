@@ -5,12 +5,16 @@ Either way a file appears whole or not at all under its name.
 
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
+from clip_finetuning.runtime.atomic_write import TEMPORARY, atomic_write, remove_leftovers, temporary_name
+
+# A remote file has no lock that tells whether somebody is still sending it.
+ABANDONED = timedelta(days=1)
 
 
 def open_folder(path):
@@ -87,10 +91,13 @@ class RemoteFolder:
             yield temporary
             try:
                 folder, _, file = self._at(name).rpartition("/")
+                sent = f"{folder}/{temporary_name(file)}"
                 self.files.makedirs(folder, exist_ok=True)
-                self.files.put_file(str(temporary), f"{folder}/.{file}.partial")
-                self.files.mv(f"{folder}/.{file}.partial", f"{folder}/{file}")
+                self.files.put_file(str(temporary), sent)
+                self.files.mv(sent, f"{folder}/{file}")
             except Exception as error:  # each protocol has errors of its own
+                with suppress(Exception):
+                    self.files.rm_file(sent)
                 raise OSError(f"cannot write {name} to {self.url}: {error}") from error
 
     def read_text(self, name):
@@ -123,4 +130,16 @@ class RemoteFolder:
             return []
 
     def clean(self, names):
-        """Nothing to do: the temporary name of a file is always the same, so the next run overwrites it."""
+        """Delete what killed runs left of these files a day ago or earlier; a younger one may be on its way right now."""
+        self.files.invalidate_cache()
+        for name in {os.path.dirname(name) for name in names}:
+            with suppress(Exception):  # no such folder, or a protocol that does not tell the time of a file
+                for path in self.files.ls(self._at(name).rstrip("/"), detail=False):
+                    temporary = TEMPORARY.fullmatch(path.rpartition("/")[2])
+                    if temporary and os.path.join(name, temporary["name"]) in names and self._is_abandoned(path):
+                        self.files.rm_file(path)
+
+    def _is_abandoned(self, path):
+        modified = self.files.modified(path)
+        zone = modified.tzinfo or timezone.utc
+        return datetime.now(zone) - modified.replace(tzinfo=zone) > ABANDONED
