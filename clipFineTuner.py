@@ -15,28 +15,32 @@ import os
 import shutil
 from dataclasses import replace
 
+import dBManagement
+import openClipManagement as clip
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-import command_line
-import console
-import dBManagement
-import devices
-import distributed
 import evaluate_clip
-import gradient_cache
-import losses
-import openClipManagement as clip
-import optimization
 import settings
-import siglip_start
-import training_log
-from checkpoint_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed
+from clip_finetuning.runtime import command_line, console, distributed
+from clip_finetuning.runtime import device as devices
+from clip_finetuning.runtime.console import warn
 from clip_finetuning.runtime.text import printable
-from console import warn
-from stop_signals import StopSignals
-from training_state import IMAGE_KNOBS, MATHEMATICAL_KNOBS, Progress, Training, find_checkpoint, restore, save
+from clip_finetuning.training import gradient_cache, losses, siglip_start
+from clip_finetuning.training import log as training_log
+from clip_finetuning.training import optimizer as optimization
+from clip_finetuning.training.run_folder import BEST, CURVES, FINAL, CheckpointFolder, NeededCheckpointFailed
+from clip_finetuning.training.state import (
+    IMAGE_KNOBS,
+    MATHEMATICAL_KNOBS,
+    Progress,
+    Training,
+    find_checkpoint,
+    restore,
+    save,
+)
+from clip_finetuning.training.stop_signals import StopSignals
 
 MODEL_KNOBS = ["MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR"]
 DATA_KNOBS = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN", "NUM_WORKERS"]

@@ -17,8 +17,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import command_line
-import console
 import settings
 from clip_finetuning.catalogue import audit
 from clip_finetuning.catalogue.hdf5 import DESCRIPTION, open_hdf5, split_of_file
@@ -27,6 +25,7 @@ from clip_finetuning.catalogue.pai import open_pai
 from clip_finetuning.catalogue.rows import Source
 from clip_finetuning.catalogue.summary import Summary
 from clip_finetuning.catalogue.table import Columns, open_table
+from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 SPLITS = ("train", "valid")

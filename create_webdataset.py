@@ -18,11 +18,10 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-import command_line
-import console
 import settings
 from clip_finetuning.catalogue.mapping import Mapping, read_mapping
 from clip_finetuning.catalogue.summary import skipped_lines
+from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.shards.manifest import ShardSet
 from clip_finetuning.shards.plan import Shard, make_sample, plan_shards

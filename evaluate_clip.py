@@ -19,28 +19,22 @@ import textwrap
 import time
 from pathlib import Path
 
+import dBManagement
 import numpy as np
+import openClipManagement as clip
 from tqdm import tqdm
 
-import command_line
-import console
-import dBManagement
-import devices
-import distributed
-import embeddings as embeddings_file
-import openClipManagement as clip
-import report
-import result_file
-import retrieval_comparison
-import retrieval_protocols as protocols
 import settings
-import zero_shot
+from clip_finetuning.loading.lookup import read_pictures
+from clip_finetuning.loading.sample import majority_warning
+from clip_finetuning.retrieval import comparison, protocols, report, result_file, zero_shot
+from clip_finetuning.retrieval import embeddings as embeddings_file
+from clip_finetuning.retrieval.embeddings import Embeddings
+from clip_finetuning.retrieval.sound_embeddings import embed_rows
+from clip_finetuning.runtime import command_line, console, distributed
+from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import caption_numbers
-from embeddings import Embeddings
-from shard_pictures import read_pictures
-from shard_samples import majority_warning
-from sound_embeddings import embed_rows
 
 RECALLS = (5, 10)  # always reported at the top level of the results
 NO_IMAGE_EMBEDDING, NO_CAPTION_EMBEDDING = "picture without a finite embedding", "caption without a finite embedding"
@@ -56,7 +50,7 @@ def main(argv=None):
     """Settings, embeddings, numbers, files."""
     args = parse_arguments(argv)
     if args.compare:
-        print(retrieval_comparison.compare(*(load_results(path, args) for path in args.compare)))
+        print(comparison.compare(*(load_results(path, args) for path in args.compare)))
         return
     ranks = distributed.start(args.device)
     if args.from_embeddings:
@@ -320,7 +314,7 @@ def measure_embeddings(embeddings, names, ks, seed=0, candidates=None):
         "protocol": names[0],
         "num_products": len(np.unique(embeddings.image_product)),
         "num_captions": len(caption_numbers(embeddings.captions)[1]),
-        "rules": retrieval_comparison.RULES,
+        "rules": comparison.RULES,
         "ties": "a positive that ties with negatives counts after them; in pair, samples with the same caption share "
         "their expected rank",
         "warnings": warnings_of(embeddings),
@@ -401,7 +395,7 @@ def write_outputs(args, embeddings, results, baseline):
         temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(table(results))
     if baseline:
-        print("\n" + retrieval_comparison.compare(baseline, results | {"name": output}) + "\n")
+        print("\n" + comparison.compare(baseline, results | {"name": output}) + "\n")
     print(f"written to {output}")
     if args.save_embeddings:
         embeddings_file.save(args.save_embeddings, embeddings)

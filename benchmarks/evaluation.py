@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import retrieval_metrics as metrics
+from clip_finetuning.retrieval import metrics
 
 DIMENSIONS, KS = 512, (1, 5, 10)
 

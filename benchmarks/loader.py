@@ -101,14 +101,15 @@ def make_contender(name, pattern, count, workers, reduced):
         return plain_recipe(pattern, preprocess, tokenizer, workers)
     if name == PEER:
         return open_clip_train_loader(pattern, count, preprocess, tokenizer, workers)
-    import image_transforms
     from dBManagement import train_loader
-    from image_transforms import ImageTransform, normalize
+
+    from clip_finetuning.model import preprocessing
+    from clip_finetuning.model.preprocessing import ImageTransform, normalize
 
     if name == CEILING:
         return decode_and_resize(pattern)
     if name == BY_PIL:
-        image_transforms.simplejpeg = None
+        preprocessing.simplejpeg = None
 
     transform = ImageTransform(SIZE, train=True, reduced_decode=reduced)
     loader = train_loader(pattern, transform, tokenizer, batch_size=BATCH_SIZE, num_workers=workers)
@@ -150,9 +151,9 @@ def open_clip_train_loader(pattern, count, preprocess, tokenizer, workers):
 def decode_and_resize(pattern):
     import torch
 
-    from image_transforms import decode
-    from shard_pattern import expand_pattern
-    from tar_index import TarIndex
+    from clip_finetuning.loading.shard_list import expand_pattern
+    from clip_finetuning.loading.tar_index import TarIndex
+    from clip_finetuning.model.preprocessing import decode
 
     index = TarIndex(expand_pattern(pattern))
     encoded = [index.read(i)["jpg"] for i in range(len(index))]

@@ -164,12 +164,12 @@ def open_clip_train(run, folder, config, start, seed, steps, name):
 
 
 def plain_loop(run, folder, config, start, seed, steps):
+    import dBManagement
+    import openClipManagement as clip
     import torch
     from torch.nn.functional import cross_entropy
 
-    import dBManagement
-    import openClipManagement as clip
-    from image_transforms import normalize
+    from clip_finetuning.model.preprocessing import normalize
 
     CHANGES["ordinary_batches"](folder)
     clip_model = clip.create_model(str(config), str(start))
@@ -200,7 +200,8 @@ def plain_loop(run, folder, config, start, seed, steps):
 def use_ordinary_batches(folder):
     """A plain shuffle, in which views of a product may meet in a batch."""
     import dBManagement
-    from batch_plan import generator
+
+    from clip_finetuning.loading.batch_sampler import generator
 
     def plan(products, batch_size, seed, epoch, views="all"):
         order = generator(seed, epoch).permutation(len(products))
@@ -214,7 +215,7 @@ def use_masked_positives(folder):
     import torch
     from torch.nn.functional import cross_entropy
 
-    import losses
+    from clip_finetuning.training import losses
 
     def loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias=None):
         logits, targets = logit_scale * image_embeddings @ text_embeddings.T, torch.arange(len(products))
@@ -229,7 +230,7 @@ def use_one_positive(folder):
     """Every other sample is a negative, of whatever product."""
     import torch
 
-    import losses
+    from clip_finetuning.training import losses
 
     usual = losses.clip_loss
 

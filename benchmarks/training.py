@@ -73,7 +73,7 @@ def ours(clip_model, batches, precision, optimizer_kind="adamw"):
     import torch
 
     import clipFineTuner
-    import optimization
+    from clip_finetuning.training import optimizer as optimization
 
     size = len(batches[0][1])
     args = clipFineTuner.parse_arguments(["--batch-size", str(size), "--learning-rate", str(LEARNING_RATE)])
@@ -169,7 +169,7 @@ def plain_loop(clip_model, batches, precision):
 
 
 def as_floats(clip_model, batches):
-    from image_transforms import normalize
+    from clip_finetuning.model.preprocessing import normalize
 
     mean, std = clip_model.preprocess["mean"], clip_model.preprocess["std"]
     return [(normalize(images, mean, std), tokens) for images, tokens in batches]
@@ -181,9 +181,8 @@ def as_floats(clip_model, batches):
 def contend(name, model_name, batch_size, precision, device):
     """A contender's process: for each line on standard input that many steps; prints seconds and peak memory in MiB."""
     sys.path.insert(0, str(ROOT))
-    import torch
-
     import openClipManagement as clip
+    import torch
 
     torch.set_float32_matmul_precision("high")
     model_name = str(ROOT / model_name) if model_name.endswith(".json") else model_name

@@ -177,14 +177,16 @@ class CountedTransform:
 
 def training(pattern, batch_size=15, **options):
     from dBManagement import train_loader
-    from image_transforms import ImageTransform
+
+    from clip_finetuning.model.preprocessing import ImageTransform
 
     return train_loader(pattern, ImageTransform(SIZE, train=True), tokenizer, batch_size=batch_size, **options)
 
 
 def evaluation(pattern, batch_size=16, **options):
     from dBManagement import eval_loader
-    from image_transforms import ImageTransform
+
+    from clip_finetuning.model.preprocessing import ImageTransform
 
     return eval_loader(pattern, ImageTransform(SIZE, train=False), tokenizer, batch_size=batch_size, **options)
 
@@ -230,7 +232,7 @@ def write_config(folder, name="tiny-test", **changes):
 
 def embedded_catalogue(products=6, views=3, dimensions=16, noise=0.0, seed=0, captions=None, subcategories=2):
     """`views` noisy images around one direction a product, whose caption's embedding that direction is."""
-    from embeddings import Embeddings
+    from clip_finetuning.retrieval.embeddings import Embeddings
 
     random = np.random.default_rng(seed)
     centres = random.normal(size=(products, dimensions))

@@ -11,15 +11,14 @@ import socket
 import time
 from pathlib import Path
 
+import dBManagement
+import openClipManagement as clip
 import pytest
 import torch
 
-import checkpoint_folder
 import clipFineTuner
-import dBManagement
-import losses
-import openClipManagement as clip
 import settings
+from clip_finetuning.training import losses, run_folder
 from tests.helpers import catalogue_sample, write_config, write_shard
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
@@ -583,7 +582,7 @@ def test_a_signal_while_an_evaluation_is_made_up_for_loses_nothing(data, tmp_pat
 @pytest.mark.parametrize("full", [False, True])
 def test_a_signal_while_a_checkpoint_is_written_asks_for_no_second_one(data, tmp_path, monkeypatch, full):
     """Unless that one could not be written."""
-    real_save, written = checkpoint_folder.save_checkpoint, []
+    real_save, written = run_folder.save_checkpoint, []
 
     def save_checkpoint(path, *arguments, **fields):
         written.append(Path(path).name)
@@ -593,7 +592,7 @@ def test_a_signal_while_a_checkpoint_is_written_asks_for_no_second_one(data, tmp
                 raise OSError(errno.ENOSPC, "no room")
         real_save(path, *arguments, **fields)
 
-    monkeypatch.setattr(checkpoint_folder, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(run_folder, "save_checkpoint", save_checkpoint)
     run = train(data, tmp_path, eval_interval="none")
     assert written == ["checkpoint_00000004.pt", "checkpoint_00000005.pt"][: 1 + full]
     assert [path.name for path in run.glob("*.pt")] == written[-1:]

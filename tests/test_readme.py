@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import command_line
 import settings
+from clip_finetuning.runtime import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import command_line
 import settings
+from clip_finetuning.runtime import command_line
 from tests.helpers import write_config
 
 ROOT = Path(__file__).parent.parent
@@ -197,8 +197,9 @@ def test_a_script_says_in_one_line_what_is_wrong_with_the_page():
 
 
 def test_a_training_takes_what_a_notebook_assigned(make_shards, tmp_path, monkeypatch):
-    import clipFineTuner
     import openClipManagement as clip
+
+    import clipFineTuner
 
     assigned = {
         "BATCH_SIZE": 6,

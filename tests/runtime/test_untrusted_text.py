@@ -1,9 +1,9 @@
 """Text of unknown origin on a terminal: every character shows, none is obeyed, wherever it comes from."""
 
-import console
 import settings
 from clip_finetuning.catalogue import audit
 from clip_finetuning.catalogue.summary import skipped_lines
+from clip_finetuning.runtime import console
 from clip_finetuning.runtime.text import printable
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\r\nb\u202e\ud800"

@@ -1,0 +1,33 @@
+"""The encoded pictures of a few samples of local or streamed shards, found by their keys."""
+
+from clip_finetuning.loading.sample import SampleError, parse_sample
+from clip_finetuning.loading.shard_list import expand_pattern, is_url
+from clip_finetuning.loading.streaming import shard_samples
+from clip_finetuning.loading.tar_index import TarIndex
+
+
+def read_pictures(pattern, keys):
+    """{key: encoded picture} of the samples that are there; of several with one key the first counts.
+
+    Raises FileNotFoundError for shards that are missing.
+    """
+    shards, wanted, found = expand_pattern(pattern), set(keys), {}
+    for raw in _streamed(shards) if any(map(is_url, shards)) else _indexed(shards, wanted):
+        key = raw["__key__"]
+        if key in wanted and key not in found:
+            try:
+                found[key] = parse_sample(raw).image
+            except SampleError:
+                continue
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _indexed(shards, wanted):
+    index = TarIndex(shards)
+    return (index.read(number) for number in range(len(index)) if index.key(number) in wanted)
+
+
+def _streamed(shards):
+    return (raw for shard in shards for raw in shard_samples(shard, report=lambda lost: None))

@@ -1,0 +1,100 @@
+"""Is the second result better than the first? Differences with paired intervals, overall and by category.
+
+A category is called worse by the sign-flip test over its products, corrected by Holm for how many categories are looked
+at: of two equally good models, 5 % at most have a category called worse in a direction of a protocol.
+"""
+
+import textwrap
+
+import numpy as np
+
+from clip_finetuning.retrieval import metrics
+from clip_finetuning.retrieval.embeddings import texts
+from clip_finetuning.retrieval.protocols import DIRECTIONS
+from clip_finetuning.runtime.text import printable
+
+FEWEST_PRODUCTS = 20  # of a category that is judged: the losses of fewer can hardly be told from chance
+RULES = 2  # how results count hits; 1, or none named: the same caption of another product is a miss, but for `product`
+
+
+def compare(first, second):
+    """Two result dictionaries of the same data -> a text for the console. Raises ValueError for what cannot be compared."""
+    fingerprints = [results.get("data", {}).get("fingerprint") for results in (first, second)]
+    if fingerprints[0] is None or fingerprints[0] != fingerprints[1]:
+        raise ValueError(f"{first['name']} and {second['name']} are results of different data and cannot be compared")
+    shared = [name for name in first.get("protocols", {}) if name in second.get("protocols", {})]
+    if not shared:
+        raise ValueError(f"{first['name']} and {second['name']} have no protocol in common")
+    lines = [f"A: {first['name']}", f"B: {second['name']}"]
+    left_out = [name for name in shared if not _same_rules(first, second, name)]
+    if left_out:
+        older = min(first, second, key=rules_of)["name"]
+        message = (
+            f"{older} counts the same caption of another product as a miss in {', '.join(left_out)}; measure it anew"
+        )
+        if left_out == shared:
+            raise ValueError(message)
+        lines += textwrap.wrap(f"left out: {message}", 80, subsequent_indent="  ")
+        shared = [name for name in shared if name not in left_out]
+    for name in shared:
+        for direction in DIRECTIONS:
+            pair = [results["protocols"][name][direction] for results in (first, second)]
+            title = f"{name}, {direction.replace('_to_', '->').replace('_', ' ')}"
+            lines += ["", title.ljust(26) + f"{'A':>8}{'B':>8}{'B - A [95 %]':>26}"]
+            lines += _differences(*pair)
+            lines += _worse_categories(*pair)
+    return "\n".join(lines)
+
+
+def rules_of(results):
+    """Which rules a result was measured by."""
+    return results.get("rules", 1)
+
+
+def _same_rules(first, second, protocol):
+    """Whether both count hits alike in a protocol; with no caption in two spellings, `product` does in all rules."""
+    if rules_of(first) == rules_of(second):
+        return True
+    return protocol == "product" and first.get("num_captions") == second.get("num_captions")
+
+
+def paired_difference(first, second, key, chosen=None):
+    """(B - A, [low, high]) of one recall over the same products; `chosen` is a mask of products."""
+    a, b = first["by_product"], second["by_product"]
+    if a["product"] != b["product"] or a["queries"] != b["queries"]:
+        raise ValueError("the two results have other queries: they cannot be paired")
+    chosen = slice(None) if chosen is None else chosen
+    queries = np.array(a["queries"])[chosen]
+    gain = (np.array(b[key]) - np.array(a[key]))[chosen]
+    return gain.sum() / queries.sum(), metrics.gain_interval(gain, queries)
+
+
+def _differences(a, b):
+    for key in [key for key in a["by_product"] if key.startswith("recall@") and key in b["by_product"]]:
+        gain, (low, high) = paired_difference(a, b, key)
+        difference = f"{gain:+.4f} [{low:+.3f}, {high:+.3f}]"
+        yield f"  Recall{key[6:]}".ljust(26) + f"{a[key]:8.4f}{b[key]:8.4f}{difference:>26} {verdict(low, high)}"
+
+
+def verdict(low, high):
+    """What a paired 95 % interval says, in a word or two."""
+    return "better" if low > 0 else "worse" if high < 0 else "unclear"
+
+
+def _worse_categories(a, b):
+    """Categories whose Recall@10 fell, and how many were looked at."""
+    key = "recall@10"
+    if key not in a["by_product"] or key not in b["by_product"]:
+        return
+    names, category_of = np.unique(texts(a["by_product"]["category"]), return_inverse=True)
+    gains = np.array(b["by_product"][key]) - np.array(a["by_product"][key])
+    sizes = np.bincount(category_of)
+    judged = np.flatnonzero(sizes >= FEWEST_PRODUCTS)
+    worse = metrics.rejected([metrics.loss_p_value(gains[category_of == number]) for number in judged])
+    for number in judged[worse]:
+        gain, (low, high) = paired_difference(a, b, key, category_of == number)
+        name = printable(names[number] or "(no category)")[:24]
+        yield f"  worse in {name}: {gain:+.4f} [{low:+.3f}, {high:+.3f}] of Recall@10, {sizes[number]} products"
+    few = len(names) - len(judged)
+    fewer = f"; {few} have fewer than {FEWEST_PRODUCTS} products" if few else ""
+    yield f"  categories: {worse.sum()} of {len(judged)} judged are worse, by Holm at 5 %{fewer}"

@@ -1,0 +1,181 @@
+"""The embeddings file: a round trip, anybody's minimal file, and files that are not one."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from clip_finetuning.retrieval import embeddings as embeddings_file
+from tests.helpers import embedded_catalogue
+
+FOUR = ("image_embeddings", "text_embeddings", "image_product", "text_product")
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    mine = embedded_catalogue(noise=0.2)
+    embeddings_file.save(tmp_path / "e.npz", mine)
+    theirs = embeddings_file.load(tmp_path / "e.npz")
+    for name, column in vars(mine).items():
+        loaded = getattr(theirs, name)
+        assert loaded.shape == column.shape
+        assert np.allclose(loaded, column, atol=1e-6) if column.dtype.kind == "f" else (loaded == column).all()
+    assert theirs.fingerprint() == mine.fingerprint()
+    with np.load(tmp_path / "e.npz") as file:
+        assert file["image_embeddings"].dtype == np.float32
+        named = (
+            "image_embeddings",
+            "text_embeddings",
+            "image_product",
+            "text_product",
+            "image_key",
+            "captions",
+            "category",
+        )
+        assert set(named) <= set(file)
+
+
+def test_four_arrays_are_enough(tmp_path):
+    rows = np.array([[3.0, 0.0], [0.0, 2.0]], dtype=np.float16)
+    products = np.array([7, 8])
+    np.savez(
+        tmp_path / "e.npz", image_embeddings=rows, text_embeddings=rows, image_product=products, text_product=products
+    )
+    loaded = embeddings_file.load(tmp_path / "e.npz")
+    assert np.allclose(np.linalg.norm(loaded.image_embeddings, axis=1), 1)
+    assert loaded.image_text.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({name: np.eye(2) for name in FOUR}, "image_product has shape"),
+        (
+            {**dict.fromkeys(FOUR[:2], np.eye(2)), **{key: [1, 2] for key in FOUR[2:]}, "image_text": [0, -1]},
+            "image_text",
+        ),
+        ({**dict.fromkeys(FOUR[:2], np.eye(2) * 1j), **{key: [1, 2] for key in FOUR[2:]}}, "real numbers"),
+        ({"image_embeddings": np.eye(2)}, "lacks text_embeddings, image_product, text_product"),
+        (
+            {
+                "image_embeddings": np.eye(2),
+                "text_embeddings": np.eye(3),
+                "image_product": [1, 2],
+                "text_product": [1, 2, 3],
+            },
+            "shapes",
+        ),
+        (
+            {"image_embeddings": np.eye(2), "text_embeddings": np.eye(2), "image_product": [1], "text_product": [1, 2]},
+            "image_product has 1 rows, but there are 2 images",
+        ),
+        (
+            {
+                "image_embeddings": np.empty((0, 2)),
+                "text_embeddings": np.eye(2),
+                "image_product": [],
+                "text_product": [1, 2],
+            },
+            "nothing to evaluate",
+        ),
+    ],
+)
+def test_wrong_files_say_what_is_wrong(tmp_path, arrays, words):
+    np.savez(tmp_path / "e.npz", **arrays)
+    with pytest.raises(ValueError, match=words):
+        embeddings_file.load(tmp_path / "e.npz")
+
+
+def test_files_that_are_no_embeddings(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--save-embeddings"):
+        embeddings_file.load(tmp_path / "nowhere.npz")
+    (tmp_path / "text.npz").write_text("no zip")
+    with pytest.raises(ValueError, match="no .npz file"):
+        embeddings_file.load(tmp_path / "text.npz")
+    np.savez(tmp_path / "objects.npz", image_embeddings=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="no .npz file of plain arrays"):
+        embeddings_file.load(tmp_path / "objects.npz")
+
+
+# ------------------------------------------------------------------------------------------ long and odd texts
+
+
+def test_one_long_caption_widens_no_other(tmp_path):
+    """As one NumPy array of text, 2,000 captions with one of 20,000 letters take 160 MB."""
+    captions = ["a" * 20_000] + [f"caption {number}" for number in range(1, 2000)]
+    tracemalloc.start()
+    try:
+        embeddings = embedded_catalogue(products=2000, views=1, captions=captions)
+        embeddings_file.save(tmp_path / "e.npz", embeddings)
+        loaded = embeddings_file.load(tmp_path / "e.npz")
+        loaded.fingerprint()
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "e.npz").stat().st_size < 1e6
+    assert loaded.captions.tolist() == captions
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+        assert json.loads(file["captions"].tobytes()) == captions
+        assert all(file[name].dtype == np.uint8 for name in file["json_columns"].tolist())
+
+
+def test_any_text_comes_back(tmp_path):
+    captions = ["caf\u00e9", "lone surrogate \udcff", "ends in NUL\0", "", "nan", '"quoted"']
+    mine = embedded_catalogue(captions=captions)
+    embeddings_file.save(tmp_path / "e.npz", mine)
+    theirs = embeddings_file.load(tmp_path / "e.npz")
+    assert theirs.captions.tolist() == captions and theirs.fingerprint() == mine.fingerprint()
+
+
+def test_files_from_before_still_load(tmp_path):
+    """Columns of text as plain arrays."""
+    mine = embedded_catalogue(noise=0.2)
+    plain = {name: column.astype(str) if column.dtype == object else column for name, column in vars(mine).items()}
+    np.savez(tmp_path / "e.npz", **plain)
+    theirs = embeddings_file.load(tmp_path / "e.npz")
+    assert theirs.fingerprint() == mine.fingerprint()
+    assert theirs.category.tolist() == mine.category.tolist()
+
+
+def minimal(folder, **arrays):
+    rows = np.eye(3, dtype=np.float32)
+    four = {"image_embeddings": rows, "text_embeddings": rows, "image_product": [1, 2, 3], "text_product": [1, 2, 3]}
+    np.savez(folder / "e.npz", **{**four, **arrays})
+    return folder / "e.npz"
+
+
+def test_ids_that_went_through_pandas(tmp_path):
+    loaded = embeddings_file.load(minimal(tmp_path, image_product=[15970.0, 2.0, 3.0], text_product=[15970, 2, 3]))
+    assert loaded.image_product.tolist() == loaded.text_product.tolist() == ["15970", "2", "3"]
+    assert loaded.image_key.tolist() == ["0", "1", "2"]
+    loaded = embeddings_file.load(minimal(tmp_path, image_product=np.array([b"caf\xc3\xa9", b"b", b"c"])))
+    assert loaded.image_product[0] == "caf\u00e9"
+
+
+@pytest.mark.parametrize("missing", [[np.nan, 2.0, np.inf], ["nan", "2", "None"], ["", "2", " "]])
+def test_a_missing_id_is_the_caption_or_refused(tmp_path, missing):
+    with pytest.raises(ValueError, match="2 rows of image_product are blank or no number"):
+        embeddings_file.load(minimal(tmp_path, image_product=missing))
+    with pytest.raises(ValueError, match="2 rows of text_product are blank or no number"):
+        embeddings_file.load(minimal(tmp_path, text_product=missing))
+    named = {"captions": ["a", "b", "c"], "image_text": [0, 1, 2]}
+    loaded = embeddings_file.load(minimal(tmp_path, image_product=missing, text_product=missing, **named))
+    assert loaded.image_product.tolist() == loaded.text_product.tolist() == ["a", "2", "c"]
+
+
+def test_rows_that_are_not_finite_are_named(tmp_path):
+    rows = np.eye(3)
+    rows[1, 0] = np.nan
+    with pytest.raises(ValueError, match="1 rows of text_embeddings hold NaN or infinity, first of all row 1"):
+        embeddings_file.load(minimal(tmp_path, text_embeddings=rows))
+
+
+def test_images_without_a_text_are_told(tmp_path, caplog):
+    embeddings_file.load(minimal(tmp_path, image_product=[1, 2, 9]))
+    assert "1 images have no text of their product" in caplog.text
+
+
+def test_captions_that_are_embedded_in_two_ways_are_counted():
+    embeddings = embedded_catalogue(captions=["same", "Same", "SAME", "d", "e", "f"])
+    embeddings.text_embeddings[1] = embeddings.text_embeddings[0]
+    assert embeddings_file.unlike_captions(embeddings) == 1

@@ -1,0 +1,73 @@
+"""The clock, metrics.jsonl and the curves."""
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from clip_finetuning.training import log as training_log
+from clip_finetuning.training.run_folder import CheckpointFolder
+from clip_finetuning.training.state import Progress
+
+SPEED = {"samples_per_second": 99.0, "data_wait": 0.25}
+
+
+def test_the_clock_tells_waiting_from_work(monkeypatch):
+    times = iter([0.0, 1.0, 4.0, 100.0, 101.0, 104.0])
+    monkeypatch.setattr(training_log.time, "perf_counter", lambda: next(times))
+    clock = training_log.Clock()
+    clock.data_arrived()  # after 1 s of waiting
+    clock.step_done(32)  # after 3 s of work
+    clock.restart()  # an evaluation of 96 s does not count
+    clock.data_arrived()
+    clock.step_done(32)
+    lap = clock.lap()
+    assert lap["samples_per_second"] == pytest.approx(64 / 8)
+    assert lap["data_wait"] == pytest.approx(2 / 8)
+
+
+def test_every_number_goes_to_the_file(tmp_path, capsys):
+    recorder = training_log.Recorder(CheckpointFolder(tmp_path))
+    record = {"loss": 1.5, "learning_rate": 1e-3, "grad_norm": 0.5, "logit_scale": 14.3}
+    recorder.log_training(record, SPEED, Progress(step=10), 20)
+    recalls = {"recall@10": {"text_to_image": 0.5, "image_to_text": 0.7}}
+    recorder.log_evaluation(recalls, 0.6, Progress(step=10))
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first == {"step": 10, "epoch": 0, "skipped_steps": 0} | SPEED | record
+    assert second["mean_recall@10"] == 0.6 and second["recall@10/image_to_text"] == 0.7
+    assert recorder.last["loss"] == 1.5 and recorder.last["mean_recall@10"] == 0.6
+    assert "step 10/20  loss 1.5000" in capsys.readouterr().out
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_a_gap_in_the_curves(tmp_path):
+    """NaN is no JSON: strict readers would refuse the whole line."""
+    folder = CheckpointFolder(tmp_path)
+    recorder = training_log.Recorder(folder)
+    for step, loss in enumerate([1.0, math.nan, math.inf]):
+        recorder.log_training({"loss": loss, "learning_rate": 1e-3, "logit_scale": 14.3}, SPEED, Progress(step=step), 3)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["loss"] for line in lines] == [1.0, None, None]
+    training_log.draw_curves(folder.records(), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorder = training_log.Recorder(None)
+    recorder.log_evaluation({"recall@10": {"text_to_image": 0.5, "image_to_text": 0.7}}, 0.6, Progress())
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    recorder = training_log.Recorder(CheckpointFolder(tmp_path), tensorboard=True)
+    recorder.log_evaluation({"recall@10": {"text_to_image": 0.5, "image_to_text": 0.7}}, 0.6, Progress(step=3))
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("records", [[], [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "mean_recall@10": 0.5}]])
+def test_curves_are_a_picture(tmp_path, records):
+    training_log.draw_curves(records, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 800
