@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from clip_finetuning.model import clip_model as clip
 from clip_finetuning.runtime import device as devices
 
 
@@ -21,7 +20,7 @@ class Rows(NamedTuple):
 def embed_rows(clip_model, encode, rows, precision):
     """Embed in evaluation mode -> Rows; `encode(clip_model, rows)` is one of openClipManagement's."""
     encode = partial(encode, clip_model)
-    with torch.inference_mode(), clip.autocast(clip_model.device, precision):
+    with torch.inference_mode(), devices.autocast(clip_model.device, precision):
         embeddings = _arrays(encode, rows, clip_model.device)
     broken = _no_direction(embeddings)
     again = broken if precision != "fp32" else broken[:0]

@@ -3,12 +3,17 @@
 The functions of torch.cuda and its kin mean the current device, `cuda:0`, unless they are told another.
 """
 
+import contextlib
+import math
+import time
 from collections.abc import Callable
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 
+AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ONE_OF_A_KIND = ("mps",)  # there is one such device in a machine, so torch.mps of torch 2.6 lets nobody choose
 
 
@@ -53,3 +58,61 @@ def in_halves(encode: Callable[[torch.Tensor], object], rows: torch.Tensor, devi
     # Here, not in the handler, whose traceback would hold what the failed attempt has computed.
     empty_cache(device)
     return [result for half in rows.split((len(rows) + 1) // 2) for result in in_halves(encode, half, device)]
+
+
+def pick_device(name="auto", local_rank=0):
+    """The torch device of a name; `auto` takes CUDA, then Apple's MPS, then the CPU. `local_rank` chooses the GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise ValueError(f"DEVICE={name} cannot be used here ({reason}); set DEVICE=auto or cpu") from error
+    return device
+
+
+def pick_precision(name, device):
+    """`fp16`, `bf16` or `fp32`; `auto` takes what is fast and safe on the device.
+
+    CUDA: bf16 where the hardware has it (Ampere and later), else fp16. CPU: bf16 if it multiplies matrices faster here.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" and _bf16_is_faster() else "fp32"
+
+
+def _bf16_is_faster(rounds=15):
+    """Whether the CPU multiplies matrices of a small transformer's size faster in bf16.
+
+    Best times of many turns, so that what else runs on the machine does not decide.
+    """
+    best = {}
+    for _ in range(rounds):
+        for dtype in (torch.bfloat16, torch.float32):
+            a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+            start = time.perf_counter()
+            a @ b
+            best[dtype] = min(best.get(dtype, math.inf), time.perf_counter() - start)
+    return best[torch.bfloat16] < 0.8 * best[torch.float32]
+
+
+def autocast(device, precision):
+    """The autocast context of a precision; none for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST_TYPES[precision])
+
+
+def training_attention(device, precision):
+    """The context of a training step, forward and backward, that chooses its attention kernels.
+
+    On the CPU in bf16 the fused kernel's backward pass takes 3 to 8 times as long as that of its parts (torch 2.15), up
+    to half of a step. In fp32, and on a GPU, the choice is torch's.
+    """
+    if device.type == "cpu" and precision == "bf16":
+        return sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext()

@@ -16,7 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
-from clip_finetuning.model.clip_model import read_checkpoint, save_checkpoint
+from clip_finetuning.model.weights import read_checkpoint, save_checkpoint
 from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 from clip_finetuning.runtime.console import warn
 

@@ -59,7 +59,7 @@ def _embedded(clip_model, batch, precision, micro_batch_size):
             encoded += devices.in_halves(lambda half: encode(clip_model, half).cpu(), part, clip_model.device)
         return torch.cat(encoded)
 
-    with torch.no_grad(), clip.autocast(clip_model.device, precision):
+    with torch.no_grad(), devices.autocast(clip_model.device, precision):
         return all_of(clip.encode_images, batch.images), all_of(clip.encode_texts, batch.tokens), batch.products
 
 

@@ -6,6 +6,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model.weights import read_checkpoint
 from clip_finetuning.runtime.console import warn
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.training import log as training_log
@@ -69,7 +70,7 @@ def find_checkpoint(args, folder):
             return None
         path, checkpoint = found
     else:
-        path, checkpoint = args.resume, clip.read_checkpoint(args.resume, mapped=True)
+        path, checkpoint = args.resume, read_checkpoint(args.resume, mapped=True)
     absent = [key for key in ("step", "optimizer", "progress", "data", "settings") if key not in checkpoint]
     if absent:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
