@@ -62,9 +62,21 @@ class StreamedBatches:
         if unlisted:
             why = "--views random needs the number of products" if products_alone else "no sizes.json lists them"
             log.warning("counting the samples of %d streamed shards, since %s", len(unlisted), why)
+        places = collections.Counter()  # product -> runs of neighbouring views
         for shard in unlisted:
             samples = with_product(shard_samples(shard, self.lost.append))
-            listed[shard] = sum(1 for _ in (one_view(samples, random.Random(0)) if products_alone else samples))
+            if products_alone:
+                runs = [product for product, _ in itertools.groupby(sample["__product__"] for sample in samples)]
+                places.update(runs)
+                listed[shard] = len(set(runs))
+            else:
+                listed[shard] = sum(1 for _ in samples)
+        if scattered := sum(count > 1 for count in places.values()):
+            log.warning(
+                "%d products have views that are no neighbours in the streamed shards: of these, --views random draws "
+                "only among the views that come first; write the shards with a product's views together",
+                scattered,
+            )
         return [listed[shard] for shard in self.shards]
 
     def fingerprint(self):

@@ -150,6 +150,16 @@ def test_random_views_show_each_product_once(pattern):
     assert set(keys(shown[0])) != set(keys(shown[1]))
 
 
+def test_views_that_are_no_neighbours_are_said_where_one_is_drawn(tmp_path, caplog):
+    """A stream cannot look ahead: those that come later in a shard are never drawn."""
+    order = [0, 0, 1, 2, 2, 0, 3, 1, 4]  # products 0 and 1 come again
+    write_shard(tmp_path / "a.tar", [catalogue_sample(number, product) for number, product in enumerate(order)])
+    loader = training(f"pipe:cat {tmp_path}/a.tar", 5, views="random")
+    assert loader.num_samples == 5
+    assert "2 products have views that are no neighbours" in caplog.text
+    assert not {"000000005", "000000007"} & {key for number in range(8) for key in keys(epoch(loader, number))}
+
+
 def test_alternative_captions_are_drawn(tmp_path):
     captions = [f"wording {number}" for number in range(4)]
     write_shard(tmp_path / "a.tar", [catalogue_sample(number, number, captions=captions) for number in range(12)])
