@@ -10,11 +10,11 @@ import threading
 import fsspec
 import pytest
 import torch
-from dBManagement import eval_loader, train_loader
 
 from clip_finetuning.loading.streaming import UNREADABLE, distinct_batches, shard_samples
 from clip_finetuning.loading.tar_index import FEWER, TRUNCATED, TarIndex
 from clip_finetuning.model.preprocessing import ImageTransform
+from dBManagement import eval_loader, train_loader
 from tests.helpers import (
     SIZE,
     CountedTransform,
