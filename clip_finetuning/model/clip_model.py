@@ -1,6 +1,7 @@
 """An OpenCLIP model with what belongs to it, and its embeddings."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,26 @@ class ClipModel:
 def add_logit_bias(clip_model):
     """Give a model without one SigLIP's logit bias, -10, and its starting scale, ln 10 (Zhai et al. 2023, section 3.2)."""
     model = clip_model.model
-    if getattr(model, "logit_bias", None) is None:
+    if not has_logit_bias(clip_model):
         model.logit_bias = torch.nn.Parameter(torch.full_like(model.logit_scale.data, -10.0))
         with torch.no_grad():
             model.logit_scale.fill_(torch.tensor(10.0).log())
+
+
+def has_logit_bias(clip_model: ClipModel) -> bool:
+    """Whether a model has SigLIP's bias."""
+    return getattr(clip_model.model, "logit_bias", None) is not None
+
+
+def checkpoint_gradients(clip_model: ClipModel) -> None:
+    """Let both towers compute their activations again in the backward pass: less memory, slower."""
+    model: Any = clip_model.model
+    model.set_grad_checkpointing()
+
+
+def is_finite(model: torch.nn.Module) -> bool:
+    """Whether every weight is a number."""
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def is_untrained(model):

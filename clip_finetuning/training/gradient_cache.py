@@ -5,13 +5,29 @@ embed slice after slice without a graph, take the loss and its gradient with res
 slice again with a graph and push its part of that gradient through. The price is one extra forward pass.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 
 
-def backward(embed, loss, images, tokens, products, parameters, *, micro_batch_size=None, scaler=None):
+Embed = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def backward(
+    embed: Embed,
+    loss: Loss,
+    images: torch.Tensor,
+    tokens: torch.Tensor,
+    products: torch.Tensor,
+    parameters: list[torch.nn.Parameter],
+    *,
+    micro_batch_size: int | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> torch.Tensor:
     """Set `.grad` of all `parameters` to the gradient of the loss over the batches of all ranks -> loss (0-d, detached).
 
     embed(images, tokens) -> (image_embeddings, text_embeddings), each (n, D), under its own autocast.
@@ -41,15 +57,24 @@ def backward(embed, loss, images, tokens, products, parameters, *, micro_batch_s
 
 
 def backward_with_retry(
-    embed, loss, images, tokens, products, parameters, *, micro_batch_size=None, scaler=None, say=print
-):
+    embed: Embed,
+    loss: Loss,
+    images: torch.Tensor,
+    tokens: torch.Tensor,
+    products: torch.Tensor,
+    parameters: list[torch.nn.Parameter],
+    *,
+    micro_batch_size: int,
+    scaler: torch.amp.GradScaler | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[torch.Tensor, int]:
     """`backward`, but out of memory it halves the micro-batch and redoes the step -> (loss, micro-batch size that fits).
 
     Each attempt starts from the same random state, so that its dropout masks do not depend on the failures before it.
     """
     random_state = devices.random_state(images.device)
     while True:
-        size = min(micro_batch_size or len(images), len(images))
+        size = min(micro_batch_size, len(images))
         try:
             value = backward(
                 embed, loss, images, tokens, products, parameters, micro_batch_size=micro_batch_size, scaler=scaler
@@ -90,7 +115,7 @@ def _sliced(embed, loss, parts, products, scaler):
             devices.set_random_state(device, random_state)
             # A tower without trainable weights has no graph to go back through.
             pairs = [(e, g) for e, g in zip(embed(*part), gradient) if e.requires_grad]
-            torch.autograd.backward(*zip(*pairs))
+            torch.autograd.backward([e for e, _ in pairs], [g for _, g in pairs])
 
     gathered = _gathered(embed_without_graph, products)
     torch.clear_autocast_cache()  # under an autocast around both passes, the second would reuse weights without a graph

@@ -58,9 +58,10 @@ class Recorder:
         """Take up a run after this step, with the `last` numbers of its checkpoint."""
         self.last, self._first_step = dict(last), step + 1
 
-    def log_training(self, record, speed, progress, total_steps):
-        """One line of the training: `record` of the step, `speed` from the clock."""
-        numbers = {name: float(value) for name, value in record.items()} | speed
+    def log_training(self, done, speed, progress, total_steps):
+        """One line of the training: the `Step` that was `done`, `speed` from the clock."""
+        logged = ("loss", "learning_rate", "grad_norm", "logit_scale")
+        numbers = {name: float(getattr(done, name)) for name in logged} | speed
         numbers["skipped_steps"] = progress.skipped_steps
         tqdm.write(
             f"step {progress.step}/{total_steps}  loss {numbers['loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
@@ -95,6 +96,11 @@ class Recorder:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self._folder.path), purge_step=self._first_step)
+
+
+def progress_bar(total: int, done: int, shown: bool) -> tqdm:
+    """A bar over the steps on a terminal, nothing elsewhere."""
+    return tqdm(total=total, initial=done, unit="step", disable=None if shown else True)
 
 
 def draw_curves(records, path):

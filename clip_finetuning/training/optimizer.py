@@ -182,10 +182,11 @@ def learning_rate_at(step, *, peak, total_steps, warmup_steps, schedule="cosine"
     return peak * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
-def check_warmup(warmup_steps, total_steps):
-    """Raise ValueError if the warmup takes more than half of the training: the peak rate would hardly be used."""
-    if warmup_steps > total_steps / 2:
-        raise ValueError(
-            f"WARMUP_STEPS={warmup_steps} is more than half of the {total_steps} steps of this training: set it to at "
-            f"most {total_steps // 2} (about {max(1, total_steps // 10)} is usual), or train longer"
-        )
+def warmup_complaints(warmup_steps: int, total_steps: int) -> list[str]:
+    """A sentence if the warmup takes more than half of the training: the peak rate would hardly be used."""
+    if warmup_steps <= total_steps / 2:
+        return []
+    return [
+        f"WARMUP_STEPS={warmup_steps} is more than half of the {total_steps} steps of this training: set it to at "
+        f"most {total_steps // 2} (about {max(1, total_steps // 10)} is usual), or train longer"
+    ]

@@ -122,18 +122,20 @@ class CheckpointFolder:
 
         The checkpoint is mapped, not read: see `read_checkpoint`.
         """
-        found = None
+        found, furthest = None, -1
         for path in [self.path / FINAL, self.path / BEST, *self._periodic_files()]:
             if not path.exists():
                 continue
             try:
                 checkpoint = read_checkpoint(path, mapped=True)
                 step = checkpoint["step"]
+                if type(step) is not int:
+                    raise ValueError("its step is no whole number")
             except (ValueError, KeyError) as error:
                 warn(f"{path} is damaged and passed over: {error}")
                 continue
-            if found is None or step > found[1]["step"]:
-                found = (path, checkpoint)
+            if step > furthest:
+                found, furthest = (path, checkpoint), step
             if path.name not in (FINAL, BEST):
                 break
         return found
@@ -142,7 +144,8 @@ class CheckpointFolder:
     def step_of(path):
         """The step that a checkpoint file was written after, or None if there is none that can be read."""
         with contextlib.suppress(ValueError, FileNotFoundError):
-            return read_checkpoint(path, mapped=True).get("step")
+            step = read_checkpoint(path, mapped=True).get("step")
+            return step if type(step) is int else None
         return None
 
     def records(self):

@@ -6,6 +6,7 @@ trained ones ask for another scale and bias, and a fine-tuning rate of 1e-5 woul
 
 import itertools
 import math
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ def set_scale_and_bias(
     shares = distributed.gather_objects(own)  # (world size, batches, 3)
     batches = [[torch.cat(column) for column in zip(*batch)] for batch in zip(*shares)]
     scale, bias = distributed.agree(best_scale_and_bias(batches) if distributed.rank() == 0 else None)
-    model = clip_model.model
+    model: Any = clip_model.model
     print(
         f"LOSS=siglip on weights without a logit bias: scale {scale:.4g} and "
         f"bias {bias:.4g} minimise the loss of the first {len(batches)} batches (scales from {SCALES[0]:g} to {SCALES[1]:g})"

@@ -1,25 +1,27 @@
-"""What a training run consists of, what a checkpoint holds of it, and how a resumed run gets it back."""
+"""What changes while a run goes on, what a checkpoint holds of it, and how a resumed run gets it back."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.model.weights import read_checkpoint
+from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
 from clip_finetuning.runtime.text import printable
+from clip_finetuning.runtime.version import version
+from clip_finetuning.training import knobs
 from clip_finetuning.training import log as training_log
-from clip_finetuning.training import optimizer as optimization
+from clip_finetuning.training import optimizer as optimizers
+from clip_finetuning.training.plan import Plan
 from clip_finetuning.training.run_folder import CheckpointFolder
+from clip_finetuning.training.step import Step
 
-IMAGE_KNOBS = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]
-# A resumed run with another value of one of these would no longer be the same training.
-MATHEMATICAL_KNOBS = [
-    "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "OPTIMIZER", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS",
-    "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY", *IMAGE_KNOBS,
-]  # fmt: skip
-FIXED_KNOBS = ["LOSS", "OPTIMIZER"]  # those among them that decide what a checkpoint holds
+MAX_SKIPPED_IN_A_ROW = 10
 
 
 @dataclass
@@ -37,40 +39,123 @@ class Progress:
     best_score: float | None = None  # of the steps since
     evaluations_since_best: int = 0
 
+    def count(self, done: Step) -> None:
+        """Go on by a step; ValueError after ten in a row without an update."""
+        self.step, self.batch = self.step + 1, self.batch + 1
+        if done.updated:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        what = "gradient" if torch.isfinite(done.loss) else "loss"
+        print(f"step {self.step}: the {what} is not finite, so the weights stay as they were")
+        if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+            return
+        first = self.step - MAX_SKIPPED_IN_A_ROW + 1
+        raise ValueError(
+            f"the loss or its gradient was not finite in steps {first} to {self.step}, so the training stops; lower "
+            "LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32, with --resume --force or in a new run"
+        )
+
+    def score(self, score: float) -> bool:
+        """Note the mean Recall@10 of an evaluation -> whether it is the best since the first step."""
+        self.evaluated_step = self.step
+        if self.step == 0:
+            self.first_score = score
+            return False
+        better = self.best_score is None or score > self.best_score
+        self.best_score = score if better else self.best_score
+        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
+        return better
+
 
 @dataclass
-class Training:
-    """What a run consists of, made by `setup` and used by `fit`."""
+class Run:
+    """A run under way: its plan, which stays as it is, and all that a step changes."""
 
+    plan: Plan
     clip_model: clip.ClipModel
-    loader: object
-    valid_loader: object | None
-    optimizer: torch.optim.Optimizer
+    loader: Any  # clip_finetuning.loading.dataset.Loader
+    valid_loader: Any | None
+    optimizer: torch.optim.Optimizer | optimizers.CombinedOptimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
     folder: CheckpointFolder
     recorder: training_log.Recorder
-    precision: str
-    total_steps: int
-    micro_batch_size: int | None
     progress: Progress
-    settings: dict
+    micro_batch_size: int  # samples of this process on the device at once
     is_main: bool  # rank 0: the one that writes
-    in_update: bool = False  # some weights may have moved already, others not
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the last PATIENCE evaluations were no better than one before them."""
+        return self.plan.patience is not None and self.progress.evaluations_since_best >= self.plan.patience
+
+    def batches(self) -> Iterator[Any]:
+        """Batches from the current position on, epoch after epoch, until all steps are done; `Progress.count` counts them."""
+        progress = self.progress
+        while progress.step < self.plan.total_steps:
+            self.loader.set_epoch(progress.epoch, progress.batch)
+            for batch in self.loader:
+                yield batch
+                if progress.step == self.plan.total_steps:
+                    return
+            progress.epoch, progress.batch = progress.epoch + 1, 0
 
 
-def find_checkpoint(args, folder):
+def start_run(
+    plan: Plan,
+    clip_model: clip.ClipModel,
+    loader: Any,
+    valid_loader: Any | None,
+    folder: CheckpointFolder,
+    *,
+    tensorboard: bool,
+    learns_statistics: bool,
+) -> Run:
+    """A run before its first step."""
+    average = None
+    if plan.ema_decay is not None:  # buffers are copied: the attention mask's -inf has no average
+        average = AveragedModel(clip_model.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
+    is_main = distributed.rank() == 0
+    return Run(
+        plan=plan,
+        clip_model=clip_model,
+        loader=loader,
+        valid_loader=valid_loader,
+        optimizer=optimizers.create_optimizer(
+            clip_model.model,
+            learning_rate=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            betas=plan.betas,
+            eps=plan.eps,
+            kind=plan.optimizer,
+        ),
+        scaler=torch.amp.GradScaler(clip_model.device.type, enabled=plan.precision == "fp16"),
+        average=average,
+        folder=folder,
+        recorder=training_log.Recorder(folder if is_main else None, tensorboard),
+        progress=Progress(learns_statistics=learns_statistics),
+        micro_batch_size=plan.micro_batch_size,
+        is_main=is_main,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- resuming
+
+
+def find_checkpoint(resume: str, folder: CheckpointFolder) -> dict | None:
     """The checkpoint that RESUME asks for, with its `path`, or None for a new run."""
-    if args.resume == "none":
+    if resume == "none":
         return None
-    if args.resume == "auto":
+    if resume == "auto":
         found = folder.newest()
         if found is None:
             print(f"nothing to resume in {folder.path}: this is a new run")
             return None
         path, checkpoint = found
     else:
-        path, checkpoint = args.resume, read_checkpoint(args.resume, mapped=True)
+        path, checkpoint = resume, read_checkpoint(resume, mapped=True)
     absent = [key for key in ("step", "optimizer", "progress", "data", "settings") if key not in checkpoint]
     if absent:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
@@ -90,86 +175,110 @@ def _check_fields(path, checkpoint):
     for field in ("progress", "data", "settings", "optimizer"):
         if not isinstance(checkpoint[field], dict):
             raise ValueError(f"{path} cannot be resumed: its {field} is no object")
+    unknown = sorted(map(str, set(checkpoint["progress"]) - {field.name for field in fields(Progress)}))
+    if unknown:
+        theirs = checkpoint.get("version", "0.1.0")
+        raise ValueError(
+            printable(
+                f"{path} cannot be resumed: its progress has {', '.join(unknown)}, which this version, {version()}, does not "
+                f"know; it was written by version {theirs}"
+            )
+        )
 
 
-def restore(training, checkpoint, force):
+def restore(run: Run, checkpoint: Mapping[str, Any], force: bool) -> None:
     """Put a run back to where the checkpoint was written; settings that differ are listed, grave ones refused."""
-    saved, now = checkpoint["settings"], training.settings
+    _check_settings(run, checkpoint, force)
+    if changed := run.loader.changed_order(checkpoint["data"]):
+        warn(changed)
+    # ---- weights and their average, moments, loss scale
+    if "raw_state_dict" in checkpoint:
+        # `state_dict` holds the average, which `load_model` put into the model that the average was copied from.
+        run.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])
+        if run.average is not None:
+            run.average.n_averaged.fill_(checkpoint["averaged_steps"])
+    spared = optimizers.load_state(run.optimizer, run.clip_model.model, checkpoint["optimizer"])
+    if spared:
+        print(f"no longer with weight decay, which is for matrices alone: {', '.join(spared)}")
+    if checkpoint["scaler"]:  # empty if it was not fp16
+        run.scaler.load_state_dict(checkpoint["scaler"])
+    # ---- position and log
+    run.progress = Progress(**checkpoint["progress"])
+    run.progress.skipped_in_a_row = 0
+    run.recorder.go_on(checkpoint["step"], checkpoint.get("metrics", {}))
+    if run.plan.settings["MICRO_BATCH_SIZE"] is None and checkpoint["micro_batch_size"] is not None:
+        run.micro_batch_size = min(checkpoint["micro_batch_size"], run.micro_batch_size)
+    if run.is_main:
+        # An earlier checkpoint, by its path: what came after it is another run.
+        if run.plan.settings["RESUME"] not in ("auto", "none"):
+            run.folder.set_aside_after(run.progress.step)
+        run.folder.forget_after(run.progress.step, run.progress.evaluated_step)
+    print(f"resumed {checkpoint['path']}: step {run.progress.step}, epoch {run.progress.epoch + 1}")
+
+
+def _check_settings(run, checkpoint, force):
+    """Say which settings differ from the checkpoint's; ValueError for those that make it another training."""
+    saved, now, path = checkpoint["settings"], run.plan.settings, checkpoint["path"]
     different = [name for name in now if name != "RESUME" and saved.get(name, now[name]) != now[name]]
-    fixed = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in FIXED_KNOBS]
+    fixed = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in knobs.FIXED]
     if fixed:
         raise ValueError(
-            f"{checkpoint['path']} was written by another kind of training: {'; '.join(fixed)}; restore that, or start a new "
+            f"{path} was written by another kind of training: {'; '.join(fixed)}; restore that, or start a new "
             "run with this file as MODEL_PRETRAINED"
         )
-    grave = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in MATHEMATICAL_KNOBS]
-    grave += training.loader.check_state(checkpoint["data"])
-    planned = checkpoint.get("total_steps", training.total_steps)
-    if training.total_steps != planned > checkpoint["step"] and now["LR_SCHEDULE"] != "constant":
-        grave.append(f"the learning rate falls over {planned} steps in the checkpoint, over {training.total_steps} now")
+    grave = [f"{name} was {saved[name]}, is {now[name]}" for name in different if name in knobs.MATHEMATICAL]
+    grave += run.loader.check_state(checkpoint["data"])
+    total_steps = run.plan.total_steps
+    planned = checkpoint.get("total_steps", total_steps)
+    if total_steps != planned > checkpoint["step"] and now["LR_SCHEDULE"] != "constant":
+        grave.append(f"the learning rate falls over {planned} steps in the checkpoint, over {total_steps} now")
     if grave and not force:
         raise ValueError(
-            f"{checkpoint['path']} was written by another training: {'; '.join(grave)}; restore these, or add --force to go "
+            f"{path} was written by another training: {'; '.join(grave)}; restore these, or add --force to go "
             "on all the same"
         )
     for name in different:
         print(printable(f"resuming with another {name}: was {saved[name]}, is {now[name]}"))
     for line in grave:
         warn(printable(f"forced: {line}"))
-    if changed := training.loader.changed_order(checkpoint["data"]):
-        warn(changed)
-    if "raw_state_dict" in checkpoint:
-        # `state_dict` holds the average, which `load_model` put into the model that the average was copied from.
-        training.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])
-        if training.average is not None:
-            training.average.n_averaged.fill_(checkpoint["averaged_steps"])
-    spared = optimization.load_state(training.optimizer, training.clip_model.model, checkpoint["optimizer"])
-    if spared:
-        print(f"no longer with weight decay, which is for matrices alone: {', '.join(spared)}")
-    if checkpoint["scaler"]:  # empty if it was not fp16
-        training.scaler.load_state_dict(checkpoint["scaler"])
-    training.progress = Progress(**checkpoint["progress"])
-    training.progress.skipped_in_a_row = 0
-    training.recorder.go_on(checkpoint["step"], checkpoint.get("metrics", {}))
-    training.micro_batch_size = (
-        checkpoint["micro_batch_size"] if now["MICRO_BATCH_SIZE"] is None else training.micro_batch_size
-    )
-    if training.is_main:
-        if now["RESUME"] not in ("auto", "none"):  # an earlier checkpoint, by its path: what came after is another run
-            training.folder.set_aside_after(training.progress.step)
-        training.folder.forget_after(training.progress.step, training.progress.evaluated_step)
-    print(f"resumed {checkpoint['path']}: step {training.progress.step}, epoch {training.progress.epoch + 1}")
 
 
-def checkpoint_fields(training):
+# ------------------------------------------------------------------------------------------------------ saving
+
+
+def checkpoint_fields(run: Run) -> dict[str, Any]:
     """What a checkpoint holds beside the weights of the model."""
-    progress, model = training.progress, training.clip_model.model
-    fields = {
+    progress, model = run.progress, run.clip_model.model
+    content = {
         "step": progress.step,
         "epoch": progress.epoch,
-        "total_steps": training.total_steps,
+        "total_steps": run.plan.total_steps,
         "progress": asdict(progress),
-        "data": training.loader.state(),
-        "settings": training.settings,
-        "optimizer": training.optimizer.state_dict(),
-        "scaler": training.scaler.state_dict(),
+        "data": run.loader.state(),
+        "settings": dict(run.plan.settings),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
         # Before each step torch is seeded from these two and the rank: they are the whole random state.
-        "random": {"seed": training.settings["SEED"], "step": progress.step},
-        "micro_batch_size": training.micro_batch_size,
-        "metrics": training.recorder.last,
+        "random": {"seed": run.plan.seed, "step": progress.step},
+        "micro_batch_size": _micro_batch_size(run),
+        "metrics": run.recorder.last,
     }
-    if training.average is not None:
-        fields["state_dict"] = training.average.module.state_dict()
-        fields["raw_state_dict"] = model.state_dict()
-        fields["averaged_steps"] = int(training.average.n_averaged)
-    return fields
+    if run.average is not None:
+        content["state_dict"] = run.average.module.state_dict()
+        content["raw_state_dict"] = model.state_dict()
+        content["averaged_steps"] = int(run.average.n_averaged)
+    return content
 
 
-def save(training, path, needed=False):
+def _micro_batch_size(run):
+    """None for a whole batch at once, whatever share of it a process then has."""
+    share = run.plan.batch_size // distributed.world_size()
+    return None if run.micro_batch_size >= share else run.micro_batch_size
+
+
+def save(run: Run, path: Path, needed: bool = False) -> bool:
     """Write a checkpoint -> whether this process did; only rank 0 does. A failed write is a warning, an error if `needed`."""
-    written = training.is_main and training.folder.save(
-        path, training.clip_model, needed, **checkpoint_fields(training)
-    )
+    written = run.is_main and run.folder.save(path, run.clip_model, needed, **checkpoint_fields(run))
     if written:
         print(f"saved {path}")
     return written

@@ -1,0 +1,153 @@
+"""What a run resolves before its first step: settings, model, data and checkpoint become one frozen value.
+
+Settings leave things open (no LEARNING_RATE, PRECISION=auto, EPOCHS or MAX_STEPS). `resolve` closes them, once, and
+checks the whole; what changes while the training runs is in `state` alone.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from clip_finetuning.runtime import device as devices
+from clip_finetuning.runtime import distributed
+from clip_finetuning.training import knobs
+from clip_finetuning.training import optimizer as optimizers
+
+MAX_DEFAULT_WARMUP = 500
+
+
+class Facts(NamedTuple):
+    """What the model, the data and the machine say to a plan."""
+
+    model: torch.nn.Module
+    untrained: bool  # its weights are random
+    device: torch.device
+    processes: int
+    batches: int  # of an epoch
+    batch_size: int  # of all processes; smaller than BATCH_SIZE where there are fewer products
+    validation: bool  # whether there are shards to evaluate on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, from its first step to its last."""
+
+    total_steps: int
+    batch_size: int  # samples contrasted with each other, of all processes
+    micro_batch_size: int  # samples of one process on the device at once, to begin with: memory may ask for fewer
+    precision: str  # fp16, bf16 or fp32
+    loss: str
+    optimizer: str
+    learning_rate: float  # the peak
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    grad_clip_norm: float | None
+    ema_decay: float | None
+    seed: int
+    log_interval: int
+    checkpoint_interval: int
+    eval_interval: int | None  # None: no evaluation
+    patience: int | None
+    settings: Mapping[str, Any]  # every knob of the run as it was resolved, for the checkpoint
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        return optimizers.learning_rate_at(
+            step,
+            peak=self.learning_rate,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
+        )
+
+    def evaluation_is_due(self, step: int) -> bool:
+        """Whether the validation shards, if there are any, are to be looked at after so many steps."""
+        return self.eval_interval is not None and (step % self.eval_interval == 0 or step == self.total_steps)
+
+    def checkpoint_is_due(self, step: int) -> bool:
+        """Whether a periodic checkpoint follows after so many steps; the last one has the final checkpoint."""
+        return step % self.checkpoint_interval == 0 and step != self.total_steps
+
+
+def contradictions(values: Mapping[str, Any], processes: int = 1) -> list[str]:
+    """What is wrong with settings by themselves, a sentence each: known before a model is built."""
+    batch_size, micro = values["BATCH_SIZE"], values["MICRO_BATCH_SIZE"]
+    found = []
+    if micro is not None and micro > batch_size:
+        found.append(f"MICRO_BATCH_SIZE={micro} exceeds BATCH_SIZE={batch_size}, of which it is a part")
+    if values["PATIENCE"] is not None and values["EVAL_INTERVAL"] is None:
+        found.append("PATIENCE counts evaluations, but EVAL_INTERVAL is none: set EVAL_INTERVAL too")
+    if batch_size % processes:
+        found.append(f"BATCH_SIZE={batch_size} does not divide among {processes} processes; make it a multiple")
+    return found
+
+
+def check(settings: Mapping[str, Any], processes: int) -> None:
+    """ValueError for settings that contradict each other, or by which one process would wait for another for ever."""
+    complaints = contradictions(settings, processes)
+    everywhere = distributed.gather_objects([settings[name] for name in knobs.SHARED])
+    for name, *theirs in zip(knobs.SHARED, *everywhere):
+        if any(value != theirs[0] for value in theirs):
+            complaints.append(f"{name} is {theirs} in the processes of this run: give all of them the same settings")
+    if complaints:
+        raise ValueError("; ".join(complaints))
+
+
+def resolve(
+    settings: Mapping[str, Any], given: Collection[str], facts: Facts, saved: Mapping[str, Any] | None = None
+) -> Plan:
+    """The plan of a run; every process comes to the same one.
+
+    settings: {knob: value}; given: the knobs that were set for this call; saved: the settings in the checkpoint that the
+    run goes on from. Raises ValueError with all that is wrong.
+    """
+    values = dict(settings)
+    if saved is not None:
+        values |= {name: saved.get(name, unset) for name, unset in knobs.OPEN.items() if values[name] == unset}
+    if values["MAX_STEPS"] is not None and "EPOCHS" not in given:
+        values["EPOCHS"] = None
+    # By the clock, so that processes may choose differently: the first one's choice counts.
+    values["PRECISION"] = distributed.agree(devices.pick_precision(values["PRECISION"], facts.device))
+    values["OPTIMIZER"] = optimizers.pick_optimizer(values["OPTIMIZER"], facts.model, facts.batch_size, facts.untrained)
+    if values["LEARNING_RATE"] is None:
+        values["LEARNING_RATE"] = optimizers.usual_learning_rate(facts.untrained)
+    total_steps = _total_steps(values["EPOCHS"], values["MAX_STEPS"], facts.batches)
+    if values["WARMUP_STEPS"] is None:
+        values["WARMUP_STEPS"] = min(MAX_DEFAULT_WARMUP, total_steps // 10)
+    complaints = contradictions(values, facts.processes)
+    complaints += optimizers.warmup_complaints(values["WARMUP_STEPS"], total_steps)
+    if complaints:
+        raise ValueError("; ".join(complaints))
+    share = facts.batch_size // facts.processes
+    return Plan(
+        total_steps=total_steps,
+        batch_size=facts.batch_size,
+        micro_batch_size=min(values["MICRO_BATCH_SIZE"] or share, share),
+        precision=values["PRECISION"],
+        loss=values["LOSS"],
+        optimizer=values["OPTIMIZER"],
+        learning_rate=values["LEARNING_RATE"],
+        schedule=values["LR_SCHEDULE"],
+        warmup_steps=values["WARMUP_STEPS"],
+        weight_decay=values["WEIGHT_DECAY"],
+        betas=(values["BETA1"], values["BETA2"]),
+        eps=values["EPS"],
+        grad_clip_norm=values["GRAD_CLIP_NORM"],
+        ema_decay=values["EMA_DECAY"],
+        seed=values["SEED"],
+        log_interval=values["LOG_INTERVAL"],
+        checkpoint_interval=values["CHECKPOINT_INTERVAL"],
+        eval_interval=values["EVAL_INTERVAL"] if facts.validation else None,
+        patience=values["PATIENCE"],
+        settings=values,
+    )
+
+
+def _total_steps(epochs, max_steps, batches):
+    steps = batches * epochs if epochs else max_steps
+    return min(steps, max_steps or steps)

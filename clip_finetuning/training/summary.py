@@ -1,0 +1,65 @@
+"""What a run says at its start and at its end."""
+
+import shutil
+from collections import Counter
+
+from clip_finetuning.model import clip_model as clip
+from clip_finetuning.runtime import distributed
+from clip_finetuning.runtime.console import warn
+from clip_finetuning.training import log as training_log
+from clip_finetuning.training import optimizer as optimizers
+from clip_finetuning.training.run_folder import CURVES
+from clip_finetuning.training.state import Run
+
+
+def announce(run: Run) -> None:
+    """One block that says what will happen."""
+    plan, clip_model, processes = run.plan, run.clip_model, distributed.world_size()
+    everything, trainable = clip.count_parameters(clip_model.model)
+    number, size = _checkpoints(run, everything)
+    free = shutil.disk_usage(run.folder.path).free
+    together = f", {processes} processes" if processes > 1 else ""
+    lines = {
+        "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
+        "parameters": f"{everything:,}, trainable {trainable:,}",
+        "device": f"{clip_model.device}, {plan.precision}{together}",
+        "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
+        "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
+        "steps": f"{plan.total_steps:,} of {plan.batch_size} samples, {run.micro_batch_size} on the device at once",
+        "learning rate": f"{plan.learning_rate:g} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "
+        f"then {plan.schedule}",
+        "checkpoints": f"{number} of {size / 2**20:,.0f} MiB in {run.folder.path}, {free / 2**20:,.0f} MiB free",
+    }
+    print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)
+    if (number + 1) * size > free:  # the one that is being written lies beside the older ones
+        warn(
+            f"{number} checkpoints of {size / 2**20:,.0f} MiB, and one more while writing, may not fit into {run.folder.path}: "
+            "free some space, or lower KEEP_CHECKPOINTS"
+        )
+
+
+def _checkpoints(run, parameters):
+    """(how many checkpoints there will be at most, bytes of one)."""
+    copies = 1 if run.average is None else 2
+    size = 4 * (parameters * copies + optimizers.count_moments(run.optimizer))
+    periodic = min(run.folder.keep, (run.plan.total_steps - 1) // run.plan.checkpoint_interval)
+    return periodic + 1 + (run.valid_loader is not None), size
+
+
+def conclude(run: Run, lost: Counter[str]) -> None:
+    """Say how it went and draw the curves; `lost`: training samples that could not be used, by reason."""
+    progress, folder = run.progress, run.folder
+    if run.is_main:
+        try:
+            training_log.draw_curves(folder.records(), folder.path / CURVES)
+        except OSError as error:
+            warn(f"{folder.path / CURVES} could not be written ({error}); the numbers are in metrics.jsonl")
+    if progress.best_score is not None:
+        start = "" if progress.first_score is None else f", at the start {progress.first_score:.4f}"
+        print(
+            f"{progress.step} steps done, {progress.skipped_steps} skipped; "
+            f"best mean Recall@10 {progress.best_score:.4f}{start}"
+        )
+    if lost:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in lost.most_common())
+        warn(f"{lost.total()} training samples could not be used: {reasons}")
