@@ -166,6 +166,17 @@ def test_intervals_of_shares_keep_their_coverage(products, views, share):
         ).all()
 
 
+@pytest.mark.parametrize("hits", [0, 1, 7, 20])
+@pytest.mark.parametrize("views", [1, 4])
+def test_intervals_of_shares_are_agresti_and_coulls_of_products_whose_views_agree(hits, views):
+    """Its textbook form for 20 products: the smoothed design effect is exactly the number of views."""
+    sums, counts = np.where(np.arange(20) < hits, views, 0), np.full(20, views)
+    middle = (hits + 1.959964**2 / 2) / (20 + 1.959964**2)
+    half = 1.959964 * np.sqrt(middle * (1 - middle) / (20 + 1.959964**2))
+    expected = [max(0, middle - half), min(1, middle + half)]
+    assert metrics.share_interval(sums, counts) == pytest.approx(expected, abs=1e-9)
+
+
 def test_intervals_of_shares_are_as_narrow_as_the_bootstraps_in_the_middle():
     random = np.random.default_rng(0)
     for agree in (0.0, 1.0):
