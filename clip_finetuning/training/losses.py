@@ -35,15 +35,21 @@ def clip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bi
 def siglip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias):
     """Multi-positive sigmoid loss -> scalar.
 
-        loss = -1/N sum_i sum_j log sigmoid( z_ij (s x_i.y_j + b) ),  z_ij = 1 where text j is right for image i, else -1
+        loss = -1/N sum_i sum_j log sigmoid( z_ij (s x_i.y_j + b) ),  z_ij = 1 for samples of one product, else -1
+
+    over the pairs (i, j) of one product, and those whose text j is wrong for image i. A text that is right for images of
+    other products is no negative of theirs, but no positive either: a caption that many share would have a positive for
+    each pair of them and outweigh everything else. (In a softmax it makes no difference: equal texts have equal logits.)
 
     image_embeddings, text_embeddings: (N, D), L2-normalised. products: integers (N,) or (N, 1 + C), see `positives`.
     logit_scale: scalar s, already exponentiated. logit_bias: scalar b.
 
     SigLIP (Zhai et al. 2023, arXiv:2303.15343); where all products and captions differ, open_clip's `SigLipLoss`.
     """
-    logits, right = _logits(image_embeddings, text_embeddings, logit_scale) + logit_bias, positives(products)
-    losses = -functional.logsigmoid(torch.where(right, logits, -logits))
+    logits, same = _logits(image_embeddings, text_embeddings, logit_scale) + logit_bias, _same_product(products)
+    losses = -functional.logsigmoid(torch.where(same, logits, -logits))
+    if products.ndim == 2:
+        losses = losses.masked_fill(positives(products) & ~same, 0)
     return losses.sum() / len(logits)
 
 
@@ -58,9 +64,14 @@ def positives(products):
     products: (N,) integers, equal iff of one product; or (N, 1 + C), with the numbers of the captions of each sample
     behind that of its product. The first of these captions is the text.
     """
+    right = _same_product(products)
     if products.ndim == 1:
-        return products[:, None] == products[None, :]
-    right = products[:, None, 0] == products[None, :, 0]
+        return right
     for own_captions in products[:, 1:].unbind(1):  # one after another: C (N, N) matrices at once could be large
         right |= own_captions[:, None] == products[None, :, 1]
     return right
+
+
+def _same_product(products):
+    products = products if products.ndim == 1 else products[:, 0]
+    return products[:, None] == products[None, :]  # (N, N)

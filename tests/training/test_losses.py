@@ -68,15 +68,20 @@ def is_right(i, j):
 
 @pytest.mark.parametrize("loss", [clip_loss, siglip_loss])
 def test_a_caption_is_no_negative_of_any_picture_that_it_describes(loss):
-    """A gradient step moves a text towards the images that it is right for and away from the others, and images alike."""
+    """A gradient step moves a text away from the images that it is wrong for, and images alike.
+
+    It moves towards all others in the softmax, towards those of its own product with the sigmoid.
+    """
     count = len(IDENTITIES)
     points = torch.eye(count)
     images, texts = (points.clone().requires_grad_() for _ in range(2))
     loss(images, texts, IDENTITIES, torch.tensor(1.0), torch.tensor(0.0)).backward()
     right = torch.tensor([[bool(is_right(i, j)) for j in range(count)] for i in range(count)])
     assert right.sum() == count + 8 and (right != right.T).any()
+    towards = right if loss is clip_loss else IDENTITIES[:, None, 0] == IDENTITIES[:, 0]
     for step in (-images.grad, -texts.grad.T):
-        assert (step[right] > 0).all()
+        assert (step[towards] > 0).all()
+        assert (step[right & ~towards] == 0).all()
         assert (step[~right] < 0).all()
 
 
@@ -92,9 +97,22 @@ def test_losses_with_shared_captions_are_their_formulas():
         ):
             total -= sum(row[p] - math.log(sum(math.exp(x) for x in row)) for p in own) / len(own) / count / 2
     assert clip_loss(images, texts, IDENTITIES, SCALE).item() == pytest.approx(total, abs=1e-5)
-    pairs = [(i, j) for i in range(count) for j in range(count)]
-    sigmoid = sum(math.log1p(math.exp((-1 if is_right(i, j) else 1) * (logits[i][j] - 10))) for i, j in pairs) / count
+    sigmoid = 0.0
+    for i in range(count):
+        for j in range(count):
+            if IDENTITIES[i, 0] == IDENTITIES[j, 0]:
+                sigmoid += math.log1p(math.exp(10 - logits[i][j])) / count
+            elif not is_right(i, j):
+                sigmoid += math.log1p(math.exp(logits[i][j] - 10)) / count
     assert siglip_loss(images, texts, IDENTITIES, SCALE, BIAS).item() == pytest.approx(sigmoid, abs=1e-4)
+
+
+def test_equal_captions_change_nothing_in_a_softmax():
+    """Equal texts have equal logits, so that it makes no difference to which of them an image belongs."""
+    images, texts = (rows.detach() for rows in embeddings())
+    captions = torch.arange(N) // 2
+    value = clip_loss(images, texts[captions], torch.stack([torch.arange(N), captions], 1), SCALE)
+    torch.testing.assert_close(value, clip_loss(images, texts[captions], torch.arange(N), SCALE))
 
 
 @pytest.mark.parametrize("loss", [clip_loss, siglip_loss])
