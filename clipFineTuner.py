@@ -212,7 +212,7 @@ def train(run: Run, stop: StopSignals) -> str:
             bar.update()
             step, last = progress.step, progress.step == plan.total_steps
             if step % plan.log_interval == 0 or last:
-                run.recorder.log_training(done, clock.lap(), progress, plan.total_steps)
+                run.recorder.log_training(done.record, clock.lap(), progress, plan.total_steps)
             # ---- the evaluation, unless a signal came
             due = plan.evaluation_is_due(step)
             stopped = stop.wished() and (due or not last)  # after the last step just an evaluation takes its time
@@ -244,8 +244,7 @@ def evaluate(run: Run, stop: StopSignals) -> bool:
         clip_model = replace(clip_model, model=run.average.module)
     runtime.distributed.broadcast(clip_model.model.buffers())  # BatchNorm's, which may differ between processes
     try:
-        import evaluate_clip
-        results = evaluate_clip.measure(clip_model, run.valid_loader, run.plan.precision, wished=stop.wished)
+        results = retrieval.results.measure(clip_model, run.valid_loader, run.plan.precision, wished=stop.wished)
     except runtime.distributed.Stopped:
         return False
     score = sum(results["recall@10"].values()) / 2

@@ -19,11 +19,11 @@ import textwrap
 import time
 from pathlib import Path
 
-import dBManagement
 import numpy as np
-import openClipManagement as clip
 from tqdm import tqdm
 
+import dBManagement
+import openClipManagement as clip
 import settings
 from clip_finetuning.loading.lookup import read_pictures
 from clip_finetuning.loading.sample import majority_warning

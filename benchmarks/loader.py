@@ -101,10 +101,9 @@ def make_contender(name, pattern, count, workers, reduced):
         return plain_recipe(pattern, preprocess, tokenizer, workers)
     if name == PEER:
         return open_clip_train_loader(pattern, count, preprocess, tokenizer, workers)
-    from dBManagement import train_loader
-
     from clip_finetuning.model import preprocessing
     from clip_finetuning.model.preprocessing import ImageTransform, normalize
+    from dBManagement import train_loader
 
     if name == CEILING:
         return decode_and_resize(pattern)

@@ -164,11 +164,11 @@ def open_clip_train(run, folder, config, start, seed, steps, name):
 
 
 def plain_loop(run, folder, config, start, seed, steps):
-    import dBManagement
-    import openClipManagement as clip
     import torch
     from torch.nn.functional import cross_entropy
 
+    import dBManagement
+    import openClipManagement as clip
     from clip_finetuning.model.preprocessing import normalize
 
     CHANGES["ordinary_batches"](folder)
@@ -200,7 +200,6 @@ def plain_loop(run, folder, config, start, seed, steps):
 def use_ordinary_batches(folder):
     """A plain shuffle, in which views of a product may meet in a batch."""
     import dBManagement
-
     from clip_finetuning.loading.batch_sampler import generator
 
     def plan(products, batch_size, seed, epoch, views="all"):

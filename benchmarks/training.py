@@ -181,8 +181,9 @@ def as_floats(clip_model, batches):
 def contend(name, model_name, batch_size, precision, device):
     """A contender's process: for each line on standard input that many steps; prints seconds and peak memory in MiB."""
     sys.path.insert(0, str(ROOT))
-    import openClipManagement as clip
     import torch
+
+    import openClipManagement as clip
 
     torch.set_float32_matmul_precision("high")
     model_name = str(ROOT / model_name) if model_name.endswith(".json") else model_name

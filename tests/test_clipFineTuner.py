@@ -11,14 +11,19 @@ import socket
 import time
 from pathlib import Path
 
-import dBManagement
-import openClipManagement as clip
 import pytest
 import torch
 
 import clipFineTuner
+import dBManagement
+import openClipManagement as clip
 import settings
+from clip_finetuning.loading.tar_index import TarIndex
+from clip_finetuning.model import clip_model as clip_model_module
+from clip_finetuning.retrieval import results
+from clip_finetuning.runtime import console as commands
 from clip_finetuning.training import losses, run_folder
+from clip_finetuning.training import step as training_step
 from tests.helpers import catalogue_sample, write_config, write_shard
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
@@ -79,7 +84,9 @@ def assert_same_weights(run, other, tolerance=0.0):
 
 CONTEXT = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 if os.name == "posix":
-    CONTEXT.set_forkserver_preload(["clipFineTuner"])
+    CONTEXT.set_forkserver_preload(
+        ["dBManagement", "openClipManagement", "clip_finetuning.training.state", "clipFineTuner"]
+    )
 
 
 def _child(arguments, console, group=False):
@@ -91,7 +98,7 @@ def _child(arguments, console, group=False):
     torch.set_num_threads(1)
     if os.name == "posix":  # a process of a forkserver would start its workers by another one, which outlives a kill
         multiprocessing.set_start_method("fork", force=True)
-    clipFineTuner.console.run(lambda: clipFineTuner.main(arguments), settings)
+    commands.run(lambda: clipFineTuner.main(arguments), settings)
 
 
 def start(data, run, *more, group=False, **changes):
@@ -219,14 +226,14 @@ def test_an_average_of_the_weights_is_what_is_saved(data, tmp_path):
 
 def test_training_ends_early_without_gain(data, tmp_path, monkeypatch):
     recall = {"text_to_image": 0.5, "image_to_text": 0.5}
-    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", lambda *_, **__: {"recall@10": recall})
+    monkeypatch.setattr(results, "measure", lambda *_, **__: {"recall@10": recall})
     run = train(data, tmp_path, patience=2, eval_interval=2)
     assert clip.read_checkpoint(run / "final_checkpoint.pt")["step"] == 6
 
 
 def test_what_patience_ended_stays_ended(data, tmp_path, monkeypatch, capsys):
     recall = {"text_to_image": 0.5, "image_to_text": 0.5}
-    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", lambda *_, **__: {"recall@10": recall})
+    monkeypatch.setattr(results, "measure", lambda *_, **__: {"recall@10": recall})
     run = train(data, tmp_path, patience=2, eval_interval=2)
     whole = (run / "final_checkpoint.pt").read_bytes()
     train(data, run, "--resume", patience=2, eval_interval=2)
@@ -241,7 +248,7 @@ def test_what_patience_ended_stays_ended(data, tmp_path, monkeypatch, capsys):
 def test_a_score_below_the_first_is_warned_of(data, tmp_path, monkeypatch, capsys):
     scores = iter([0.9, 0.4, 0.5])
     monkeypatch.setattr(
-        clipFineTuner.evaluate_clip, "measure",
+        results, "measure",
         lambda *_, **__: {"recall@10": dict.fromkeys(("text_to_image", "image_to_text"), next(scores))},
     )  # fmt: skip
     train(data, tmp_path)
@@ -487,15 +494,15 @@ def test_a_signal_saves_a_checkpoint_and_leaves_cleanly(data, tmp_path, number):
 
 def send_sigterm_at(number, monkeypatch):
     """SIGTERM for this process in the step of this number, whenever a run does it."""
-    real_step = clipFineTuner.train_step
+    real_step = training_step.train_step
 
-    def step(training, args, batch):
-        record = real_step(training, args, batch)
-        if training.progress.step == number:
+    def train_step(*arguments, step, **options):
+        done = real_step(*arguments, step=step, **options)
+        if step + 1 == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return record
+        return done
 
-    monkeypatch.setattr(clipFineTuner, "train_step", step)
+    monkeypatch.setattr(training_step, "train_step", train_step)
 
 
 @pytest.mark.parametrize(
@@ -524,12 +531,12 @@ def test_whatever_a_run_consists_of_goes_on_to_the_bit(data, tmp_path, monkeypat
 
 def send_sigterm_in_evaluation(number, monkeypatch):
     """SIGTERM for this process while the second batch of the evaluation after that many steps is embedded, once."""
-    real_evaluate, real_encode = clipFineTuner.evaluate, clip.encode_images
+    real_evaluate, real_encode = clipFineTuner.evaluate, clip_model_module.encode_images
     steps, batches = [], []
 
-    def evaluate(training, stop):
-        steps.append(training.progress.step)
-        return real_evaluate(training, stop)
+    def evaluate(run, stop):
+        steps.append(run.progress.step)
+        return real_evaluate(run, stop)
 
     def encode(clip_model, images):
         if not clip_model.model.training and steps[-1] == number:
@@ -539,7 +546,7 @@ def send_sigterm_in_evaluation(number, monkeypatch):
         return real_encode(clip_model, images)
 
     monkeypatch.setattr(clipFineTuner, "evaluate", evaluate)
-    monkeypatch.setattr(clip, "encode_images", encode)
+    monkeypatch.setattr(clip_model_module, "encode_images", encode)
     return batches
 
 
@@ -600,7 +607,7 @@ def test_a_signal_while_a_checkpoint_is_written_asks_for_no_second_one(data, tmp
 
 def test_patience_that_ends_at_an_evaluation_made_up_for_ends_the_run(data, tmp_path, monkeypatch):
     recall = {"text_to_image": 0.5, "image_to_text": 0.5}
-    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", lambda *_, **__: {"recall@10": recall})
+    monkeypatch.setattr(results, "measure", lambda *_, **__: {"recall@10": recall})
     send_sigterm_at(6, monkeypatch)
     run = train(data, tmp_path, patience=2, eval_interval=2)
     assert not (run / "final_checkpoint.pt").exists()
@@ -696,7 +703,7 @@ def test_a_final_checkpoint_of_fewer_steps_is_replaced(data, tmp_path, monkeypat
     def measure(*_, **__):
         return {"recall@10": dict.fromkeys(("text_to_image", "image_to_text"), next(scores) / 100)}
 
-    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", measure)
+    monkeypatch.setattr(results, "measure", measure)
     run = train(data, tmp_path, max_steps=6)
     old = (run / "final_checkpoint.pt").read_bytes()
     train(data, run, "--resume", max_steps=9)
@@ -723,16 +730,16 @@ def test_an_update_that_fails_half_way_is_not_saved(data, tmp_path, monkeypatch)
 
 
 def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, monkeypatch, capsys):
-    real_step = clipFineTuner.train_step
+    real_step = training_step.train_step
 
-    def step(training, args, batch):
-        record = real_step(training, args, batch)
-        if training.progress.step == 6:
+    def train_step(clip_model, *arguments, step, **options):
+        done = real_step(clip_model, *arguments, step=step, **options)
+        if step + 1 == 6:
             with torch.no_grad():
-                training.clip_model.model.visual.proj.fill_(math.nan)
-        return record
+                clip_model.model.visual.proj.fill_(math.nan)
+        return done
 
-    monkeypatch.setattr(clipFineTuner, "train_step", step)
+    monkeypatch.setattr(training_step, "train_step", train_step)
     with pytest.raises(ValueError):
         train(data, tmp_path)
     assert "the weights are not finite, so they are not saved" in capsys.readouterr().err
@@ -741,7 +748,7 @@ def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("what", ["evaluation", "shards"])
 def test_an_error_between_two_checkpoints_costs_no_step(data, tmp_path, monkeypatch, finished, what):
-    real_measure, real_collate = clipFineTuner.evaluate_clip.measure, dBManagement.ClipDataset._collate
+    real_measure, real_collate = results.measure, dBManagement.ClipDataset._collate
     calls = {"evaluation": 0, "shards": 0}
 
     def measure(*arguments, **options):
@@ -756,7 +763,7 @@ def test_an_error_between_two_checkpoints_costs_no_step(data, tmp_path, monkeypa
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
         return real_collate(dataset, *arguments)
 
-    monkeypatch.setattr(clipFineTuner.evaluate_clip, "measure", measure)
+    monkeypatch.setattr(results, "measure", measure)
     monkeypatch.setattr(dBManagement.ClipDataset, "_collate", collate)
     with pytest.raises(OSError, match="not connected"):
         train(data, tmp_path)
@@ -768,7 +775,7 @@ def test_an_error_between_two_checkpoints_costs_no_step(data, tmp_path, monkeypa
 
 
 def test_evaluation_keeps_to_the_micro_batch_and_halves_it_when_memory_ends(data, tmp_path, monkeypatch, finished):
-    real_encode, sizes = clip.encode_images, []
+    real_encode, sizes = clip_model_module.encode_images, []
 
     def encode(clip_model, images):
         if not clip_model.model.training:
@@ -777,7 +784,7 @@ def test_evaluation_keeps_to_the_micro_batch_and_halves_it_when_memory_ends(data
                 raise torch.OutOfMemoryError("injected")
         return real_encode(clip_model, images)
 
-    monkeypatch.setattr(clip, "encode_images", encode)
+    monkeypatch.setattr(clip_model_module, "encode_images", encode)
     run = train(data, tmp_path, micro_batch_size=4, max_steps=6)
     assert max(sizes) == 4
     key = "recall@10/text_to_image"
@@ -785,14 +792,14 @@ def test_evaluation_keeps_to_the_micro_batch_and_halves_it_when_memory_ends(data
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(data, tmp_path, monkeypatch, capsys, finished):
-    real_encode = clip.encode_images
+    real_encode = clip_model_module.encode_images
 
     def encode(clip_model, images):
         if len(images) > BATCH // 2 and clip_model.model.training:
             raise torch.OutOfMemoryError("injected")
         return real_encode(clip_model, images)
 
-    monkeypatch.setattr(clip, "encode_images", encode)
+    monkeypatch.setattr(clip_model_module, "encode_images", encode)
     run = train(data, tmp_path)
     assert f"MICRO_BATCH_SIZE goes from {BATCH} to {BATCH // 2}" in capsys.readouterr().err
     assert_same_weights(run, finished, tolerance=1e-5)
@@ -918,7 +925,7 @@ def test_lost_samples_are_counted_once_over_all_processes(data, tmp_path):
     (tmp_path / "sizes.json").write_text('{"lossy.000000.tar": 24, "lossy.000001.tar": 24}')
     path = tmp_path / "lossy.000001.tar"
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 5 // 8])
-    missing = 48 - dBManagement.TarIndex([str(tmp_path / f"lossy.00000{n}.tar") for n in range(2)]).products.size
+    missing = 48 - TarIndex([str(tmp_path / f"lossy.00000{n}.tar") for n in range(2)]).products.size
     assert missing % 4 == 0  # so every picture is met: there is no remainder
     knobs = {"batch_size": 4, "max_steps": None, "epochs": 1, "eval_interval": "none", "num_workers": 1}
     arguments = flags(data, tmp_path / "run", train_dataset_pattern=tmp_path / "lossy.*.tar", **knobs)
@@ -946,14 +953,14 @@ def test_processes_that_see_different_folders_do_not_wait_for_each_other(data, t
 def _rank_with_scores(arguments, rank, port, console):
     """A rank that judges for itself that it gets better (1) or does not (0)."""
     scores = itertools.count(1) if rank else itertools.repeat(1)
-    real_measure = clipFineTuner.evaluate_clip.measure_embeddings
+    real_measure = results.measure_embeddings
 
     def measure(*options):
         share = next(scores) / 100
         results = real_measure(*options)
         return {**results, "recall@10": dict.fromkeys(results["recall@10"], share)}
 
-    clipFineTuner.evaluate_clip.measure_embeddings = measure
+    results.measure_embeddings = measure
     _rank(arguments, rank, port, console)
 
 
@@ -1000,13 +1007,13 @@ def test_trained_statistics_stay_and_micro_batches_change_nothing(data, tmp_path
 
 
 def test_a_skipped_step_leaves_no_trace_in_the_statistics(data, tmp_path, resnet, monkeypatch):
-    real_normalize, calls = clip.normalize, []
+    real_normalize, calls = clip_model_module.normalize, []
 
     def normalize(*arguments):
         calls.append(1)
         return real_normalize(*arguments) * (math.nan if len(calls) == 2 else 1)
 
-    monkeypatch.setattr(clip, "normalize", normalize)
+    monkeypatch.setattr(clip_model_module, "normalize", normalize)
     run = train(data, tmp_path / "run", model_name=resnet, max_steps=4, eval_interval="none")
     assert clip.read_checkpoint(run / "final_checkpoint.pt")["progress"]["skipped_steps"] == 1
     assert all(torch.isfinite(value).all() for value in statistics(run).values())

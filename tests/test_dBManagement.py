@@ -10,16 +10,16 @@ import subprocess
 import sys
 import zlib
 
-import dBManagement
 import pytest
 import torch
-from dBManagement import RememberedTokens, count_lost, train_loader
 from PIL import Image
 
+import dBManagement
 from clip_finetuning.loading.sample import NO_IMAGE
 from clip_finetuning.loading.tar_index import CUT, TRUNCATED, Lost
 from clip_finetuning.model.preprocessing import ImageTransform
 from clip_finetuning.training.losses import positives
+from dBManagement import RememberedTokens, count_lost, train_loader
 from tests.helpers import (
     ROOT,
     SIZE,

@@ -6,15 +6,15 @@ import multiprocessing
 import os
 import socket
 
-import dBManagement
 import numpy as np
 import open_clip
-import openClipManagement as clip
 import pytest
 import torch
 from PIL import Image
 
+import dBManagement
 import evaluate_clip
+import openClipManagement as clip
 from clip_finetuning.runtime import distributed
 from tests.helpers import catalogue_sample, encoded_picture, write_config, write_shard
 

@@ -197,9 +197,8 @@ def test_a_script_says_in_one_line_what_is_wrong_with_the_page():
 
 
 def test_a_training_takes_what_a_notebook_assigned(make_shards, tmp_path, monkeypatch):
-    import openClipManagement as clip
-
     import clipFineTuner
+    import openClipManagement as clip
 
     assigned = {
         "BATCH_SIZE": 6,

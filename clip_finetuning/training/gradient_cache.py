@@ -12,7 +12,6 @@ import torch
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 
-
 Embed = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -64,17 +63,17 @@ def backward_with_retry(
     products: torch.Tensor,
     parameters: list[torch.nn.Parameter],
     *,
-    micro_batch_size: int,
+    micro_batch_size: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
     say: Callable[[str], None] = print,
-) -> tuple[torch.Tensor, int]:
+) -> tuple[torch.Tensor, int | None]:
     """`backward`, but out of memory it halves the micro-batch and redoes the step -> (loss, micro-batch size that fits).
 
     Each attempt starts from the same random state, so that its dropout masks do not depend on the failures before it.
     """
     random_state = devices.random_state(images.device)
     while True:
-        size = min(micro_batch_size, len(images))
+        size = min(micro_batch_size or len(images), len(images))
         try:
             value = backward(
                 embed, loss, images, tokens, products, parameters, micro_batch_size=micro_batch_size, scaler=scaler

@@ -58,10 +58,9 @@ class Recorder:
         """Take up a run after this step, with the `last` numbers of its checkpoint."""
         self.last, self._first_step = dict(last), step + 1
 
-    def log_training(self, done, speed, progress, total_steps):
-        """One line of the training: the `Step` that was `done`, `speed` from the clock."""
-        logged = ("loss", "learning_rate", "grad_norm", "logit_scale")
-        numbers = {name: float(getattr(done, name)) for name in logged} | speed
+    def log_training(self, record, speed, progress, total_steps):
+        """One line of the training: `record` of the step, `speed` from the clock."""
+        numbers = {name: float(value) for name, value in record.items()} | speed
         numbers["skipped_steps"] = progress.skipped_steps
         tqdm.write(
             f"step {progress.step}/{total_steps}  loss {numbers['loss']:.4f}  lr {numbers['learning_rate']:.2e}  "

@@ -16,7 +16,6 @@ from clip_finetuning.training import gradient_cache, losses
 from clip_finetuning.training import optimizer as optimizers
 from clip_finetuning.training.plan import Plan
 
-LOSSES = {"clip": losses.clip_loss, "siglip": losses.siglip_loss}
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
 
@@ -33,6 +32,12 @@ class Step(NamedTuple):
     learning_rate: float
     updated: bool  # False: the loss or its gradient was not finite, so the weights are as they were
     micro_batch_size: int  # that the device's memory held
+
+    @property
+    def record(self) -> dict[str, torch.Tensor | float]:
+        """The numbers for the log."""
+        names = ("loss", "learning_rate", "grad_norm", "logit_scale")
+        return {name: getattr(self, name) for name in names}
 
 
 def train_step(
@@ -55,6 +60,7 @@ def train_step(
     model: Any = clip_model.model
     device = clip_model.device
     parameters = [p for p in model.parameters() if p.requires_grad]
+    loss_function = {"clip": losses.clip_loss, "siglip": losses.siglip_loss}[plan.loss]
 
     def embed(images, tokens):
         with devices.autocast(device, plan.precision):
@@ -62,7 +68,7 @@ def train_step(
 
     def loss_of(image_embeddings, text_embeddings, identities):
         bias = getattr(model, "logit_bias", None)
-        return LOSSES[plan.loss](image_embeddings, text_embeddings, identities, model.logit_scale.exp(), bias)
+        return loss_function(image_embeddings, text_embeddings, identities, model.logit_scale.exp(), bias)
 
     # ---- what this step starts from: the rate, the mode, the random state, so that dropout repeats after a resume
     learning_rate = plan.learning_rate_at(step)
@@ -76,7 +82,7 @@ def train_step(
         tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.tokens, batch.identities)
     )
     with _torn_on_error(bool(statistics)), devices.training_attention(device, plan.precision):
-        loss, micro_batch_size = gradient_cache.backward_with_retry(
+        loss, fits = gradient_cache.backward_with_retry(
             embed, loss_of, images, tokens, identities, parameters,
             micro_batch_size=micro_batch_size, scaler=scaler, say=warn,
         )  # fmt: skip
@@ -98,7 +104,7 @@ def train_step(
             for buffer, before in statistics:
                 buffer.copy_(before)
         scaler.update()
-    return Step(loss, grad_norm, model.logit_scale.detach().exp(), learning_rate, finite, micro_batch_size)
+    return Step(loss, grad_norm, model.logit_scale.detach().exp(), learning_rate, finite, fits or len(images))
 
 
 @contextlib.contextmanager

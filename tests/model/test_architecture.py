@@ -7,11 +7,11 @@ import sys
 import types
 
 import open_clip
-import openClipManagement as clip
 import pytest
 import torch
 from tiny_models import TINY, write_config
 
+import openClipManagement as clip
 from clip_finetuning.model.architecture import check_architecture, check_name, check_preprocess, least_parameters
 
 

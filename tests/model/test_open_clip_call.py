@@ -8,13 +8,13 @@ import types
 
 import numpy as np
 import open_clip
-import openClipManagement as clip
 import pytest
 import torch
 from PIL import Image
 from tiny_models import TINY, write_config
 
 import evaluate_clip
+import openClipManagement as clip
 from clip_finetuning.model.architecture import check_architecture
 
 TEXT = TINY["text_cfg"]

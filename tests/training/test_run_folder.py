@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-import openClipManagement as clip
 import pytest
 import torch
 
+import openClipManagement as clip
 from clip_finetuning.training import run_folder
 from clip_finetuning.training.run_folder import CheckpointFolder
 from tests.helpers import write_config

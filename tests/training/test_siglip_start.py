@@ -2,15 +2,16 @@
 
 import math
 
-import openClipManagement as clip
 import pytest
 import torch
-from tiny_models import write_config
 from torch.nn import functional
 
 import clipFineTuner
+import openClipManagement as clip
 from clip_finetuning.training import siglip_start
+from clip_finetuning.training import step as training_step
 from clip_finetuning.training.losses import siglip_loss
+from tests.helpers import write_config
 
 
 def embeddings(seed, noise, number=48, dimensions=16):
@@ -93,19 +94,25 @@ def train(folder, run, *more, **changes):
 
 
 def test_trained_weights_start_where_the_loss_is_least_and_the_order_stays(start, tmp_path, monkeypatch, capsys):
-    met, real_step = [], clipFineTuner.train_step
+    met, real_fit, real_step = [], clipFineTuner.fit, training_step.train_step
 
-    def step(training, args, batch):
-        met.append((training, batch.keys))
-        return real_step(training, args, batch)
+    def train_step(clip_model, optimizer, scaler, batch, *arguments, **options):
+        met.append(batch.keys)
+        return real_step(clip_model, optimizer, scaler, batch, *arguments, **options)
 
-    monkeypatch.setattr(clipFineTuner, "train_step", step)
+    def fit(run, stop):
+        met.append(run.loader)
+        return real_fit(run, stop)
+
+    monkeypatch.setattr(clipFineTuner, "fit", fit)
+    monkeypatch.setattr(training_step, "train_step", train_step)
     whole = train(start, tmp_path / "whole")
     assert "LOSS=siglip on weights without a logit bias: scale " in capsys.readouterr().out
     assert whole != pytest.approx((10, -10), abs=0.01)
-    loader = met[0][0].loader
+    loader, keys = met
     loader.set_epoch(0)
-    assert met[0][1] == next(iter(loader)).keys
+    assert keys == next(iter(loader)).keys
+    monkeypatch.undo()
     assert train(start, tmp_path / "sliced", micro_batch_size=3) == pytest.approx(whole, rel=1e-4)
 
 

@@ -8,14 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import openClipManagement as clip
 import pytest
-from tiny_models import write_config
 
 import clipFineTuner
+import openClipManagement as clip
 import settings
-
-ROOT = Path(__file__).resolve().parents[1]
+from clip_finetuning.model import clip_model as clip_model_module
+from clip_finetuning.runtime import console
+from clip_finetuning.training import state
+from clip_finetuning.training import step as training_step
+from tests.helpers import ROOT, write_config
 
 
 @pytest.mark.slow
@@ -64,12 +66,12 @@ def test_the_slurm_recipe_gives_the_trainers_nearly_all_the_time_that_slurm_gran
 
 def slow_trainer(evaluating, *arguments):
     """The trainer with slow steps, slow saving and, from the second one on, slow evaluations; `evaluating` tells of those."""
-    real_step, real_encode, real_save = clipFineTuner.train_step, clip.encode_images, clipFineTuner.save
+    real_step, real_encode, real_save = training_step.train_step, clip_model_module.encode_images, state.save
 
-    def train_step(*step_arguments):
+    def train_step(*step_arguments, **options):
         time.sleep(0.5)
         Path(evaluating).with_name("steps").touch()
-        return real_step(*step_arguments)
+        return real_step(*step_arguments, **options)
 
     def encode_images(clip_model, images):
         if not clip_model.model.training and Path(evaluating).with_name("steps").exists():
@@ -79,10 +81,10 @@ def slow_trainer(evaluating, *arguments):
 
     def save(*save_arguments, **options):
         time.sleep(1)
-        real_save(*save_arguments, **options)
+        return real_save(*save_arguments, **options)
 
-    clipFineTuner.train_step, clip.encode_images, clipFineTuner.save = train_step, encode_images, save
-    settings.run(lambda: clipFineTuner.main(arguments))
+    training_step.train_step, clip_model_module.encode_images, state.save = train_step, encode_images, save
+    console.run(lambda: clipFineTuner.main(arguments), settings)
 
 
 if __name__ == "__main__":
