@@ -5,7 +5,7 @@
     python benchmarks/training.py --device cpu --rounds 9
     python benchmarks/training.py --case ViT-B-32 256 4      # any model, batch size, steps a turn
 
-Contenders: ours is `clipFineTuner.train_step` with its default settings for weights that were trained before, and for the
+Contenders: ours is `train_step` with the suite's default settings for weights that were trained before, and for the
 demo's model also with Muon, its default for random ones; open_clip_train is its `train_one_epoch` with its
 AdamW and ClipLoss and its defaults; the plain loop is the model's own forward, cross entropy and `torch.optim.AdamW` as
 it comes, in fp32. All train the same model from the same random weights, at full batch, on batches that lie in memory.
@@ -72,37 +72,50 @@ def make_batches(clip_model, model_name, batch_size):
 def ours(clip_model, batches, precision, optimizer_kind="adamw"):
     import torch
 
-    import clipFineTuner
-    from clip_finetuning.training import optimizer as optimization
+    from clip_finetuning.training.optimizer import create_optimizer
+    from clip_finetuning.training.plan import Plan
+    from clip_finetuning.training.step import train_step
 
     size = len(batches[0][1])
-    args = clipFineTuner.parse_arguments(["--batch-size", str(size), "--learning-rate", str(LEARNING_RATE)])
-    optimizer = optimization.create_optimizer(
-        clip_model.model,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        betas=(args.beta1, args.beta2),
-        eps=args.eps,
-        kind=optimizer_kind,
-    )
-    args.warmup_steps = 0
-    training = types.SimpleNamespace(
-        clip_model=clip_model,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(clip_model.device.type, enabled=precision == "fp16"),
-        average=None,
-        precision=precision,
+    plan = Plan(
         total_steps=10_000,
-        micro_batch_size=None,
-        progress=clipFineTuner.Progress(),
+        batch_size=size,
+        micro_batch_size=size,
+        precision=precision,
+        loss="clip",
+        optimizer=optimizer_kind,
+        learning_rate=LEARNING_RATE,
+        schedule="cosine",
+        warmup_steps=0,
+        weight_decay=0.1,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        grad_clip_norm=1.0,
+        ema_decay=None,
+        seed=0,
+        log_interval=10,
+        checkpoint_interval=1000,
+        eval_interval=None,
+        patience=None,
+        settings={},
     )
+    optimizer = create_optimizer(
+        clip_model.model,
+        learning_rate=plan.learning_rate,
+        weight_decay=plan.weight_decay,
+        betas=plan.betas,
+        eps=plan.eps,
+        kind=plan.optimizer,
+    )
+    scaler = torch.amp.GradScaler(clip_model.device.type, enabled=precision == "fp16")
     identities = torch.arange(size)[:, None].expand(-1, 2).contiguous()
     batches = [types.SimpleNamespace(images=i, tokens=t, identities=identities) for i, t in batches]
 
     def run(steps):
         for step in range(steps):
-            record = clipFineTuner.train_step(training, args, batches[step % len(batches)])
-        record["loss"].item()
+            batch = batches[step % len(batches)]
+            done = train_step(clip_model, optimizer, scaler, batch, plan, step=step, micro_batch_size=size)
+        done.loss.item()
 
     return run
 
