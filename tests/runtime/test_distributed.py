@@ -55,6 +55,7 @@ def test_two_processes_get_the_gradients_of_one(tmp_path):
         assert seen["objects"] == [{"rank": 0}, {"rank": 1}]
         assert seen["any"] == [True, False]
         assert seen["broadcast"] == [0.0, 0.0]
+        assert seen["until"] == [list(range(3 - 2 * rank)), "stopped"]
         for gradient, reference in zip(seen["gradients"], expected):
             torch.testing.assert_close(torch.tensor(gradient), reference, atol=1e-6, rtol=1e-5)
 
@@ -89,10 +90,20 @@ def worker(job, folder=None):
         raise SystemExit("broken on purpose")
     if job in ("fail", "refuse"):
         distributed.gather_objects("the other rank never answers")
+    batches = range(3 - 2 * ranks.rank)  # rank 1 is through long before rank 0
+    seen_batches = [list(distributed.until(lambda: distributed.any_rank(False), batches))]
+    try:
+        asked = iter([False, True, True])  # and yet it is rank 1 that wants to stop then
+        seen_batches.append(
+            list(distributed.until(lambda: distributed.any_rank(ranks.rank == 1 and next(asked)), batches))
+        )
+    except distributed.Stopped:
+        seen_batches.append("stopped")
     half = slice(4 * ranks.rank, 4 * ranks.rank + 4)
     seen = {"objects": distributed.gather_objects({"rank": ranks.rank})}
     seen["any"] = [distributed.any_rank(ranks.rank == 1), distributed.any_rank(False)]
     seen["gradients"] = [g.tolist() for g in embeddings_and_loss(half)]
+    seen["until"] = seen_batches
     parameter = torch.nn.Parameter(torch.full((2,), float(ranks.rank)))
     distributed.broadcast([parameter])
     seen["broadcast"] = parameter.tolist()
