@@ -54,6 +54,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     args.settings = {name: getattr(args, name.lower()) for name in training.knobs.ALL}
+    if contradictions := training.knobs.contradictions(args.settings):
+        parser.errors(contradictions)
     return args
 
 
@@ -247,6 +249,8 @@ def evaluate(run: Run, stop: StopSignals) -> bool:
         results = retrieval.results.measure(clip_model, run.valid_loader, run.plan.precision, wished=stop.wished)
     except runtime.distributed.Stopped:
         return False
+    if results.get("num_samples") == 0 and not model.clip_model.is_finite(clip_model.model):
+        raise ValueError(f"step {progress.step}: the weights are not finite, so there is nothing to go on with")
     score = sum(results["recall@10"].values()) / 2
     better = progress.score(score)
     run.recorder.log_evaluation(results, score, progress)

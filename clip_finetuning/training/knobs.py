@@ -1,4 +1,7 @@
-"""The knobs of a training by name, for whoever reads them before anything heavy is loaded."""
+"""The knobs of a training by name, and which of their values contradict each other: known before anything is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
 
 MODEL = ["MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR"]
 IMAGE = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]
@@ -18,3 +21,16 @@ FIXED = ["LOSS", "OPTIMIZER"]  # they decide what a checkpoint holds
 SHARED = [*MATHEMATICAL, "EPOCHS", "MAX_STEPS", "MICRO_BATCH_SIZE", "EVAL_INTERVAL", "PATIENCE"]
 # A resumed run takes these from its checkpoint where the settings leave them open, as here.
 OPEN = {"PRECISION": "auto", "OPTIMIZER": "auto", "LEARNING_RATE": None, "WARMUP_STEPS": None, **dict.fromkeys(IMAGE)}
+
+
+def contradictions(values: Mapping[str, Any], processes: int = 1) -> list[str]:
+    """What is wrong with settings by themselves, a sentence each: known before a model is built."""
+    batch_size, micro = values["BATCH_SIZE"], values["MICRO_BATCH_SIZE"]
+    found = []
+    if micro is not None and micro > batch_size:
+        found.append(f"MICRO_BATCH_SIZE={micro} exceeds BATCH_SIZE={batch_size}, of which it is a part")
+    if values["PATIENCE"] is not None and values["EVAL_INTERVAL"] is None:
+        found.append("PATIENCE counts evaluations, but EVAL_INTERVAL is none: set EVAL_INTERVAL too")
+    if batch_size % processes:
+        found.append(f"BATCH_SIZE={batch_size} does not divide among {processes} processes; make it a multiple")
+    return found

@@ -74,22 +74,9 @@ class Plan:
         return step % self.checkpoint_interval == 0 and step != self.total_steps
 
 
-def contradictions(values: Mapping[str, Any], processes: int = 1) -> list[str]:
-    """What is wrong with settings by themselves, a sentence each: known before a model is built."""
-    batch_size, micro = values["BATCH_SIZE"], values["MICRO_BATCH_SIZE"]
-    found = []
-    if micro is not None and micro > batch_size:
-        found.append(f"MICRO_BATCH_SIZE={micro} exceeds BATCH_SIZE={batch_size}, of which it is a part")
-    if values["PATIENCE"] is not None and values["EVAL_INTERVAL"] is None:
-        found.append("PATIENCE counts evaluations, but EVAL_INTERVAL is none: set EVAL_INTERVAL too")
-    if batch_size % processes:
-        found.append(f"BATCH_SIZE={batch_size} does not divide among {processes} processes; make it a multiple")
-    return found
-
-
 def check(settings: Mapping[str, Any], processes: int) -> None:
     """ValueError for settings that contradict each other, or by which one process would wait for another for ever."""
-    complaints = contradictions(settings, processes)
+    complaints = knobs.contradictions(settings, processes)
     everywhere = distributed.gather_objects([settings[name] for name in knobs.SHARED])
     for name, *theirs in zip(knobs.SHARED, *everywhere):
         if any(value != theirs[0] for value in theirs):
@@ -119,7 +106,7 @@ def resolve(
     total_steps = _total_steps(values["EPOCHS"], values["MAX_STEPS"], facts.batches)
     if values["WARMUP_STEPS"] is None:
         values["WARMUP_STEPS"] = min(MAX_DEFAULT_WARMUP, total_steps // 10)
-    complaints = contradictions(values, facts.processes)
+    complaints = knobs.contradictions(values, facts.processes)
     complaints += optimizers.warmup_complaints(values["WARMUP_STEPS"], total_steps)
     if complaints:
         raise ValueError("; ".join(complaints))
