@@ -25,7 +25,7 @@ from clip_finetuning.catalogue.pai import open_pai
 from clip_finetuning.catalogue.rows import Source
 from clip_finetuning.catalogue.summary import Summary
 from clip_finetuning.catalogue.table import Columns, open_table
-from clip_finetuning.runtime import command_line, console
+from clip_finetuning.runtime import command_line, console, knobs
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 SPLITS = ("train", "valid")
@@ -139,7 +139,7 @@ def create_clip_dataset(split: str, output: str, data_dir: str | None = None, nu
     They are in `data_dir`, or settings.DATA_DIR. Raises FileNotFoundError for a missing folder and ValueError if no row
     can be used.
     """
-    data_dir = command_line.value(settings, "DATA_DIR") if data_dir is None else data_dir
+    data_dir = knobs.value(settings, "DATA_DIR") if data_dir is None else data_dir
     return write(open_pai(data_dir, split, num_workers), output)
 
 

@@ -176,17 +176,15 @@ class CountedTransform:
 
 
 def training(pattern, batch_size=15, **options):
-    from dBManagement import train_loader
-
     from clip_finetuning.model.preprocessing import ImageTransform
+    from dBManagement import train_loader
 
     return train_loader(pattern, ImageTransform(SIZE, train=True), tokenizer, batch_size=batch_size, **options)
 
 
 def evaluation(pattern, batch_size=16, **options):
-    from dBManagement import eval_loader
-
     from clip_finetuning.model.preprocessing import ImageTransform
+    from dBManagement import eval_loader
 
     return eval_loader(pattern, ImageTransform(SIZE, train=False), tokenizer, batch_size=batch_size, **options)
 
@@ -225,6 +223,14 @@ def write_config(folder, name="tiny-test", **changes):
     path = folder / f"{name}.json"
     path.write_text(json.dumps({**TINY, **changes}), encoding="utf-8")
     return str(path)
+
+
+def local_folder(folder, config, preprocess=None):
+    """A folder that open_clip reads a model from, but for its weights -> its name for MODEL_NAME."""
+    folder.mkdir(exist_ok=True)
+    content = {"model_cfg": config, "preprocess_cfg": preprocess or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    return f"local-dir:{folder}"
 
 
 # ----------------------------------------------------------------------------------------------------------- embeddings
