@@ -1,6 +1,8 @@
 """Who may import whom, by folder: the data path runs one way, inside a folder too."""
 
 import ast
+import re
+import subprocess
 import sys
 
 import pytest
@@ -23,6 +25,7 @@ MAY_IMPORT = {
 }
 TORCH_FREE = {"pictures", "catalogue", "shards", "clip_prep", "create_webdataset"}
 TORCH = {"torch", "torchvision", "open_clip", "webdataset"}
+SLOW_TO_LOAD = TORCH | {"PIL", "numpy", "tqdm", "h5py", "pyarrow", "fsspec", "imagehash", "jinja2", "concurrent"}
 
 
 def module_name(path):
@@ -36,7 +39,7 @@ MODULES = {module_name(path): path for path in [*ROOT.glob("*.py"), *(ROOT / PAC
 
 def imported(module):
     """Full names of all modules that a file imports, wherever in the file."""
-    found = set()
+    found, attributes = set(), set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -44,7 +47,11 @@ def imported(module):
             assert node.level == 0, f"{module} has a relative import; name the folder"
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= inner & set(MODULES) or {node.module}
-    return found
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            attributes.add((f"{PACKAGE}.{node.value.id}", node.attr))
+    # A folder loads its modules when they are named: `from clip_finetuning import shards`, then `shards.plan`.
+    named = {f"{folder}.{name}" for folder, name in attributes if folder in found}
+    return found | (named & set(MODULES))
 
 
 def own(module):
@@ -97,3 +104,11 @@ def test_what_prepares_data_never_loads_torch(module):
         reached |= found
         waiting += found & set(MODULES)
     assert not {name.split(".")[0] for name in reached} & TORCH
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_help_loads_nothing_that_takes_long(script):
+    command = [sys.executable, "-X", "importtime", ROOT / f"{script}.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = re.findall(r"^import time:.*\| +(\w+)", done.stderr, re.MULTILINE)
+    assert "argparse" in loaded and not set(loaded) & SLOW_TO_LOAD

@@ -1,6 +1,5 @@
 """A page of knobs as a command line: page < assigned in Python < environment < flag, one clear line for each mistake."""
 
-import ast
 import importlib.util
 import itertools
 import sys
@@ -473,11 +472,3 @@ def test_tracebacks_are_asked_for_in_all_ways(page, monkeypatch, arguments, vari
     if assigned is not None:
         page.DEBUG = assigned
     assert command_line.debug_is_on(page) is on
-
-
-@pytest.mark.parametrize("name", ["command_line", "console"])
-def test_nothing_heavy_is_imported_to_read_a_command_line(name):
-    tree = ast.parse(Path(sys.modules["command_line"].__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "command_line"}
