@@ -13,20 +13,21 @@ such files for what harms training or flatters evaluation, and writes `audit.jso
 pictures are in more than one of them.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import settings
-from clip_finetuning.catalogue import audit
-from clip_finetuning.catalogue.hdf5 import DESCRIPTION, open_hdf5, split_of_file
-from clip_finetuning.catalogue.mapping import write_mapping
-from clip_finetuning.catalogue.pai import open_pai
-from clip_finetuning.catalogue.rows import Source
-from clip_finetuning.catalogue.summary import Summary
-from clip_finetuning.catalogue.table import Columns, open_table
+from clip_finetuning import catalogue, runtime
 from clip_finetuning.runtime import command_line, console
-from clip_finetuning.runtime.atomic_write import atomic_write
+
+if TYPE_CHECKING:
+    from clip_finetuning.catalogue.rows import Source
+    from clip_finetuning.catalogue.summary import Summary
 
 SPLITS = ("train", "valid")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The script's own arguments and its knobs."""
     parser = command_line.Parser(settings, __doc__, ["DATA_DIR", "NUM_WORKERS"])
     kind = parser.add_argument_group("what to read (default: PAI pickles)").add_mutually_exclusive_group()
@@ -89,7 +90,7 @@ def parse_arguments(argv):
     return args
 
 
-def check_arguments(parser, args):
+def check_arguments(parser: command_line.Parser, args: argparse.Namespace) -> None:
     """Refuse what does not go together; fill in the defaults that depend on the kind of catalogue."""
     for kind, names in {"hdf5": ["caption_fields"], "table": TABLE_OPTIONS}.items():
         for name in names:
@@ -100,7 +101,7 @@ def check_arguments(parser, args):
     if args.audit and args.split:
         parser.error("--split does not go with --audit: name the JSON files")
     if args.hdf5:
-        args.split = args.split or split_of_file(args.hdf5)
+        args.split = args.split or catalogue.hdf5.split_of_file(args.hdf5)
         if args.split not in SPLITS:
             parser.error(f"--hdf5 {args.hdf5} is one split; say which with --split train or --split valid")
     if args.table and args.split == "all" and not args.valid_fraction:
@@ -113,14 +114,14 @@ def check_arguments(parser, args):
         parser.error(f"--output {args.output} is a folder; name a file in it, such as {args.output}/dataset.json")
 
 
-def open_sources(args):
+def open_sources(args: argparse.Namespace) -> dict[str, Source]:
     """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read."""
     splits = SPLITS if args.split == "all" else (args.split,)
     if args.hdf5:
-        fields = [field.strip() for field in (args.caption_fields or DESCRIPTION).split(",")]
-        return {split: open_hdf5(args.hdf5, fields) for split in splits}
+        fields = [field.strip() for field in (args.caption_fields or catalogue.hdf5.DESCRIPTION).split(",")]
+        return {split: catalogue.hdf5.open_hdf5(args.hdf5, fields) for split in splits}
     if args.table:
-        columns = Columns(
+        columns = catalogue.table.Columns(
             image=args.image_column,
             captions=tuple(args.caption_column or ()),
             template=args.caption_template,
@@ -128,9 +129,10 @@ def open_sources(args):
             category=args.category_column,
             subcategory=args.subcategory_column,
         )
-        read = partial(open_table, args.table, columns, args.images)
+        read = partial(catalogue.table.open_table, args.table, columns, args.images)
         return {split: read(split, args.valid_fraction, args.allow_outside) for split in splits}
-    return {split: open_pai(args.data_dir, split, args.num_workers, args.allow_outside) for split in splits}
+    read = partial(catalogue.pai.open_pai, num_workers=args.num_workers, allow_outside=args.allow_outside)
+    return {split: read(args.data_dir, split) for split in splits}
 
 
 def create_clip_dataset(split: str, output: str, data_dir: str | None = None, num_workers: int = 0) -> Summary:
@@ -139,13 +141,14 @@ def create_clip_dataset(split: str, output: str, data_dir: str | None = None, nu
     They are in `data_dir`, or settings.DATA_DIR. Raises FileNotFoundError for a missing folder and ValueError if no row
     can be used.
     """
-    data_dir = command_line.value(settings, "DATA_DIR") if data_dir is None else data_dir
-    return write(open_pai(data_dir, split, num_workers), output)
+    if data_dir is None:
+        data_dir = runtime.knobs.value(settings, "DATA_DIR")
+    return write(catalogue.pai.open_pai(data_dir, split, num_workers), output)
 
 
 def write(source: Source, output: str) -> Summary:
     """Write the JSON mapping of a catalogue and say what was written."""
-    summary = write_mapping(source, output)
+    summary = catalogue.mapping.write_mapping(source, output)
     print(f"{output}: {summary}")
     return summary
 
@@ -154,13 +157,13 @@ def audit_mappings(paths: list[str], output: str, num_workers: int) -> int:
     """Check JSON mappings, print what was found and write it as JSON -> exit code, 1 for leakage."""
     if Path(output).resolve() in [Path(path).resolve() for path in paths]:
         raise ValueError(f"--output {output} is one of the files to audit; name another")
-    report = audit.audit(paths, num_workers)
-    with atomic_write(output) as temporary:
+    report = catalogue.audit.audit(paths, num_workers)
+    with runtime.atomic_write.atomic_write(output) as temporary:
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate's escape in JSON
-    print(audit.summary(report))
+    print(catalogue.audit.summary(report))
     print(f"{output}: all of it")
-    return int(audit.leaks(report))
+    return int(catalogue.audit.leaks(report))
 
 
 if __name__ == "__main__":

@@ -13,41 +13,48 @@ Relative paths of the JSON are the caller's. With --data-dir, those that do not 
 pictures outside it are skipped.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import settings
-from clip_finetuning.catalogue.mapping import Mapping, read_mapping
-from clip_finetuning.catalogue.summary import skipped_lines
+from clip_finetuning import catalogue, shards
 from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.text import printable
-from clip_finetuning.shards.manifest import ShardSet
-from clip_finetuning.shards.plan import Shard, make_sample, plan_shards
-from clip_finetuning.shards.write import PictureSettings, write_shards
+
+if TYPE_CHECKING:
+    from clip_finetuning.catalogue.mapping import Mapping
+    from clip_finetuning.shards.manifest import ShardSet
+    from clip_finetuning.shards.plan import Shard
+    from clip_finetuning.shards.write import PictureSettings
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read the JSON, plan the shards, write those that are not finished, say which pattern to set."""
     args = parse_arguments(argv)
-    shards = ShardSet(args.output_dir, args.dataset_name)
+    shard_set = shards.manifest.ShardSet(args.output_dir, args.dataset_name)
     if args.verify:
-        return verify(shards, args.num_workers)
-    mapping = read_mapping(args.json, args.image_key, args.caption_key)
-    samples = [make_sample(entry, args.data_dir) for entry in mapping.entries]
-    whole_plan = plan_shards(samples, args.shard_size, None if args.no_shuffle else args.seed, picture_settings(args))
+        return verify(shard_set, args.num_workers)
+    mapping = catalogue.mapping.read_mapping(args.json, args.image_key, args.caption_key)
+    samples = [shards.plan.make_sample(entry, args.data_dir) for entry in mapping.entries]
+    seed, pictures = None if args.no_shuffle else args.seed, picture_settings(args)
+    whole_plan = shards.plan.plan_shards(samples, args.shard_size, seed, pictures)
     plan = whole_plan[: args.max_shards]
-    written = write_shards(shards, plan, picture_settings(args), args.part, args.num_workers)
-    summary = shards.summary(plan, about(args, mapping, whole_plan))
-    for line in mapping.remarks() + skipped_lines({reason: s["paths"] for reason, s in summary["skipped"].items()}):
+    written = shards.write.write_shards(shard_set, plan, pictures, args.part, args.num_workers)
+    summary = shard_set.summary(plan, about(args, mapping, whole_plan))
+    skipped = {reason: found["paths"] for reason, found in summary["skipped"].items()}
+    for line in mapping.remarks() + catalogue.summary.skipped_lines(skipped):
         print(line)
-    publish(args, shards, plan, summary)
-    print_result(args, shards, plan, summary, written)
+    publish(args, shard_set, plan, summary)
+    print_result(args, shard_set, plan, summary, written)
     return 0
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The script's own arguments and its knobs."""
     parser = command_line.Parser(settings, __doc__, ["SHARD_SIZE", "QUALITY", "DATA_DIR", "NUM_WORKERS", "SEED"])
     parser.add_argument("--json", help="mapping written by clip_prep.py")
@@ -72,14 +79,14 @@ def parse_arguments(argv):
     return args
 
 
-def whole_number(text):
+def whole_number(text: str) -> int:
     """A whole number >= 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not allowed: it takes a whole number >= 1")
     return int(text)
 
 
-def part(text):
+def part(text: str) -> tuple[int, int]:
     """`I/N` -> (I, N), of N parts the I-th, from 1."""
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
@@ -87,13 +94,13 @@ def part(text):
     return int(number), int(count)
 
 
-def picture_settings(args):
+def picture_settings(args: argparse.Namespace) -> PictureSettings:
     """What decides the bytes of a picture, beside its source."""
     inside = None if args.allow_outside else args.data_dir
-    return PictureSettings(args.quality, args.image_size, args.crop_margins, inside)
+    return shards.write.PictureSettings(args.quality, args.image_size, args.crop_margins, inside)
 
 
-def about(args, mapping: Mapping, plan: list[Shard]) -> dict:
+def about(args: argparse.Namespace, mapping: Mapping, plan: list[Shard]) -> dict:
     """What the manifest says beside the shards: how many entries went where, and the settings that decide what they hold."""
     skipped = defaultdict(list)
     for entry in mapping.skipped:
@@ -108,30 +115,30 @@ def about(args, mapping: Mapping, plan: list[Shard]) -> dict:
     }
 
 
-def publish(args, shards: ShardSet, plan: list[Shard], summary: dict) -> None:
+def publish(args: argparse.Namespace, shard_set: ShardSet, plan: list[Shard], summary: dict) -> None:
     """Write the manifest once every shard of the plan is finished. Raises ValueError if they hold no sample."""
     if len(summary["shards"]) < len(plan):
         return
     if not summary["samples"]:
-        shards.forget(plan)
+        shard_set.forget(plan)
         raise ValueError(f"no sample of {args.json} could be used; check that {args.image_key} points to real files")
-    shards.publish(summary)
+    shard_set.publish(summary)
 
 
-def verify(shards, num_workers):
+def verify(shard_set: ShardSet, num_workers: int) -> int:
     """Check the shards against their manifest, say what is damaged or missing -> exit code."""
-    manifest, faults = shards.verify(num_workers)
+    manifest, faults = shard_set.verify(num_workers)
     for name, fault in faults.items():
         print(f"{printable(name)}: {fault}")
     total = len(manifest["shards"])
     if faults:
-        print(f"{len(faults)} of {total} shards are not as {shards.manifest} says; delete them and write them again")
+        print(f"{len(faults)} of {total} shards are not as {shard_set.manifest} says; delete them and write them again")
         return 1
-    print(f"{total} shards with {manifest['samples']:,} samples are as {shards.manifest} says")
+    print(f"{total} shards with {manifest['samples']:,} samples are as {shard_set.manifest} says")
     return 0
 
 
-def print_result(args, shards, plan, summary, written):
+def print_result(args: argparse.Namespace, shard_set: ShardSet, plan: list[Shard], summary: dict, written: int) -> None:
     """What was written, and which setting to change."""
     name, finished, total = args.dataset_name, len(summary["shards"]), len(plan)
     if finished < total:
@@ -142,7 +149,7 @@ def print_result(args, shards, plan, summary, written):
         print(f"Created {total} shards with {summary['samples']:,} samples in {args.output_dir}{resumed}")
     if summary["untouched_jpegs"]:
         print(f"{summary['untouched_jpegs']:,} pictures are plain JPEG and kept as they are")
-    for other in shards.surplus(plan)[:1]:
+    for other in shard_set.surplus(plan)[:1]:
         print(f"{args.output_dir} also holds {other} and more of another run; the pattern leaves them out")
     pattern = f"{name}.{{000000..{total - 1:06d}}}.tar"
     knob = (

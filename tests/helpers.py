@@ -225,6 +225,14 @@ def write_config(folder, name="tiny-test", **changes):
     return str(path)
 
 
+def local_folder(folder, config, preprocess=None):
+    """A folder that open_clip reads a model from, but for its weights -> its name for MODEL_NAME."""
+    folder.mkdir(exist_ok=True)
+    content = {"model_cfg": config, "preprocess_cfg": preprocess or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    return f"local-dir:{folder}"
+
+
 # ----------------------------------------------------------------------------------------------------------- embeddings
 
 

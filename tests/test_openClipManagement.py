@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 import openClipManagement as clip
+from clip_finetuning.model import building
+from clip_finetuning.runtime.version import version
 from tests.helpers import TINY, write_config
 
 
@@ -81,6 +83,15 @@ def test_a_checkpoint_loads_in_plain_open_clip_with_identical_embeddings(tiny, i
         assert torch.equal(clip.encode_texts(tiny, inputs[1]), model.encode_text(inputs[1], normalize=True))
     for name, value in model.state_dict().items():
         assert torch.equal(value, tiny.model.state_dict()[name])
+
+
+def test_a_checkpoint_says_which_version_wrote_it_and_one_that_does_not_is_read(tiny, inputs, tmp_path):
+    clip.save_checkpoint(tmp_path / "a.pt", tiny)
+    saved = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert saved["version"] == version() != "unknown"
+    del saved["version"]  # as 0.1.0 wrote it
+    torch.save(saved, tmp_path / "old.pt")
+    assert torch.equal(embed(clip.load_model(tmp_path / "old.pt"), inputs), embed(tiny, inputs))
 
 
 def test_the_architecture_comes_from_the_checkpoint(tiny, config, inputs, tmp_path, monkeypatch):
@@ -238,7 +249,7 @@ def test_no_network_on_first_download_ends_in_one_line_with_the_remedy(tmp_path,
 
 def test_weights_trained_with_quickgelu_get_a_model_that_has_it(monkeypatch, capsys):
     built = []
-    monkeypatch.setattr(clip, "_build", lambda name, *rest: built.append(name))
+    monkeypatch.setattr(building, "_build", lambda architecture, *_: built.append(architecture.name))
     clip.create_model("ViT-B-32", "openai")
     clip.create_model("ViT-B-32", "laion2b_s34b_b79k")
     assert built == ["ViT-B-32-quickgelu", "ViT-B-32"]

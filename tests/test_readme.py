@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import settings
-from clip_finetuning.runtime import command_line
+from clip_finetuning.runtime import knobs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
@@ -21,12 +21,7 @@ SCRIPTS = [name for name in re.findall(r"^(\w+)\.py ", README, re.MULTILINE) if 
 UNNAMED = {"README.md", ".gitignore"}  # what nobody looks for in the tree
 
 
-def knobs():
-    """{name: (default, help)}; the one place here that knows how settings.py keeps its knobs."""
-    return {row.name: (row.default, row.help) for row in command_line.rows(settings)}
-
-
-KNOBS = knobs()
+KNOBS = {row.name: (row.default, row.help) for row in knobs.rows(settings)}
 OF_THE_MACHINE = {"ON_COLAB", "NUM_WORKERS"}  # their defaults depend on where this runs
 
 
@@ -52,7 +47,6 @@ def kept(folder):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git tells which files belong to the project")
-@pytest.mark.skipif(not (ROOT / "clip_finetuning").is_dir(), reason="the modules have not moved into their folders yet")
 def test_every_file_and_folder_has_a_gloss_and_every_gloss_is_of_one():
     assert glossed("") == kept("") - UNNAMED
     assert glossed("clip_finetuning") == {name for name in kept("clip_finetuning") if not name.endswith(".py")}

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import settings
-from clip_finetuning.runtime import command_line
+from clip_finetuning.runtime import command_line, knobs
 from tests.helpers import write_config
 
 ROOT = Path(__file__).parent.parent
-KNOBS = {row.name: row for row in command_line.rows(settings)}
+KNOBS = {row.name: row for row in knobs.rows(settings)}
 PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 
 # The command line of each script: what is added or taken away here is a decision, and documented.
@@ -31,14 +31,15 @@ FLAGS = {
     """,
     "clipFineTuner": """
         --batch-size --beta1 --beta2 --checkpoint-dir --checkpoint-interval --debug --device --ema-decay --epochs --eps
-        --eval-interval --force --grad-checkpointing --grad-clip-norm --help --keep-checkpoints --learning-rate
+        --eval-interval --force --grad-checkpointing --grad-clip-norm --help --image-interpolation --image-mean --image-resize-mode
+        --image-std --keep-checkpoints --learning-rate
         --log-interval --loss --lr-schedule --max-steps --micro-batch-size --model-cache-dir --model-name
         --model-pretrained --num-workers --on-colab --optimizer --patience --precision --reduced-decode --resume --seed
         --tensorboard --train-dataset-pattern --valid-dataset-pattern --views --warmup-steps --weight-decay
     """,
     "evaluate_clip": """
         --baseline --batch-size --candidates --checkpoint --checkpoint-dir --compare --dataset-path --debug --device
-        --eval-checkpoint --from-embeddings --help --k --max-samples --model-cache-dir --model-name --model-pretrained
+        --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean --image-resize-mode --image-std --k --max-samples --model-cache-dir --model-name --model-pretrained
         --num-workers --on-colab --output --precision --protocol --report --save-embeddings --seed
         --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
@@ -67,7 +68,7 @@ def test_documented_defaults():
 def test_editors_and_linters_see_every_knob_as_a_plain_annotated_assignment():
     plain = [node.target.id for node in PAGE.body if isinstance(node, ast.AnnAssign)]
     assert [name for name in plain if name in KNOBS] == list(KNOBS)
-    assert len(KNOBS) == 42
+    assert len(KNOBS) == 46
 
 
 def test_the_page_holds_no_machinery():
@@ -81,7 +82,7 @@ def test_the_page_holds_no_machinery():
 
 @pytest.mark.parametrize("name", KNOBS)
 def test_every_value_of_the_page_is_one_that_the_knob_takes(name):
-    assert command_line.value(settings, name) == getattr(settings, name)
+    assert knobs.value(settings, name) == getattr(settings, name)
 
 
 def test_colab_is_detected(monkeypatch):

@@ -4,6 +4,8 @@ A file from elsewhere is data. Its architecture goes to open_clip, which hands s
 they download what a field names, and may run code that lies there. So every field must be one of open_clip's own, of
 its type and of a size that can be built, and a source of code or weights must be one that a config of open_clip names,
 or what the user named. `trust_remote_code` never passes.
+
+First come the questions that other modules ask, then the check of one field, then what open_clip itself declares.
 """
 
 import copy
@@ -14,6 +16,7 @@ import re
 import types
 import typing
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import open_clip
 from open_clip.coca_model import MultimodalCfg
@@ -60,7 +63,19 @@ IMAGE_CHOICES = {
 }
 
 
-def check_name(name, where):
+class Architecture(NamedTuple):
+    """An OpenCLIP architecture, as open_clip's config files have it, under the name that it goes by."""
+
+    name: str
+    config: dict
+
+
+def is_architecture(config: object) -> bool:
+    """Whether a value of a file has the parts of an architecture."""
+    return isinstance(config, dict) and all(key in config for key in ("embed_dim", "vision_cfg", "text_cfg"))
+
+
+def check_name(name: object, where: object) -> str:
     """`name` if it is a plain name such as ViT-B-32; else ValueError: it may become a path or a download."""
     if isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) and name.strip("."):
         return name
@@ -69,12 +84,12 @@ def check_name(name, where):
     )
 
 
-def check_architecture(config, where, own=None):
+def check_architecture(config: Any, where: object, own: dict | None = None) -> dict:
     """A copy of an open_clip architecture in which nothing but known fields of their types and sizes is left to see.
 
     `own` is an architecture whose sources the user named. Raises ValueError naming `where`, the field and the rule.
     """
-    if not isinstance(config, dict) or any(key not in config for key in ("embed_dim", "vision_cfg", "text_cfg")):
+    if not is_architecture(config):
         raise ValueError(f"{where} holds no OpenCLIP architecture: it needs embed_dim, vision_cfg and text_cfg")
     for key, value in config.items():
         if key in SECTIONS:
@@ -85,7 +100,57 @@ def check_architecture(config, where, own=None):
     return copy.deepcopy(config)
 
 
-def _check_section(section, fields, where, own):
+def least_parameters(config: dict) -> int:
+    """A lower bound of the numbers that an accepted architecture holds; 0 for a tower of timm or transformers."""
+    count = 0
+    for section, defaults in SECTIONS.items():
+        if section not in config or config[section].get("timm_model_name") or config[section].get("hf_model_name"):
+            continue
+        fields = {name: getattr(defaults, name) for name in defaults.__dataclass_fields__} | config[section]
+        width, layers = fields["width"], fields["layers"]
+        if isinstance(layers, (list, tuple)):  # a ResNet, whose stages double the width
+            count += sum(13 * blocks * (width * 2**stage) ** 2 for stage, blocks in enumerate(layers))
+            continue
+        count += int(layers * width**2 * (4 + 2 * fields["mlp_ratio"]))
+        if section == "text_cfg":
+            count += (fields["vocab_size"] + fields["context_length"]) * width
+        count += config["embed_dim"] * width
+    return count
+
+
+def check_preprocess(preprocess: Any, where: object, size: Any) -> dict:
+    """open_clip's preprocessing config if each field is sound and made for pictures of the model's `size`."""
+    wanted = set(PreprocessCfg.__dataclass_fields__)
+    if not isinstance(preprocess, dict) or set(preprocess) != wanted:
+        raise ValueError(f"{where}: its preprocessing must have {', '.join(sorted(wanted))}, not {_shown(preprocess)}")
+    for key, choices in IMAGE_CHOICES.items():
+        if not isinstance(preprocess[key], str) or preprocess[key] not in choices:
+            raise ValueError(f"{where}: {key}={_shown(preprocess[key])} is not one of {', '.join(choices)}")
+    for key in ("mean", "std"):
+        check_colours(preprocess[key], f"{where}: {key}", above=0 if key == "std" else None)
+    if type(preprocess["fill_color"]) is not int or not 0 <= preprocess["fill_color"] <= 255:
+        raise ValueError(f"{where}: fill_color={_shown(preprocess['fill_color'])} is not a whole number from 0 to 255")
+    if _pair(preprocess["size"]) != _pair(size):
+        raise ValueError(f"{where}: size={_shown(preprocess['size'])} is not the size of the model's pictures, {size}")
+    return {**preprocess, "size": size}
+
+
+def check_colours(values: Any, what: str, above: float | None = None) -> None:
+    """ValueError unless there are three finite numbers, of red, green and blue."""
+    good = isinstance(values, (list, tuple)) and len(values) == 3 and all(_fits(value, float) for value in values)
+    if not good or (above is not None and min(values) <= above) or max(map(abs, values)) > 1000:
+        rule = "three numbers, for red, green and blue" + (f", above {above}" if above is not None else "")
+        raise ValueError(f"{what}={_shown(values)} is not allowed: it takes {rule}")
+
+
+def _pair(size):
+    return list(size) if isinstance(size, (list, tuple)) else [size, size]
+
+
+# ------------------------------------------------------------------------------------------------------------- a field
+
+
+def _check_section(section: str, fields: Any, where: object, own: dict[str, Any]) -> None:
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: {section} must be an object, not {_shown(fields)}")
     hints = typing.get_type_hints(SECTIONS[section])
@@ -112,7 +177,7 @@ def _remedy(where):
     return f"if you trust {where}, name its architecture yourself: MODEL_NAME=CONFIG.json"
 
 
-def _check_options(section, key, options, where):
+def _check_options(section: str, key: str, options: Any, where: object) -> None:
     for option, value in options.items() if isinstance(options, dict) else [(None, options)]:
         wanted = OPTIONS[key].get(option) if isinstance(option, str) else None
         if not (
@@ -122,7 +187,7 @@ def _check_options(section, key, options, where):
             raise ValueError(f"{where}: {section}.{key} holds {_shown(option)}={_shown(value)}; a file may set {known}")
 
 
-def _check_field(section, key, value, hints, where):
+def _check_field(section: str, key: Any, value: Any, hints: dict[str, Any], where: object) -> None:
     """ValueError unless a value has the type that open_clip declares and a size in bounds."""
     field = ".".join(filter(None, (section, key if isinstance(key, str) else _shown(key))))
     if key not in hints:
@@ -152,7 +217,7 @@ def _check_grid(vision, where):
         )
 
 
-def _fits(value, hint):
+def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of a JSON file or a checkpoint is of a declared type; a whole number is a float too."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
@@ -170,15 +235,18 @@ def _in_words(hint):
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _shown(value):
+def _shown(value: object) -> str:
     """A value of any type for a message, short and harmless to a terminal."""
     return printable(
         repr(value) if isinstance(value, (str, int, float, list, tuple, dict, type(None))) else type(value).__name__
     )[:80]
 
 
+# ----------------------------------------------------------------------------------------------------- open_clip's own
+
+
 @functools.cache
-def _top_level_hints():
+def _top_level_hints() -> dict[str, Any]:
     hints = {"custom_text": bool}
     for model in (open_clip.CoCa, open_clip.CustomTextCLIP, open_clip.CLIP):
         hints |= typing.get_type_hints(model.__init__)
@@ -186,26 +254,26 @@ def _top_level_hints():
 
 
 @functools.cache
-def _published():
+def _published() -> list[dict]:
     """The architectures that the installed open_clip brings."""
     folder = Path(open_clip.__file__).parent / "model_configs"
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 @functools.cache
-def _named_on_the_hub():
+def _named_on_the_hub() -> set[str]:
     """The tokenizers and text towers that open_clip's own configs name."""
     return {config["text_cfg"][key] for config in _published() for key in HUB_FIELDS if config["text_cfg"].get(key)}
 
 
 @functools.cache
-def _sometimes_null():
+def _sometimes_null() -> set[tuple[str, str]]:
     """Fields that are declared otherwise but null in a config of open_clip."""
     sections = [(section, config.get(section, {})) for config in _published() for section in SECTIONS]
     return {(section, key) for section, fields in sections for key, value in fields.items() if value is None}
 
 
-def _is_timm_architecture(name):
+def _is_timm_architecture(name: Any) -> bool:
     """Whether timm builds it from its own code; `hf-hub:` and `local-dir:` names it would fetch."""
     if any(config["vision_cfg"].get("timm_model_name") == name for config in _published()):
         return True
@@ -214,50 +282,3 @@ def _is_timm_architecture(name):
     except ImportError:
         return False
     return timm.is_model(name)
-
-
-def least_parameters(config):
-    """A lower bound of the numbers that an accepted architecture holds; 0 for a tower of timm or transformers."""
-    count = 0
-    for section, defaults in SECTIONS.items():
-        if section not in config or config[section].get("timm_model_name") or config[section].get("hf_model_name"):
-            continue
-        fields = {name: getattr(defaults, name) for name in defaults.__dataclass_fields__} | config[section]
-        width, layers = fields["width"], fields["layers"]
-        if isinstance(layers, (list, tuple)):  # a ResNet, whose stages double the width
-            count += sum(13 * blocks * (width * 2**stage) ** 2 for stage, blocks in enumerate(layers))
-            continue
-        count += int(layers * width**2 * (4 + 2 * fields["mlp_ratio"]))
-        if section == "text_cfg":
-            count += (fields["vocab_size"] + fields["context_length"]) * width
-        count += config["embed_dim"] * width
-    return count
-
-
-def check_preprocess(preprocess, where, size):
-    """open_clip's preprocessing config if each field is sound and made for pictures of the model's `size`."""
-    wanted = set(PreprocessCfg.__dataclass_fields__)
-    if not isinstance(preprocess, dict) or set(preprocess) != wanted:
-        raise ValueError(f"{where}: its preprocessing must have {', '.join(sorted(wanted))}, not {_shown(preprocess)}")
-    for key, choices in IMAGE_CHOICES.items():
-        if not isinstance(preprocess[key], str) or preprocess[key] not in choices:
-            raise ValueError(f"{where}: {key}={_shown(preprocess[key])} is not one of {', '.join(choices)}")
-    for key in ("mean", "std"):
-        check_colours(preprocess[key], f"{where}: {key}", above=0 if key == "std" else None)
-    if type(preprocess["fill_color"]) is not int or not 0 <= preprocess["fill_color"] <= 255:
-        raise ValueError(f"{where}: fill_color={_shown(preprocess['fill_color'])} is not a whole number from 0 to 255")
-    if _pair(preprocess["size"]) != _pair(size):
-        raise ValueError(f"{where}: size={_shown(preprocess['size'])} is not the size of the model's pictures, {size}")
-    return {**preprocess, "size": size}
-
-
-def check_colours(values, what, above=None):
-    """ValueError unless there are three finite numbers, of red, green and blue."""
-    good = isinstance(values, (list, tuple)) and len(values) == 3 and all(_fits(value, float) for value in values)
-    if not good or (above is not None and min(values) <= above) or max(map(abs, values)) > 1000:
-        rule = "three numbers, for red, green and blue" + (f", above {above}" if above is not None else "")
-        raise ValueError(f"{what}={_shown(values)} is not allowed: it takes {rule}")
-
-
-def _pair(size):
-    return list(size) if isinstance(size, (list, tuple)) else [size, size]

@@ -1,23 +1,46 @@
-"""Building a model: what a name, a tag or a file stands for, and what of it is for a file to say."""
+"""Building a model: what a name, a tag or a file stands for, and what of it is for a file to say.
+
+`create_model` begins with what the user named, `load_model` with a checkpoint. Either way the architecture is agreed on
+first, open_clip builds it with random weights or a tag's, and a file's weights come last. What the user names may be
+fetched from where they point; what a file names is checked by `architecture.py`.
+"""
 
 import contextlib
 import difflib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 
-from clip_finetuning.model.architecture import check_architecture, check_name, check_preprocess, least_parameters
+from clip_finetuning.model.architecture import (
+    Architecture,
+    check_architecture,
+    check_name,
+    check_preprocess,
+    is_architecture,
+    least_parameters,
+)
 from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.model.image_recipe import assume, plain, with_activation_of, with_image_settings
 from clip_finetuning.model.weights import load_weights, quiet, read_checkpoint
 from clip_finetuning.runtime.text import printable
 
+Device = str | torch.device
 
-def create_model(name, pretrained="", cache_dir=None, device="cpu", seed=0, image=None):
+
+def create_model(
+    name: str,
+    pretrained: str | None = "",
+    cache_dir: str | None = None,
+    device: Device = "cpu",
+    seed: int = 0,
+    image: dict | None = None,
+) -> ClipModel:
     """Build a model with its tokenizer and preprocessing.
 
     `name` is an OpenCLIP name, a `hf-hub:` or `local-dir:` one, or the path of a config JSON; `pretrained` a tag, a
@@ -26,28 +49,35 @@ def create_model(name, pretrained="", cache_dir=None, device="cpu", seed=0, imag
     """
     if cache_dir and not Path(cache_dir).is_dir():
         raise FileNotFoundError(f"MODEL_CACHE_DIR={cache_dir} is no folder; create it, or unset it for the default one")
-    name, config = _named(name, cache_dir)
+    named = _named(name, cache_dir)
     pretrained = pretrained or ""
-    is_tag = bool(pretrained) and _is_tag(name, pretrained)
-    if pretrained and not is_tag:
+    if pretrained and not _is_tag(named.name, pretrained):
         if not Path(pretrained).is_file():
-            tags = (
-                ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none, this model has no published weights"
-            )
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(named.name))
+            tags = tags or "none, this model has no published weights"
             raise ValueError(
-                f"MODEL_PRETRAINED={pretrained} is neither a file nor a tag of {name}; its tags: {tags}; "
+                f"MODEL_PRETRAINED={pretrained} is neither a file nor a tag of {named.name}; its tags: {tags}; "
                 "empty means random weights"
             )
-        return _load(pretrained, read_checkpoint(pretrained), device, cache_dir, (name, config), None, image)
-    if is_tag:
-        name, config = with_activation_of(name, config, pretrained)
-    clip_model = _build(name, config, pretrained, cache_dir, device, seed)
-    if not pretrained and ":" not in name:
-        print(f"{name}: random weights, because MODEL_PRETRAINED is empty (seed {seed})")
+        checkpoint = read_checkpoint(pretrained)
+        architecture = _agreed(pretrained, checkpoint, named, None, cache_dir)
+        return _load(pretrained, checkpoint, architecture, cache_dir, device, image)
+    architecture = with_activation_of(named, pretrained) if pretrained else named
+    clip_model = _build(architecture, pretrained, cache_dir, device, seed)
+    if not pretrained and not _is_fetched(named.name):
+        print(f"{named.name}: random weights, because MODEL_PRETRAINED is empty (seed {seed})")
     return with_image_settings(clip_model, image)
 
 
-def load_model(path, device="cpu", cache_dir=None, name=None, default_name=None, checkpoint=None, image=None):
+def load_model(
+    path: str | Path,
+    device: Device = "cpu",
+    cache_dir: str | None = None,
+    name: str | None = None,
+    default_name: str | None = None,
+    checkpoint: dict | None = None,
+    image: dict | None = None,
+) -> ClipModel:
     """Build the model of a checkpoint file and load its weights.
 
     The architecture comes from the checkpoint. A `name` that contradicts it is refused; a file that does not say what
@@ -56,26 +86,16 @@ def load_model(path, device="cpu", cache_dir=None, name=None, default_name=None,
     """
     checkpoint = checkpoint or read_checkpoint(path, mapped=True)
     named = None if name is None else _named(name, cache_dir)
-    return _load(path, checkpoint, device, cache_dir, named, name or default_name, image)
+    architecture = _agreed(path, checkpoint, named, default_name, cache_dir)
+    return _load(path, checkpoint, architecture, cache_dir, device, image)
 
 
-def _load(path, checkpoint, device, cache_dir, named, user_name, image):
-    """The model of a checkpoint; `named` is the (name, config) that it must be of, if any, `user_name` what the user said."""
-    saved = _saved_architecture(checkpoint, path, named, user_name, cache_dir)
-    if saved is not None and named is not None and saved[1] != named[1]:
-        if saved[1] != {**named[1], "quick_gelu": True}:
-            raise ValueError(
-                f"{path} is a checkpoint of {saved[0]}, but MODEL_NAME is {named[0]}; set MODEL_NAME={saved[0]}, "
-                "or choose a checkpoint of the model you named"
-            )
-        print(f"{path} is a checkpoint of {saved[0]}: {named[0]} with QuickGELU, as its weights were trained")
-    if saved is None and user_name is None and named is None:
-        raise ValueError(f"{path} does not say which architecture it holds; set MODEL_NAME")
-    architecture = saved or named or _named(user_name, cache_dir)
+def _load(path, checkpoint, architecture, cache_dir, device, image):
+    """The model of an architecture with the weights and the preprocessing of a checkpoint."""
     known, recipe = checkpoint.get("preprocess"), None
     if known is None:
-        architecture, recipe = assume(path, *architecture)
-    clip_model = _build(*architecture, "", cache_dir, device)
+        architecture, recipe = assume(path, architecture)
+    clip_model = _build(architecture, "", cache_dir, device)
     clip_model.pretrained = str(path)
     size = clip_model.preprocess["size"]
     clip_model.preprocess = {**recipe, "size": size} if recipe else check_preprocess(known, path, size)
@@ -83,16 +103,24 @@ def _load(path, checkpoint, device, cache_dir, named, user_name, image):
     return with_image_settings(clip_model, image)
 
 
-def _build(name, config, pretrained, cache_dir, device, seed=0):
+# ------------------------------------------------------------------------------------- by open_clip's hands
+
+
+def _build(
+    architecture: Architecture, pretrained: str, cache_dir: str | None, device: Device, seed: int = 0
+) -> ClipModel:
     """Let open_clip build the model; its many ways to fail become one line each."""
+    name, config = architecture
     torch.manual_seed(seed)
-    options = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
+    options: dict[str, Any] = {"cache_dir": cache_dir}
+    if config["text_cfg"].get("hf_tokenizer_name"):
+        options["trust_remote_code"] = False
     try:
-        with quiet(), _known_to_open_clip(name, config):
+        with quiet(), _known_to_open_clip(architecture):
             model = open_clip.create_model(
                 name, pretrained=pretrained or None, cache_dir=cache_dir, device=device, pretrained_text=False
             )
-            tokenizer = open_clip.get_tokenizer(name, cache_dir=cache_dir, **options)
+            tokenizer = open_clip.get_tokenizer(name, **options)
     except Exception as error:  # hub clients differ in what they raise
         reason = str(error).split("\n")[0][:200]
         raise ValueError(
@@ -106,9 +134,10 @@ def _build(name, config, pretrained, cache_dir, device, seed=0):
 
 
 @contextlib.contextmanager
-def _known_to_open_clip(name, config):
-    """Within the context open_clip finds this architecture under this name; no file is written, no other model changes."""
-    if ":" in name:
+def _known_to_open_clip(architecture: Architecture) -> Iterator[None]:
+    """Within the context open_clip finds this architecture under its name; no file is written, no other model changes."""
+    name, config = architecture
+    if _is_fetched(name):
         yield
         return
     models = open_clip.factory._MODEL_CONFIGS
@@ -123,14 +152,18 @@ def _known_to_open_clip(name, config):
             models[name] = before
 
 
-def _named(name, cache_dir=None):
-    """(name, architecture) of what the user named; ValueError with the nearest names if there is no such model."""
+# --------------------------------------------------------------------------------------- what the user names
+
+
+def _named(name: str, cache_dir: str | None = None) -> Architecture:
+    """The architecture that the user named; ValueError with the nearest names if there is no such model."""
     if _is_fetched(name):
         config = _fetched_config(name, cache_dir)
-        return name, check_architecture(config, name, own=_own_sources(name, config))
+        return Architecture(name, check_architecture(config, name, own=_own_sources(name, config)))
     if name.endswith(".json"):
         config = _read_config(name)
-        return re.sub(r"[^\w.-]", "-", Path(name).stem), check_architecture(config, f"MODEL_NAME={name}", own=config)
+        own_name = re.sub(r"[^\w.-]", "-", Path(name).stem)
+        return Architecture(own_name, check_architecture(config, f"MODEL_NAME={name}", own=config))
     name = name.replace("/", "-")
     config = open_clip.get_model_config(name)
     if config is None:
@@ -138,15 +171,19 @@ def _named(name, cache_dir=None):
         raise ValueError(
             f"MODEL_NAME={name} is no OpenCLIP model; near names: {near}; or give the path of a config JSON"
         )
-    return name, config
+    return Architecture(name, config)
 
 
-def _is_fetched(name):
+def _is_tag(name: str, pretrained: str) -> bool:
+    return pretrained.lower().replace("-", "_") in [t.lower() for t in open_clip.list_pretrained_tags_by_model(name)]
+
+
+def _is_fetched(name: object) -> bool:
     """Whether open_clip takes architecture, weights and tokenizer of a name from a folder or from the hub."""
     return isinstance(name, str) and name.startswith(("hf-hub:", "local-dir:"))
 
 
-def _fetched_config(name, cache_dir):
+def _fetched_config(name: str, cache_dir: str | None) -> dict:
     """The architecture of a `hf-hub:` or `local-dir:` name."""
     place, _, identifier = name.partition(":")
     try:
@@ -162,14 +199,14 @@ def _fetched_config(name, cache_dir):
         ) from error
 
 
-def _own_sources(name, config):
+def _own_sources(name: str, config: dict) -> dict:
     """What may come from where the user pointed: a repository's tokenizer from itself, a folder's whatever it is called."""
     place, _, identifier = name.partition(":")
     tokenizer = identifier if place == "hf-hub" else config["text_cfg"].get("hf_tokenizer_name")
     return {"text_cfg": {"hf_tokenizer_name": tokenizer}}
 
 
-def _read_config(path):
+def _read_config(path: str) -> dict:
     """The object of an OpenCLIP config JSON."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"MODEL_NAME={path}: there is no such config file")
@@ -177,20 +214,44 @@ def _read_config(path):
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"MODEL_NAME={path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or any(key not in config for key in ("embed_dim", "vision_cfg", "text_cfg")):
+    if not is_architecture(config):
         raise ValueError(f"MODEL_NAME={path} is no OpenCLIP config: it needs embed_dim, vision_cfg and text_cfg")
     return config
 
 
-def _saved_architecture(checkpoint, path, named, user_name, cache_dir):
-    """(name, architecture) that a checkpoint says it holds, or None; ValueError if it is not for a file to say."""
+# ------------------------------------------------------------------------------------------ what a file says
+
+
+def _agreed(path, checkpoint, named: Architecture | None, default_name: str | None, cache_dir) -> Architecture:
+    """The architecture of a checkpoint: its own, unless it contradicts the one that was named; else that, or the default.
+
+    Raises ValueError naming MODEL_NAME.
+    """
+    saved = _saved(path, checkpoint, named, default_name, cache_dir)
+    if saved is None:
+        named = named or (_named(default_name, cache_dir) if default_name is not None else None)
+        if named is None:
+            raise ValueError(f"{path} does not say which architecture it holds; set MODEL_NAME")
+        return named
+    if named is not None and saved.config != named.config:
+        if saved.config != {**named.config, "quick_gelu": True}:
+            raise ValueError(
+                f"{path} is a checkpoint of {saved.name}, but MODEL_NAME is {named.name}; set MODEL_NAME={saved.name}, "
+                "or choose a checkpoint of the model you named"
+            )
+        print(f"{path} is a checkpoint of {saved.name}: {named.name} with QuickGELU, as its weights were trained")
+    return saved
+
+
+def _saved(path, checkpoint, named: Architecture | None, default_name: str | None, cache_dir) -> Architecture | None:
+    """The architecture that a checkpoint says it holds, or None; ValueError if it is not for a file to say."""
     name, config = checkpoint.get("model_name"), checkpoint.get("model_config")
     if name is None:
         return None
     if _is_fetched(name):
-        if named is not None and named[0] == name:
+        if named is not None and named.name == name:
             return named
-        if name == user_name:
+        if named is None and name == default_name:
             return _named(name, cache_dir)
         raise ValueError(
             f"{path} is a checkpoint of {printable(name)}, which would be fetched; if you trust that, set MODEL_NAME to it"
@@ -200,22 +261,20 @@ def _saved_architecture(checkpoint, path, named, user_name, cache_dir):
         config = open_clip.get_model_config(name)
         if config is None:
             raise ValueError(f"{path} is a checkpoint of {name}, which open_clip does not know; set MODEL_NAME")
-        return name, config
-    own = named[1] if named else _read_config(user_name) if (user_name or "").endswith(".json") else None
+        return Architecture(name, config)
+    own = named.config if named else None
+    if own is None and default_name is not None and default_name.endswith(".json"):
+        own = _read_config(default_name)
     config = check_architecture(config, path, own)
     held = _bytes_held(checkpoint["state_dict"])
     if least_parameters(config) > held:
         raise ValueError(
             f"{path} says that it holds a model of {least_parameters(config):,} parameters, but has {held:,} bytes of them"
         )
-    return name, config
+    return Architecture(name, config)
 
 
-def _bytes_held(weights):
+def _bytes_held(weights: dict[str, torch.Tensor]) -> int:
     """The memory of some tensors; what they share counts once, and a repeated number as one."""
     storages = (tensor.untyped_storage() for tensor in weights.values())
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _is_tag(name, pretrained):
-    return pretrained.lower().replace("-", "_") in [t.lower() for t in open_clip.list_pretrained_tags_by_model(name)]

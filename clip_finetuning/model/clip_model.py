@@ -1,21 +1,25 @@
-"""An OpenCLIP model with what belongs to it, and its embeddings."""
+"""An OpenCLIP model with what belongs to it, its embeddings, and what training wants to know of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from clip_finetuning.model import class_token, packed_text
+from clip_finetuning.model import fast_towers
+from clip_finetuning.model.fast_towers import OpenClip
 from clip_finetuning.model.preprocessing import ImageTransform, normalize
+
+Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
 @dataclass
 class ClipModel:
     """An OpenCLIP model with what belongs to it."""
 
-    model: torch.nn.Module
-    tokenizer: object  # list of N captions -> (N, context_length) int64
+    model: OpenClip
+    tokenizer: Tokenizer  # N captions -> (N, context_length) int64
     preprocess: dict  # open_clip's preprocessing config: size, mean, std, interpolation, resize_mode, fill_color
     name: str  # OpenCLIP's name of the architecture
     pretrained: str  # tag or file of the starting weights, empty for random ones
@@ -23,13 +27,44 @@ class ClipModel:
     config: dict  # the architecture, as open_clip's config files have it
 
 
-def add_logit_bias(clip_model):
-    """Give a model without one SigLIP's logit bias, -10, and its starting scale, ln 10 (Zhai et al. 2023, section 3.2)."""
+# ---------------------------------------------------------------------------------------------------------- embeddings
+
+
+def image_transform(clip_model: ClipModel, train: bool, reduced_decode: bool = False) -> ImageTransform:
+    """The picture pipeline of the model, encoded bytes -> (3, H, W) uint8; a random crop only if `train`.
+
+    `reduced_decode` lets training decode large JPEGs at a fraction of their size.
+    """
+    wanted = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
+    return ImageTransform(
+        **{key: clip_model.preprocess[key] for key in wanted}, train=train, reduced_decode=reduced_decode
+    )
+
+
+def encode_images(clip_model: ClipModel, images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) uint8 -> (B, D) float32 of unit length, on the model's device.
+
+    In training without what the last block computes for nobody; else exactly open_clip's embeddings.
+    """
+    images = images.to(clip_model.device, non_blocking=True)
+    pixels = normalize(images, clip_model.preprocess["mean"], clip_model.preprocess["std"])
     model = clip_model.model
-    if not has_logit_bias(clip_model):
-        model.logit_bias = torch.nn.Parameter(torch.full_like(model.logit_scale.data, -10.0))
-        with torch.no_grad():
-            model.logit_scale.fill_(torch.tensor(10.0).log())
+    features = fast_towers.encode_image(model, pixels) if model.training else model.encode_image(pixels)
+    return F.normalize(features.float(), dim=-1)
+
+
+def encode_texts(clip_model: ClipModel, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, context_length) int64 -> (B, D) float32 of unit length, on the model's device.
+
+    In training without the padding, which is faster and differs in the last bits; else exactly open_clip's embeddings.
+    """
+    tokens = tokens.to(clip_model.device, non_blocking=True)
+    model = clip_model.model
+    features = fast_towers.encode_text(model, tokens) if model.training else model.encode_text(tokens)
+    return F.normalize(features.float(), dim=-1)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
 
 
 def has_logit_bias(clip_model: ClipModel) -> bool:
@@ -48,7 +83,7 @@ def is_finite(model: torch.nn.Module) -> bool:
     return all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
-def is_untrained(model):
+def is_untrained(model: torch.nn.Module) -> bool:
     """Whether a model still has random weights, wherever they came from: no bias of a normalisation has left zero.
 
     A model without such biases counts as trained.
@@ -58,7 +93,7 @@ def is_untrained(model):
     return bool(biases) and not any(bias.any() for bias in biases)
 
 
-def training_mode(model, learn_statistics):
+def training_mode(model: torch.nn.Module, learn_statistics: bool) -> None:
     """Switch to training; the statistics of BatchNorm layers stay what they are unless `learn_statistics`.
 
     Statistics of a whole pre-training would be drowned by those of a few small batches, and would make a sample's
@@ -70,46 +105,21 @@ def training_mode(model, learn_statistics):
             norm.eval()
 
 
-def batch_norms(model):
+def batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The BatchNorm layers of a model, as ResNets have them."""
     return [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
 
 
-def count_parameters(model):
+def add_logit_bias(clip_model: ClipModel) -> None:
+    """Give a model without one SigLIP's logit bias, -10, and its starting scale, ln 10 (Zhai et al. 2023, section 3.2)."""
+    model = clip_model.model
+    if not has_logit_bias(clip_model):
+        model.logit_bias = torch.nn.Parameter(torch.full_like(model.logit_scale.data, -10.0))
+        with torch.no_grad():
+            model.logit_scale.fill_(torch.tensor(10.0).log())
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(all parameters, trainable parameters) of a module."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)
-
-
-def image_transform(clip_model, train, reduced_decode=False):
-    """The picture pipeline of the model, encoded bytes -> (3, H, W) uint8; a random crop only if `train`.
-
-    `reduced_decode` lets training decode large JPEGs at a fraction of their size.
-    """
-    wanted = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
-    return ImageTransform(
-        **{key: clip_model.preprocess[key] for key in wanted}, train=train, reduced_decode=reduced_decode
-    )
-
-
-def encode_images(clip_model, images):
-    """(B, 3, H, W) uint8 -> (B, D) float32 of unit length, on the model's device.
-
-    In training without what the last block computes for nobody; else exactly open_clip's embeddings.
-    """
-    images = images.to(clip_model.device, non_blocking=True)
-    pixels = normalize(images, clip_model.preprocess["mean"], clip_model.preprocess["std"])
-    model = clip_model.model
-    features = class_token.encode_image(model, pixels) if model.training else model.encode_image(pixels)
-    return F.normalize(features.float(), dim=-1)
-
-
-def encode_texts(clip_model, tokens):
-    """(B, context_length) int64 -> (B, D) float32 of unit length, on the model's device.
-
-    In training without the padding, which is faster and differs in the last bits; else exactly open_clip's embeddings.
-    """
-    tokens = tokens.to(clip_model.device, non_blocking=True)
-    model = clip_model.model
-    features = packed_text.encode_text(model, tokens) if model.training else model.encode_text(tokens)
-    return F.normalize(features.float(), dim=-1)

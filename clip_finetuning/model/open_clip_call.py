@@ -4,17 +4,17 @@ open_clip knows a tag's preprocessing but not a file's, and ignores the weights 
 right call depends on the model. It needs neither this suite nor the file that the architecture came from.
 """
 
+from os import PathLike
+
 import open_clip
 from open_clip.transform import PreprocessCfg
 
 QUICK = "-quickgelu"
-BASES = {
-    False: "ViT-B-32",
-    True: "coca_ViT-B-32",
-}  # any two models: an own architecture takes the place of all they say
+# By whether it is a CoCa; any two models: an own architecture takes the place of all they say.
+BASES = {False: "ViT-B-32", True: "coca_ViT-B-32"}
 
 
-def open_clip_calls(name, config, preprocess, path):
+def open_clip_calls(name: str, config: dict, preprocess: dict, path: str | PathLike) -> tuple[str, str]:
     """(call that gives model and transforms, call that gives the tokenizer) as Python for a checkpoint at `path`."""
     base, architecture = _architecture(name, config)
     arguments = {"pretrained": str(path), **architecture, **_image_arguments(preprocess)}
@@ -24,12 +24,12 @@ def open_clip_calls(name, config, preprocess, path):
     return _call("create_model_and_transforms", base, **arguments), tokenizer
 
 
-def _call(function, *values, **arguments):
+def _call(function: str, *values: object, **arguments: object) -> str:
     parts = [*map(repr, values), *(f"{key}={value!r}" for key, value in arguments.items())]
     return f"open_clip.{function}({', '.join(parts)})"
 
 
-def _architecture(name, config):
+def _architecture(name: str, config: dict) -> tuple[str, dict]:
     """(a model that open_clip knows, the arguments that make it this architecture)."""
     if _is_known(name, config):
         return name, {}
@@ -46,12 +46,12 @@ def _architecture(name, config):
     return BASES["multimodal_cfg" in config], {**({"force_custom_text": True} if custom else {}), **others, **towers}
 
 
-def _is_known(name, config):
+def _is_known(name: str, config: dict) -> bool:
     """Whether open_clip has this architecture under this name."""
     return ":" not in name and open_clip.get_model_config(name) == config
 
 
-def _image_arguments(preprocess):
+def _image_arguments(preprocess: dict) -> dict:
     """The arguments for what differs from open_clip's defaults for a file; a padding colour has none."""
     arguments = {}
     for key in ("mean", "std", "interpolation", "resize_mode"):
@@ -61,7 +61,7 @@ def _image_arguments(preprocess):
     return arguments
 
 
-def _tokenizer(name, config):
+def _tokenizer(name: str, config: dict) -> str:
     """The tokenizer of an architecture that open_clip does not know, by the rules of open_clip.get_tokenizer."""
     text = config["text_cfg"]
     length = text.get("context_length", open_clip.CLIPTextCfg.context_length)

@@ -8,6 +8,7 @@ open_clip's.
 import io
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import PIL
@@ -39,20 +40,21 @@ class ImageTransform:
 
     def __init__(
         self,
-        size,
-        mean=None,
-        std=None,
-        interpolation="bicubic",
-        resize_mode="shortest",
-        fill_color=0,
+        size: int | Sequence[int],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str = "bicubic",
+        resize_mode: str = "shortest",
+        fill_color: int = 0,
         *,
-        train,
-        scale=(0.9, 1.0),
-        reduced_decode=False,
+        train: bool,
+        scale: tuple[float, float] = (0.9, 1.0),
+        reduced_decode: bool = False,
     ):
         if resize_mode not in ("shortest", "longest", "squash"):
             raise ValueError(f"resize_mode={resize_mode!r} is not one of shortest, longest, squash")
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        height, width = (size, size) if isinstance(size, int) else size
+        self.size = (height, width)
         self.mean, self.std = mean, std
         self.resize_mode, self.fill_color = resize_mode, fill_color
         # open_clip trains with bicubic whatever the config says, and so it does for "shortest" to a size that is no square
@@ -61,21 +63,19 @@ class ImageTransform:
         self.train, self.scale = train, scale
         self.reduced_decode = reduced_decode and train
 
-    def __call__(self, data, seed=None):
+    def __call__(self, data: bytes, seed: int | None = None) -> torch.Tensor:
         """`seed` fixes the training crop (None: a fresh one). Raises pictures.PictureError."""
         smallest = 2 * max(self.size) if self.reduced_decode else None
         pixels = decode(data, smallest)
+        height, width, _ = pixels.shape
         if self.train:
-            return self._random_crop(pixels, random.Random(seed))
+            top, left, height, width = random_crop_box(height, width, self.scale, random.Random(seed))
+            return self._resize(pixels[top : top + height, left : left + width], self.size)
         if self.resize_mode == "squash":
             return self._resize(pixels, self.size)
-        return self._center(self._resize(pixels, self._whole_size(*pixels.shape[:2])))
+        return self._center(self._resize(pixels, self._whole_size(height, width)))
 
-    def _random_crop(self, pixels, generator):
-        top, left, height, width = random_crop_box(*pixels.shape[:2], self.scale, generator)
-        return self._resize(pixels[top : top + height, left : left + width], self.size)
-
-    def _whole_size(self, height, width):
+    def _whole_size(self, height: int, width: int) -> tuple[int, int]:
         """What the whole picture is resized to before its middle is taken; rounding as in torchvision and timm."""
         target_height, target_width = self.size
         if self.resize_mode == "shortest" and target_height == target_width:
@@ -85,7 +85,7 @@ class ImageTransform:
         ratio = pick(height / target_height, width / target_width)
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
-    def _resize(self, pixels, size):
+    def _resize(self, pixels: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         # The new axis goes in front before the others move: only so does torch see channels_last, and keep it, which
         # spares a third of the time at 256 pixels.
         image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
@@ -94,7 +94,7 @@ class ImageTransform:
             image = torch.nn.functional.interpolate(image, between, mode=self.interpolation, antialias=True)
         return torch.nn.functional.interpolate(image, size, mode=self.interpolation, antialias=True)[0]
 
-    def _height_first(self, size, new_size):
+    def _height_first(self, size: tuple[int, ...], new_size: tuple[int, int]) -> bool:
         """Evaluation does as Pillow does. Training takes the faster way: left alone, torch resizes the width first, which
         takes a quarter longer for photos; rounding in between makes 0.14 levels of difference on the average.
         """
@@ -103,7 +103,7 @@ class ImageTransform:
             return height > 2 * new_height
         return HEIGHT_MAY_BE_FIRST and height - new_height > 2 * max(0, width - new_width)
 
-    def _center(self, image):
+    def _center(self, image: torch.Tensor) -> torch.Tensor:
         """Cut or pad (3, H, W) to the model's size around the middle."""
         height, width = self.size
         down, across = height - image.shape[1], width - image.shape[2]
@@ -115,15 +115,18 @@ class ImageTransform:
         return image[:, top : top + height, left : left + width]
 
 
-def normalize(images, mean, std):
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 (B, 3, H, W) -> float32 of the same shape, contiguous: (pixel / 255 - mean) / std for each channel."""
-    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+    means, stds = (
+        torch.as_tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1) for values in (mean, std)
+    )
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    return pixels.mul_(1 / (255 * std)).sub_(mean / std)
+    return pixels.mul_(1 / (255 * stds)).sub_(means / stds)
 
 
-def random_crop_box(height, width, scale, generator):
+def random_crop_box(
+    height: int, width: int, scale: tuple[float, float], generator: random.Random
+) -> tuple[int, int, int, int]:
     """(top, left, height, width) with the distribution of torchvision's RandomResizedCrop.get_params."""
     for _ in range(10):
         area = height * width * generator.uniform(*scale)
@@ -141,32 +144,33 @@ def random_crop_box(height, width, scale, generator):
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def decode(data, smallest=None):
+def decode(data: bytes, smallest: int | None = None) -> np.ndarray:
     """Encoded picture -> uint8 RGB array (H, W, 3), the pixels of PIL. Raises pictures.PictureError.
 
     `smallest` allows a large JPEG to come out smaller, its sides no shorter than that.
     """
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         try:
-            if _is_plain_jpeg(data):
-                at_least = {"min_height": smallest, "min_width": smallest, "min_factor": 2} if smallest else {}
-                return simplejpeg.decode_jpeg(data, **at_least)
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            if _is_plain_jpeg(data, int(height) * int(width), colorspace):
+                if smallest is None:
+                    return simplejpeg.decode_jpeg(data)
+                return simplejpeg.decode_jpeg(data, min_height=smallest, min_width=smallest, min_factor=2)
         except ValueError:
             pass  # PIL reads what can be read, or says what is wrong
     return np.array(load_picture(data, smallest and smallest // 2))
 
 
-def _is_plain_jpeg(data):
+def _is_plain_jpeg(data: bytes, pixels: int, colorspace: str) -> bool:
     """Grey or YCbCr, not rotated by Exif, and no larger than PIL takes."""
-    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    if colorspace not in ("YCbCr", "Gray", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+    if colorspace not in ("YCbCr", "Gray", "RGB") or pixels > (Image.MAX_IMAGE_PIXELS or math.inf):
         return False
     if not _has_exif(data):
         return True
     return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) == 1  # the orientation tag
 
 
-def _has_exif(data):
+def _has_exif(data: bytes) -> bool:
     """Whether one of the segments in front of a JPEG's first scan is Exif."""
     position = 2
     while data[position : position + 2] not in (b"\xff\xda", b""):

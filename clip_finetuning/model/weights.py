@@ -1,27 +1,35 @@
 """Checkpoint files: written whole or not at all, read without running code from them.
 
 A checkpoint keeps the weights under open_clip's own names, so a fine-tuned model needs nothing of this suite. Each one
-holds the two calls of plain open_clip that load it, under `open_clip_model` and `open_clip_tokenizer`, and saving prints
-them: for a ViT-B-32 `open_clip.create_model_and_transforms('ViT-B-32', pretrained='checkpoints/final_checkpoint.pt')`,
+holds the `version` of the suite that wrote it (none: 0.1.0), and the two calls of plain open_clip that load it, under
+`open_clip_model` and `open_clip_tokenizer`; saving prints them: for a ViT-B-32 `open_clip.create_model_and_transforms('ViT-B-32', pretrained='checkpoints/final_checkpoint.pt')`,
 with further arguments where mean, resizing or activation are not open_clip's defaults. One difference stays: open_clip
 lays transparent pictures on black, this suite on white.
 """
 
 import contextlib
 import logging
+import os
 import re
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import open_clip
 import torch
 
-from clip_finetuning.model.clip_model import add_logit_bias
+from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.open_clip_call import open_clip_calls
 from clip_finetuning.runtime.atomic_write import atomic_write
+from clip_finetuning.runtime.version import version
 
 
-def save_checkpoint(path, clip_model, state_dict=None, **fields):
+def save_checkpoint(
+    path: str | os.PathLike,
+    clip_model: ClipModel,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    **fields: object,
+) -> None:
     """Write a checkpoint whole or not at all: weights, architecture, preprocessing, and `fields` (plain data, tensors).
 
     `state_dict` replaces the model's current weights (an average of them, for example). A logit bias that the
@@ -34,6 +42,7 @@ def save_checkpoint(path, clip_model, state_dict=None, **fields):
     name, config, preprocess = clip_model.name, clip_model.config, clip_model.preprocess
     model_call, tokenizer_call = open_clip_calls(name, config, preprocess, path)
     content = {
+        "version": version(),
         "state_dict": weights,
         "model_name": name,
         "model_config": config,
@@ -54,7 +63,7 @@ def save_checkpoint(path, clip_model, state_dict=None, **fields):
     print(f"plain open_clip loads {path} with{but}:\n  {model_call}\n  {tokenizer_call}")
 
 
-def read_checkpoint(path, mapped=False):
+def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
     """A checkpoint file as a dictionary with at least `state_dict`, on the CPU, without running code from it.
 
     Takes this suite's files, open_clip_train's, files with `model_state_dict` or `model`, bare state dicts and safetensors.
@@ -91,7 +100,7 @@ def read_checkpoint(path, mapped=False):
     return checkpoint
 
 
-def _contents(path, mapped):
+def _contents(path: Path, mapped: bool) -> object:
     """The contents of a torch file, if asked for with its tensors mapped; it says so where a whole file cannot be."""
     refused = None
     if mapped:
@@ -105,12 +114,12 @@ def _contents(path, mapped):
     return content
 
 
-def _bare_key(key):
+def _bare_key(key: str) -> str:
     """A parameter's name without what DistributedDataParallel and torch.compile put before it, in either order."""
     return re.sub(r"^((module|_orig_mod)\.)+", "", key)
 
 
-def load_weights(clip_model, checkpoint, path):
+def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLike) -> None:
     """Strictly load a checkpoint's weights; what does not fit is refused in one line."""
     model, weights = clip_model.model, dict(checkpoint["state_dict"])
     if isinstance(checkpoint.get("logit_bias"), torch.Tensor) or "logit_bias" in weights:
@@ -140,7 +149,7 @@ def load_weights(clip_model, checkpoint, path):
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """open_clip logs each failure before it raises it, and warns of what `create_model` says better."""
     logging.disable(logging.ERROR)
     try:

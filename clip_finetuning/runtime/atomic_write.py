@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -55,7 +56,7 @@ def remove_leftovers(folder: str | os.PathLike, names: Collection[str] | None = 
                 _remove_unless_held(path)
 
 
-def _remove_unless_held(path):
+def _remove_unless_held(path: Path) -> None:
     if not fcntl:
         path.unlink(missing_ok=True)
         return
@@ -71,7 +72,7 @@ def _remove_unless_held(path):
         path.unlink(missing_ok=True)
 
 
-def _create(path):
+def _create(path: Path) -> tuple[Path, int | None]:
     """(temporary path, descriptor that holds its lock or None)."""
     while True:
         temporary = path.parent / temporary_name(path.name)
@@ -86,6 +87,7 @@ def _create(path):
         os.close(file)
 
 
-def _lock(file):
+def _lock(file: int | BinaryIO) -> None:
     """Raises OSError if another process holds the lock. Not lockf, which lets go once any handle of the file is closed."""
+    assert fcntl is not None  # nobody comes here without
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,12 +6,13 @@ gradients (`average`); the result is the gradient of one process with the whole 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 
@@ -30,7 +31,7 @@ class Ranks(NamedTuple):
     local_rank: int
 
 
-def start(device="auto", timeout=TIMEOUT):
+def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Ranks:
     """Join the processes that torchrun started -> Ranks; without torchrun's environment, Ranks(0, 1, 0).
 
     `device` is the knob DEVICE: "auto" and "cuda" give every process the GPU of its local rank.
@@ -51,32 +52,33 @@ def start(device="auto", timeout=TIMEOUT):
             )
         torch.cuda.set_device(ranks.local_rank)
         backend = "cpu:gloo,cuda:nccl"  # flags and objects travel between the CPUs, without waiting for the GPU
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         # One torchrun has started all: after a restart they meet under another name, because under the old one its store
         # still has the addresses of processes that are gone.
-        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        name = f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store = dist.PrefixStore(name, store)  # pyright: ignore[reportPrivateImportUsage] - torch documents it here
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return ranks
 
 
-def stop():
+def stop() -> None:
     """Leave the group; call it at the regular end only: after an error, exiting is what lets torchrun end the rest."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def world_size():
+def world_size() -> int:
     """How many processes take part."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def rank():
+def rank() -> int:
     """This process's number, 0 in a single one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gather_objects(value):
+def gather_objects(value: Any) -> list:
     """The `value` of every rank, in the order of ranks, on every rank. Also a barrier."""
     values = [value]
     if world_size() > 1:
@@ -85,12 +87,12 @@ def gather_objects(value):
     return values
 
 
-def agree(value):
+def agree(value: Any) -> Any:
     """Rank 0's `value`, on every rank: for what each could decide for itself, but differently."""
     return gather_objects(value)[0]
 
 
-def any_rank(flag):
+def any_rank(flag: bool) -> bool:
     """True on every rank if `flag` is true on any: how ranks agree on what only one of them saw."""
     if world_size() == 1:
         return flag
@@ -106,16 +108,16 @@ def on_all_ranks(stage: Callable[[], Result]) -> Result:
 
     So whatever needs memory is done in a stage, and a collective fills what a stage has made room for.
     """
-    result, failure = None, ""
+    results, failure = [], ""
     try:
-        result = stage()
+        results.append(stage())
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         failure = str(error) or "out of memory"  # not the error itself, whose traceback would hold the activations
     if any_rank(bool(failure)):
         raise torch.OutOfMemoryError(failure or "another rank ran out of memory")
-    return result
+    return results[0]
 
 
 def room_for(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -129,7 +131,7 @@ class Stopped(Exception):
     """What was going on was given up half-way, on every rank, because of a wish to stop."""
 
 
-def until(wished, batches):
+def until(wished: Callable[[], bool], batches: Iterable) -> Iterator:
     """Yield this rank's batches until all ranks are through theirs; Stopped on every rank if `wished()` is true between two.
 
     The ranks go in step, with empty rounds for those that are through, because `wished` asks all of them.
@@ -152,6 +154,7 @@ def gather(tensor: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
     """
     if world_size() == 1:
         return tensor.detach()
+    assert room is not None, "gather is given what room_for(tensor) returns"
     dist.all_gather_into_tensor(room, tensor.detach())
     return room
 
@@ -201,9 +204,10 @@ def average(tensors: list[torch.Tensor]) -> None:
             tensor.copy_(piece)
 
 
-def _buckets(tensors):
+def _buckets(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
     """Tensors in their order, cut into lists of one dtype and about BUCKET_BYTES."""
-    buckets, size = [], 0
+    buckets: list[list[torch.Tensor]] = []
+    size = 0
     for tensor in tensors:
         if not buckets or size >= BUCKET_BYTES or tensor.dtype != buckets[-1][0].dtype:
             buckets.append([])
@@ -213,11 +217,11 @@ def _buckets(tensors):
     return buckets
 
 
-def _count(bucket):
+def _count(bucket: list[torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in bucket)
 
 
-def broadcast(tensors):
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
     """Overwrite every tensor by rank 0's: parameters and buffers, so that all ranks start from the same model."""
     if world_size() > 1:
         for tensor in tensors:

@@ -9,10 +9,11 @@ import types
 import open_clip
 import pytest
 import torch
-from tiny_models import TINY, write_config
 
 import openClipManagement as clip
+from clip_finetuning.model import building
 from clip_finetuning.model.architecture import check_architecture, check_name, check_preprocess, least_parameters
+from tests.helpers import TINY, local_folder, write_config
 
 
 def changed(path, value, config=TINY):
@@ -165,9 +166,9 @@ def test_a_checkpoint_writes_no_file(tmp_path, weights, monkeypatch):
 @pytest.mark.parametrize("config", [None, TINY])
 def test_a_checkpoint_chooses_no_download_and_no_file(tmp_path, weights, monkeypatch, name, config):
     fail = lambda *_, **__: pytest.fail("something was fetched")  # noqa: E731
-    for place in ("open_clip.factory.download_pretrained_from_hf", "openClipManagement.download_pretrained_from_hf"):
-        monkeypatch.setattr(place, fail)
-    monkeypatch.setattr(clip, "_read_config", fail)
+    for place in (open_clip.factory, building):
+        monkeypatch.setattr(place, "download_pretrained_from_hf", fail)
+    monkeypatch.setattr(building, "_read_config", fail)
     path = checkpoint(tmp_path, weights, config, name=name)
     if name == "evil.json" and config:
         assert clip.load_model(path).name == name  # a plain name, and nothing is read
@@ -190,13 +191,6 @@ def test_what_the_user_named_is_the_users_own(tmp_path, weights, transformers):
     tokenizer = {"hf_tokenizer_name": "mine/tokenizer", "tokenizer_kwargs": {"trust_remote_code": True}}
     with pytest.raises(ValueError, match="trust_remote_code"):
         clip.create_model(write_config(tmp_path, text_cfg={**TINY["text_cfg"], **tokenizer}))
-
-
-def local_folder(folder, config, preprocess=None):
-    folder.mkdir(exist_ok=True)
-    content = {"model_cfg": config, "preprocess_cfg": preprocess or {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(content))
-    return f"local-dir:{folder}"
 
 
 def test_a_folders_config_is_checked_as_a_checkpoints(tmp_path, weights, transformers):

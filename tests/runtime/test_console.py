@@ -3,15 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import settings
 from clip_finetuning.runtime import command_line, console
-
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
 
 
 def fail(error):
@@ -93,7 +91,7 @@ def test_a_cpu_without_memory_is_one_line_too(ended):
 
 
 def test_a_console_that_cannot_show_a_caption_shows_what_it_can():
-    code = "import console, settings; console.run(lambda: print('caption \\U0001f457 of a dress'), settings)"
+    code = "import settings; from clip_finetuning.runtime import console; console.run(lambda: print('caption \\U0001f457 of a dress'), settings)"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "caption ? of a dress\n")
