@@ -30,7 +30,7 @@ from clip_finetuning.loading.sample import majority_warning
 from clip_finetuning.retrieval import comparison, protocols, report, result_file, zero_shot
 from clip_finetuning.retrieval import embeddings as embeddings_file
 from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.sound_embeddings import embed_rows
+from clip_finetuning.retrieval.embed import embed_rows
 from clip_finetuning.runtime import command_line, console, distributed
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime.atomic_write import atomic_write

@@ -3,7 +3,7 @@
 import numpy as np
 
 from clip_finetuning.model import clip_model as clip
-from clip_finetuning.retrieval.sound_embeddings import embed_rows
+from clip_finetuning.retrieval.embed import embed_rows
 
 # A few plain ways to name a product's category; their embeddings are averaged.
 PROMPTS = (
