@@ -41,7 +41,7 @@ def measure(
         nothing = dict.fromkeys(DIRECTIONS, 0.0)
         return {"num_samples": 0, **{f"recall@{k}": dict(nothing) for k in KS}, **error.counts}
     mine = measure_embeddings(embeddings, ["product"], KS, seed) if distributed.rank() == 0 else {}
-    results: dict[str, Any] = {**distributed.agree(mine), **counts}
+    results = distributed.agree(mine) | counts
     for warning in results["warnings"]:
         _warn_once(warning)
     return results

@@ -28,7 +28,7 @@ def classify(clip_model: clip.ClipModel, embeddings: Embeddings, precision: str)
     labelled = np.flatnonzero(embeddings.category != "")
     names, labels = np.unique(embeddings.category[labelled], return_inverse=True)
     named = embed_names(clip_model, names, precision) if len(names) else np.empty((0, 1))  # (C, D)
-    finite = np.isfinite(named).all(1)
+    finite = np.all(np.isfinite(named), axis=1)
     if finite.sum() < 2:
         raise ValueError(f"zero-shot classification needs at least 2 categories, the shards name {finite.sum()}")
     images = embeddings.image_embeddings[labelled][finite[labels]]

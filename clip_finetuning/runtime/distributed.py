@@ -76,16 +76,16 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gather_objects(value):
+def gather_objects(value: Result) -> list[Result]:
     """The `value` of every rank, in the order of ranks, on every rank. Also a barrier."""
     values = [value]
     if world_size() > 1:
-        values = [None] * world_size()
+        values = [value] * world_size()
         dist.all_gather_object(values, value)
     return values
 
 
-def agree(value):
+def agree(value: Result) -> Result:
     """Rank 0's `value`, on every rank: for what each could decide for itself, but differently."""
     return gather_objects(value)[0]
 
