@@ -3,6 +3,7 @@
 Torch and the scripts are imported where they are needed, so that a test of one room loads no more than that room.
 """
 
+import html.parser
 import io
 import json
 import multiprocessing
@@ -260,6 +261,79 @@ def embedded_catalogue(products=6, views=3, dimensions=16, noise=0.0, seed=0, ca
         subcategory=np.repeat(kinds, views),
         image_text=np.repeat(np.arange(products), views),
     )
+
+
+def overflowing(monkeypatch, encoder, rows_of, only_in_half=True):
+    """Let some rows of `encode_images` or `encode_texts` overflow, under autocast alone or always."""
+    import torch
+
+    from clip_finetuning.model import clip_model
+
+    encode = getattr(clip_model, encoder)
+
+    def broken(model, rows):
+        embeddings = encode(model, rows)
+        if torch.is_autocast_enabled("cpu") or not only_in_half:
+            embeddings[rows_of(rows)] = torch.nan
+        return embeddings
+
+    monkeypatch.setattr(clip_model, encoder, broken)
+
+
+# ---------------------------------------------------------------------------------------------------------------- pages
+
+
+class Element:
+    """An element of an HTML page: its tag, its attributes, and what lies within."""
+
+    def __init__(self, tag, attributes=()):
+        self.tag, self.attributes, self.children = tag, dict(attributes), []
+
+    @property
+    def classes(self):
+        return set(self.attributes.get("class", "").split())
+
+    @property
+    def text(self):
+        """All text within, blanks and line breaks as one blank."""
+        within = [child.text if isinstance(child, Element) else child for child in self.children]
+        return " ".join(" ".join(within).split())
+
+    def find(self, tag=None, name=None):
+        """All elements within of this tag and this class, in the order of the page."""
+        found = []
+        for child in self.children:
+            if isinstance(child, Element):
+                if tag in (None, child.tag) and (name is None or name in child.classes):
+                    found.append(child)
+                found += child.find(tag, name)
+        return found
+
+
+def parsed_page(page):
+    """The root Element of an HTML page; fails if an element is closed that is not open, or stays open."""
+
+    class Parser(html.parser.HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open = [Element("page")]
+
+        def handle_starttag(self, tag, attributes):
+            element = Element(tag, attributes)
+            self.open[-1].children.append(element)
+            if tag not in ("meta", "img", "br", "link", "input", "hr"):
+                self.open.append(element)
+
+        def handle_endtag(self, tag):
+            assert self.open.pop().tag == tag
+
+        def handle_data(self, data):
+            self.open[-1].children.append(data)
+
+    parser = Parser()
+    parser.feed(page)
+    assert [element.tag for element in parser.open] == ["page"]
+    return parser.open[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ processes

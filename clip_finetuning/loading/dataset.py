@@ -36,6 +36,7 @@ from clip_finetuning.loading.sample import parse_sample, product_hash
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.streaming import StreamedBatches
 from clip_finetuning.loading.tar_index import Lost, TarIndex
+from clip_finetuning.runtime.accounting import count_lost
 from clip_finetuning.runtime.text import printable, same_caption_key
 
 REMEMBERED_CAPTIONS = 100_000  # 60 MB of tokens at 77 a caption
@@ -433,18 +434,6 @@ def eval_loader(pattern, transform, tokenizer, *, batch_size, num_workers=0, ran
         max_samples=max_samples,
     )
     return Loader(dataset, num_workers)
-
-
-def count_lost(losses):
-    """How many samples are lost, by reason, over the `lost` of the loaders of all processes: each once."""
-    together = {}
-    for lost in losses:
-        for of, (count, reason) in lost.items():
-            together[of] = max(together.get(of, (0, "")), (count, reason))
-    counts = collections.Counter()
-    for count, reason in together.values():
-        counts[reason] += count
-    return counts
 
 
 def reason_of(error):

@@ -9,13 +9,11 @@ as pandas writes it, is a missing one (`text.text_of`).
 import hashlib
 import json
 import re
-from collections import Counter
 from typing import NamedTuple
 
 from clip_finetuning.runtime.text import text_of
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-MOST_VIEWS = 8  # of a product that is shown from all sides; one with more is looked at
 CAPTION_SUFFIX = re.compile(r"(?:txt|text|caption)(\d*)(?:\.txt)?")
 NO_IMAGE, NO_CAPTION = "no image in the shard", "no caption in the shard"
 
@@ -73,21 +71,6 @@ def product_hash(product_id):
     """A stable 64-bit number for a product, or any text (the same on every machine and in every process)."""
     digest = hashlib.blake2b(product_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def majority_warning(products):
-    """A warning if one product holds most samples, else None; `products`: the id or number of each sample's product.
-
-    Its samples are no negatives of each other, so hardly anything is left to be told apart: a random model finds them.
-    """
-    product, count = Counter(products).most_common(1)[0] if len(products) else (None, 0)
-    if count <= MOST_VIEWS or 2 * count <= len(products):
-        return None
-    name = f" ({product[:40]!r})" if isinstance(product, str) else ""
-    return (
-        f"one product{name} holds {count:,} of {len(products):,} samples, so most of them are no negatives of each other: "
-        "does product_id in the shards name products?"
-    )
 
 
 def _fields(data):

@@ -5,22 +5,22 @@ at: of two equally good models, 5 % at most have a category called worse in a di
 """
 
 import textwrap
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from clip_finetuning.retrieval import metrics
+from clip_finetuning.retrieval import intervals, names
 from clip_finetuning.retrieval.embeddings import texts
-from clip_finetuning.retrieval.protocols import DIRECTIONS
 from clip_finetuning.runtime.text import printable
 
 FEWEST_PRODUCTS = 20  # of a category that is judged: the losses of fewer can hardly be told from chance
 RULES = 2  # how results count hits; 1, or none named: the same caption of another product is a miss, but for `product`
 
 
-def compare(first, second):
+def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Two result dictionaries of the same data -> a text for the console. Raises ValueError for what cannot be compared."""
-    fingerprints = [results.get("data", {}).get("fingerprint") for results in (first, second)]
-    if fingerprints[0] is None or fingerprints[0] != fingerprints[1]:
+    if not _same_data(first, second):
         raise ValueError(f"{first['name']} and {second['name']} are results of different data and cannot be compared")
     shared = [name for name in first.get("protocols", {}) if name in second.get("protocols", {})]
     if not shared:
@@ -37,16 +37,26 @@ def compare(first, second):
         lines += textwrap.wrap(f"left out: {message}", 80, subsequent_indent="  ")
         shared = [name for name in shared if name not in left_out]
     for name in shared:
-        for direction in DIRECTIONS:
+        for direction in names.DIRECTIONS:
             pair = [results["protocols"][name][direction] for results in (first, second)]
-            title = f"{name}, {direction.replace('_to_', '->').replace('_', ' ')}"
-            lines += ["", title.ljust(26) + f"{'A':>8}{'B':>8}{'B - A [95 %]':>26}"]
+            lines += ["", f"{name}, {names.title(direction)}".ljust(26) + f"{'A':>8}{'B':>8}{'B - A [95 %]':>26}"]
             lines += _differences(*pair)
             lines += _worse_categories(*pair)
     return "\n".join(lines)
 
 
-def rules_of(results):
+def comparable(first: dict[str, Any], second: dict[str, Any], protocol: str) -> bool:
+    """Whether two results are of the same data and count hits alike in a protocol, which both have."""
+    shared = all(protocol in results["protocols"] for results in (first, second))
+    return shared and _same_data(first, second) and _same_rules(first, second, protocol)
+
+
+def _same_data(first, second):
+    fingerprints = [results.get("data", {}).get("fingerprint") for results in (first, second)]
+    return fingerprints[0] is not None and fingerprints[0] == fingerprints[1]
+
+
+def rules_of(results: dict[str, Any]) -> int:
     """Which rules a result was measured by."""
     return results.get("rules", 1)
 
@@ -58,43 +68,45 @@ def _same_rules(first, second, protocol):
     return protocol == "product" and first.get("num_captions") == second.get("num_captions")
 
 
-def paired_difference(first, second, key, chosen=None):
+def paired_difference(
+    first: dict[str, Any], second: dict[str, Any], key: str, chosen: np.ndarray | None = None
+) -> tuple[float, list[float]]:
     """(B - A, [low, high]) of one recall over the same products; `chosen` is a mask of products."""
     a, b = first["by_product"], second["by_product"]
     if a["product"] != b["product"] or a["queries"] != b["queries"]:
         raise ValueError("the two results have other queries: they cannot be paired")
-    chosen = slice(None) if chosen is None else chosen
-    queries = np.array(a["queries"])[chosen]
-    gain = (np.array(b[key]) - np.array(a[key]))[chosen]
-    return gain.sum() / queries.sum(), metrics.gain_interval(gain, queries)
+    rows = slice(None) if chosen is None else chosen
+    queries = np.array(a["queries"])[rows]
+    gain = (np.array(b[key]) - np.array(a[key]))[rows]
+    return gain.sum() / queries.sum(), intervals.gain_interval(gain, queries)
 
 
-def _differences(a, b):
-    for key in [key for key in a["by_product"] if key.startswith("recall@") and key in b["by_product"]]:
+def _differences(a: dict, b: dict) -> Iterator[str]:
+    for key in [key for key in names.recalls(a["by_product"]) if key in b["by_product"]]:
         gain, (low, high) = paired_difference(a, b, key)
         difference = f"{gain:+.4f} [{low:+.3f}, {high:+.3f}]"
-        yield f"  Recall{key[6:]}".ljust(26) + f"{a[key]:8.4f}{b[key]:8.4f}{difference:>26} {verdict(low, high)}"
+        yield f"  {names.label(key)}".ljust(26) + f"{a[key]:8.4f}{b[key]:8.4f}{difference:>26} {verdict(low, high)}"
 
 
-def verdict(low, high):
-    """What a paired 95 % interval says, in a word or two."""
+def verdict(low: float, high: float) -> str:
+    """What a paired 95 % interval says, in a word."""
     return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
-def _worse_categories(a, b):
+def _worse_categories(a: dict, b: dict) -> Iterator[str]:
     """Categories whose Recall@10 fell, and how many were looked at."""
     key = "recall@10"
     if key not in a["by_product"] or key not in b["by_product"]:
         return
-    names, category_of = np.unique(texts(a["by_product"]["category"]), return_inverse=True)
+    categories, category_of = np.unique(texts(a["by_product"]["category"]), return_inverse=True)
     gains = np.array(b["by_product"][key]) - np.array(a["by_product"][key])
     sizes = np.bincount(category_of)
     judged = np.flatnonzero(sizes >= FEWEST_PRODUCTS)
-    worse = metrics.rejected([metrics.loss_p_value(gains[category_of == number]) for number in judged])
+    worse = intervals.rejected([intervals.loss_p_value(gains[category_of == number]) for number in judged])
     for number in judged[worse]:
         gain, (low, high) = paired_difference(a, b, key, category_of == number)
-        name = printable(names[number] or "(no category)")[:24]
+        name = printable(categories[number] or "(no category)")[:24]
         yield f"  worse in {name}: {gain:+.4f} [{low:+.3f}, {high:+.3f}] of Recall@10, {sizes[number]} products"
-    few = len(names) - len(judged)
+    few = len(categories) - len(judged)
     fewer = f"; {few} have fewer than {FEWEST_PRODUCTS} products" if few else ""
     yield f"  categories: {worse.sum()} of {len(judged)} judged are worse, by Holm at 5 %{fewer}"

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -49,7 +51,7 @@ class Embeddings:
             shapes = f"{self.image_embeddings.shape} and {self.text_embeddings.shape}"
             raise ValueError(f"image and text embeddings have shapes {shapes}: their second sizes must be equal")
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A hash of which samples these are, whatever the model: results of equal ones can be compared."""
         digest = hashlib.sha256()
         for column in (self.image_key, self.image_product, self.captions[self.image_text]):
@@ -57,15 +59,15 @@ class Embeddings:
         return digest.hexdigest()[:16]
 
 
-def texts(values):
+def texts(values: Iterable) -> np.ndarray:
     """(N,) of Python strings, as dtype object."""
-    values = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
+    rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    column = np.empty(len(rows), dtype=object)
+    column[:] = rows
     return column
 
 
-def unlike_captions(embeddings):
+def unlike_captions(embeddings: Embeddings) -> int:
     """How many texts are embedded otherwise than the first one with the same caption, which stands for them all."""
     numbers, first = caption_numbers(embeddings.captions)
     rows = embeddings.text_embeddings
@@ -77,7 +79,7 @@ def unlike_captions(embeddings):
 # -------------------------------------------------------------------------------------------------- the file
 
 
-def save(path, embeddings):
+def save(path: str | os.PathLike, embeddings: Embeddings) -> None:
     """Write the arrays of `Embeddings` to a `.npz` file; its columns of text are `packed`, `json_columns` says which."""
     arrays = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
     arrays |= {name: packed(arrays[name]) for name in TEXTS}
@@ -85,7 +87,7 @@ def save(path, embeddings):
         np.savez(file, **arrays, json_columns=np.array(TEXTS))
 
 
-def packed(column):
+def packed(column: np.ndarray) -> np.ndarray:
     """Strings as the bytes of a JSON list, (bytes,) uint8: as long as all of them together, and read without pickle.
 
     `json.loads(file[name].tobytes())` unpacks them.
@@ -93,7 +95,7 @@ def packed(column):
     return np.frombuffer(json.dumps(column.tolist()).encode(), dtype=np.uint8)
 
 
-def load(path):
+def load(path: str | os.PathLike) -> Embeddings:
     """Embeddings from a `.npz` file. Raises FileNotFoundError, or ValueError naming the array that is missing or wrong."""
     arrays = _read(path)
     _check_shapes(path, arrays)
@@ -106,12 +108,12 @@ def load(path):
     return Embeddings(
         image_embeddings=_unit(arrays["image_embeddings"]),
         text_embeddings=_unit(arrays["text_embeddings"]),
-        image_product=image_products,
-        text_product=text_products,
-        image_key=map(str, _strings(arrays.get("image_key", np.arange(images)))),
-        captions=captions,
-        category=map(text_of, _strings(arrays.get("category", blank))),
-        subcategory=map(text_of, _strings(arrays.get("subcategory", blank))),
+        image_product=texts(image_products),
+        text_product=texts(text_products),
+        image_key=texts(map(str, _strings(arrays.get("image_key", np.arange(images))))),
+        captions=texts(captions),
+        category=texts(map(text_of, _strings(arrays.get("category", blank)))),
+        subcategory=texts(map(text_of, _strings(arrays.get("subcategory", blank)))),
         image_text=arrays["image_text"] if "image_text" in arrays else _own_texts(path, image_products, text_products),
     )
 
@@ -172,14 +174,14 @@ def _own_texts(path, image_products, text_products):
 def _check_shapes(path, arrays):
     """ValueError naming the array that has another shape, type or value than `Embeddings` needs."""
     for name, array in arrays.items():
-        wanted = 2 if name in ("image_embeddings", "text_embeddings") else 1
+        wanted = 2 if name in ("image_embeddings", "text_embeddings") else 1  # dimensions
         if name in Embeddings.__dataclass_fields__ and array.ndim != wanted:
             raise ValueError(f"{path}: {name} has shape {array.shape}; it must have {wanted} dimensions")
         if wanted == 2 and (array.dtype.kind not in "fiu" or not array.shape[1]):
             raise ValueError(
                 f"{path}: {name} is {array.dtype} {array.shape}; it must be real numbers (rows, dimensions)"
             )
-        broken = np.flatnonzero(~np.isfinite(array).all(1)) if wanted == 2 else ()
+        broken = np.flatnonzero(~np.isfinite(array).all(1)) if wanted == 2 else np.array([])
         if len(broken):
             raise ValueError(
                 f"{path}: {len(broken)} rows of {name} hold NaN or infinity, first of all row {broken[0]}; leave them out"

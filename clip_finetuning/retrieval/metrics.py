@@ -1,20 +1,20 @@
-"""Exact retrieval ranks by blocks of queries, and the numbers made of them: Recall@k, MRR, mAP, intervals.
+"""Exact retrieval ranks by blocks of queries, and the numbers made of them: Recall@k, MRR, mAP.
 
 Recall@k is the hit rate: the share of queries with a positive among the first k. Equal scores count against the model:
 a positive that ties with negatives comes after them, so a model that maps everything to one point scores 0.
 No function holds a queries x gallery matrix.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 BLOCK_BYTES = 40 * 2**20  # one block of scores; two of this size are alive at a time
-RESAMPLES = 1000
-Z = 1.959964  # 95 % of a normal distribution lie within
-FLIP_STEPS = 60  # how finely `loss_p_value` tells gains apart: products have 1 to 6 views
 NEVER = np.iinfo(np.int64).max  # the rank of a query that has no positive in the gallery
+
+Rows = np.ndarray | torch.Tensor  # (n, D) embeddings of any float type
 
 
 class Positives(NamedTuple):
@@ -22,6 +22,10 @@ class Positives(NamedTuple):
 
     offsets: np.ndarray  # (Q + 1,) int64
     items: np.ndarray  # int64 gallery numbers
+
+    def of(self, query: int) -> np.ndarray:
+        """The gallery numbers of one query's positives."""
+        return self.items[self.offsets[query] : self.offsets[query + 1]]
 
 
 class Ranks(NamedTuple):
@@ -34,12 +38,12 @@ class Ranks(NamedTuple):
 # ----------------------------------------------------------------------------------------------- positives
 
 
-def one_to_one(count):
+def one_to_one(count: int) -> Positives:
     """Query i's positive is gallery item i."""
     return Positives(np.arange(count + 1), np.arange(count))
 
 
-def by_group(query_groups, gallery_groups):
+def by_group(query_groups: np.ndarray, gallery_groups: np.ndarray) -> Positives:
     """Every gallery item of a query's group is its positive; groups (Q,) and (G,) are integers."""
     order = np.argsort(gallery_groups, kind="stable")
     ordered = gallery_groups[order]
@@ -48,7 +52,7 @@ def by_group(query_groups, gallery_groups):
     return Positives(_offsets(counts), order[_ranges(first, counts)])
 
 
-def transposed(positives, gallery_size):
+def transposed(positives: Positives, gallery_size: int) -> Positives:
     """The positives of the other direction: gallery items as queries."""
     queries = np.repeat(np.arange(len(positives.offsets) - 1), np.diff(positives.offsets))
     order = np.argsort(positives.items, kind="stable")
@@ -56,7 +60,7 @@ def transposed(positives, gallery_size):
     return Positives(_offsets(counts), queries[order])
 
 
-def from_pairs(queries, items, query_count):
+def from_pairs(queries: np.ndarray, items: np.ndarray, query_count: int) -> Positives:
     """The positives that a list of (query, gallery item) pairs says; repeated pairs count once."""
     pairs = np.unique(np.stack([queries, items]), axis=1) if len(queries) else np.empty((2, 0), np.int64)
     return Positives(_offsets(np.bincount(pairs[0], minlength=query_count)), pairs[1])
@@ -75,7 +79,7 @@ def _ranges(first, counts):
 # --------------------------------------------------------------------------------------------------- ranks
 
 
-def rank_positives(queries, gallery, positives, block_rows=None):
+def rank_positives(queries: Rows, gallery: Rows, positives: Positives, block_rows: int | None = None) -> Ranks:
     """Rank the whole gallery for every query -> Ranks.
 
     queries (Q, D) and gallery (G, D): arrays or tensors of any float type, computed in float32; the score is their dot
@@ -134,7 +138,9 @@ def _summary(ahead, slots):
     return np.where(counts > 0, ahead[:, 0] + 1, NEVER), precision.sum(1) / np.maximum(counts, 1)
 
 
-def pair_values(images, texts, text_of, ks, block_rows=None):
+def pair_values(
+    images: Rows, texts: Rows, text_of: np.ndarray, ks: Sequence[int], block_rows: int | None = None
+) -> dict[str, dict[str, np.ndarray]]:
     """The numbers of each sample where its own image and its own text alone are a hit -> {direction: {name: (N,)}}.
 
     images (N, D), distinct texts (U, D), text_of (N,): the text of each image. Samples that share a text cannot be told
@@ -197,7 +203,7 @@ def _pair_numbers(values):
     return values | {"map": values["mrr"]}  # one positive each
 
 
-def top_items(queries, gallery, count, block_rows=256):
+def top_items(queries: Rows, gallery: Rows, count: int, block_rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """The `count` best gallery items of each query and their scores -> (Q, count) each; equal scores by number."""
     queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
     count = min(count, len(gallery))
@@ -210,14 +216,14 @@ def top_items(queries, gallery, count, block_rows=256):
     return torch.cat(items or empty).numpy(), torch.cat(scores or empty).numpy()
 
 
-def nearest_items(queries, gallery, block_rows=1024):
+def nearest_items(queries: Rows, gallery: Rows, block_rows: int = 1024) -> np.ndarray:
     """The number of the best gallery item of each query -> (Q,)."""
     queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
     blocks = [(block @ gallery.T).argmax(dim=1) for block in queries.split(block_rows)]
     return torch.cat(blocks).numpy()
 
 
-def rank_candidates(queries, candidates):
+def rank_candidates(queries: Rows, candidates: Rows) -> Ranks:
     """Rank candidate 0, the positive, among each query's own candidates: (Q, D) and (Q, C, D) -> Ranks."""
     scores = torch.einsum("qcd,qd->qc", _matrix(candidates, "candidate"), _matrix(queries, "query"))
     best = 1 + (scores[:, 1:] >= scores[:, :1]).sum(1)
@@ -227,19 +233,19 @@ def rank_candidates(queries, candidates):
 # ------------------------------------------------------------------------------------------------- numbers
 
 
-def summarize(ranks, ks):
+def summarize(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
     """{recall@k ..., median_rank, mean_rank, mrr, map} over the queries that have a positive."""
     return means(query_values(ranks, ks))
 
 
-def means(values):
+def means(values: dict[str, np.ndarray]) -> dict[str, float]:
     """The reported numbers of {name: (Q,)}: means, and the median of the ranks."""
     numbers = {name: float(column.mean()) if len(column) else 0.0 for name, column in values.items()}
     ranks = values["mean_rank"]
     return numbers | {"median_rank": float(np.median(ranks)) if len(ranks) else float("nan")}
 
 
-def query_values(ranks, ks):
+def query_values(ranks: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray]:
     """The numbers of each query whose means are reported: {name: (queries with a positive,)}."""
     found = ranks.best != NEVER
     best = ranks.best[found]
@@ -251,7 +257,7 @@ def query_values(ranks, ks):
     }
 
 
-def chance_recall(positives, gallery_size, k):
+def chance_recall(positives: Positives, gallery_size: int, k: int) -> float:
     """Recall@k of a random order: mean over queries of 1 - C(G - p, k) / C(G, k), with p positives."""
     counts = np.diff(positives.offsets)
     counts = counts[counts > 0]
@@ -259,111 +265,3 @@ def chance_recall(positives, gallery_size, k):
     for drawn in range(min(k, gallery_size)):
         missed *= np.maximum(gallery_size - counts - drawn, 0) / (gallery_size - drawn)
     return float(1 - missed.mean()) if len(counts) else 0.0
-
-
-# ----------------------------------------------------------------------------------------------- intervals
-
-
-def product_sums(values, products):
-    """Sums of per-query values and numbers of queries by product: {name: (P,)}, (P,) counts, (P,) the products."""
-    unique, codes = np.unique(products, return_inverse=True)
-    sums = {name: np.bincount(codes, column, len(unique)) for name, column in values.items()}
-    return sums, np.bincount(codes, minlength=len(unique)), unique
-
-
-def share_interval(sums, counts, least_effect=0.0):
-    """95 % interval of a mean of values between 0 and 1, given by product: (P,) sums, (P,) queries -> [low, high].
-
-    Agresti and Coull's (1998) for the effective number of queries: their number by the design effect (Korn and Graubard
-    1998), which says how far the views of a product stand or fall together. The effect is estimated with two products
-    more, one all hits and one all misses: near 0 and 1, where hardly a product tells, views then count as agreeing. A
-    bootstrap has width zero there. Hits and misses have an effect of 1 at `least_effect`; finer values can have less.
-    """
-    queries, size = counts.sum(), (counts**2).sum() / counts.sum()  # size: of the product that a query belongs to
-    smooth = (sums.sum() + size) / (queries + 2 * size)
-    spread = ((sums - smooth * counts) ** 2).sum() + size**2 * (smooth**2 + (1 - smooth) ** 2)
-    effect = np.clip(spread / (smooth * (1 - smooth) * (queries + 2 * size)), least_effect, size)
-    effective = queries / effect
-    middle = (sums.sum() / effect + Z**2 / 2) / (effective + Z**2)
-    half = Z * np.sqrt(middle * (1 - middle) / (effective + Z**2))
-    return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
-
-
-def gain_interval(gains, counts):
-    """95 % interval of a paired difference of two shares, by product: (P,) sums of B - A, (P,) queries -> [low, high].
-
-    Agresti and Min's (2005), which adds half a pair to each of both hit, only A, only B, both miss; here the pairs are
-    products of the usual size, because the views of one stand or fall together. Never of width zero.
-    """
-    size = (counts**2).sum() / counts.sum()
-    total = counts.sum() + 2 * size
-    middle = gains.sum() / total
-    added = 0.5 * (1 - middle) ** 2 + 0.5 * (1 + middle) ** 2 + middle**2
-    half = Z * np.sqrt(((gains - middle * counts) ** 2).sum() + size**2 * added) / total
-    return [max(-1.0, float(middle - half)), min(1.0, float(middle + half))]
-
-
-def loss_p_value(gains):
-    """How often equally good models lose at least as much by chance: gains (P,) by product -> p.
-
-    The sign-flip test (Fisher 1935): if it makes no difference which model is which, each product's gain could as well
-    have the other sign. Exact for any number of products, with gains rounded to 1/60 of the largest; the distribution of
-    the sum over all signs comes from its Fourier transform, a product of cosines.
-    """
-    largest = np.abs(gains).max(initial=0)
-    if largest == 0:
-        return 1.0
-    steps = np.round(gains * (FLIP_STEPS / largest)).astype(np.int64)
-    steps //= np.gcd.reduce(steps)
-    reach = int(np.abs(steps).sum())  # the sum of the steps lies between -reach and reach
-    length = 1 << (2 * reach).bit_length()  # more than that range; a power of two transforms fastest
-    wave = np.ones(length // 2 + 1)
-    for step, times in zip(*np.unique(np.abs(steps), return_counts=True)):
-        wave *= np.cos(2 * np.pi * step / length * np.arange(len(wave))) ** times
-    chances = np.fft.irfft(wave, length)  # of the sums 0, 1 ... reach, and -reach ... -1 at the end
-    lowest = np.concatenate([chances[-reach:], chances[: reach + 1]])
-    return float(np.clip(lowest[: steps.sum() + reach + 1].sum(), 0, 1))
-
-
-def rejected(p_values, family_error=0.05):
-    """Which hypotheses fall, with a false alarm in at most 5 % of all families (Holm 1979): (H,) -> (H,) of truth."""
-    order = np.argsort(p_values, kind="stable")
-    allowed = family_error / np.arange(len(order), 0, -1)
-    falls = np.logical_and.accumulate(np.asarray(p_values)[order] <= allowed)
-    return falls[np.argsort(order)]
-
-
-def bootstrap(sums, counts, seed=0, resamples=RESAMPLES):
-    """95 % intervals of ratios of sums, products drawn with replacement: {name: (P,)} -> {name: [low, high]}.
-
-    Products, not queries, are drawn, because the views of one product stand or fall together. Percentile bootstrap
-    (Efron 1979).
-    """
-    matrix = np.stack([*sums.values(), counts], axis=1).astype(np.float64)  # (P, metrics + 1)
-    drawn = np.concatenate([weights @ matrix for weights in _weights(len(counts), seed, resamples)])
-    with np.errstate(invalid="ignore"):
-        ratios = drawn[:, :-1] / drawn[:, -1:]
-    low, high = np.nanpercentile(ratios, [2.5, 97.5], axis=0)
-    return {name: [float(a), float(b)] for name, a, b in zip(sums, low, high)}
-
-
-def bootstrap_median(values, products, seed=0, resamples=RESAMPLES):
-    """95 % interval of the median of per-query values, products drawn with replacement -> [low, high]."""
-    unique, codes = np.unique(products, return_inverse=True)
-    order = np.argsort(values, kind="stable")
-    ordered, codes = values[order], codes[order]
-    medians = []
-    for weights in _weights(len(unique), seed, resamples, chunk=20):
-        running = np.cumsum(weights[:, codes], axis=1)  # (chunk, Q)
-        medians += [ordered[np.searchsorted(row, row[-1] / 2)] for row in running]
-    return [float(value) for value in np.percentile(medians, [2.5, 97.5])]
-
-
-def _weights(count, seed, resamples, chunk=100):
-    """How often each of `count` products is drawn, in chunks of (chunk, count)."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        drawn = random.integers(0, count, (size, count))
-        drawn += np.arange(size)[:, None] * count
-        yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float32)

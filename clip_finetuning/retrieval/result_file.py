@@ -1,21 +1,45 @@
-"""Results and candidate lists that somebody else may have written: checked before they are counted, shown or indexed by."""
+"""The result file: written whole, and read, whoever wrote it, with all that is counted, shown or compared checked."""
 
-import math
+import json
+import os
 import re
+import sys
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from clip_finetuning.retrieval.protocols import DIRECTIONS, PROTOCOLS
+from clip_finetuning.retrieval.names import DIRECTIONS, PROTOCOLS, recalls
+from clip_finetuning.runtime.atomic_write import atomic_write
+from clip_finetuning.runtime.version import version
 
 SHOWN = re.compile(r"recall@[1-9]\d*|median_rank|mrr|map")  # the numbers of a direction that tables and pages show
 
 
-def check_results(results):
+def write(path: str | os.PathLike, results: dict[str, Any]) -> None:
+    """Write results, with the version of the suite that measured them."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(results | {"version": version()}, indent=1), encoding="utf-8")
+
+
+def read(path: str | os.PathLike) -> dict[str, Any]:
+    """The results of a file, with its `name`. Raises FileNotFoundError, or ValueError for what cannot be used."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        check_results(results)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"result file {path} does not exist; evaluate_clip.py writes it") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no result file of evaluate_clip.py: {error}") from error
+    return results | {"name": str(path)}
+
+
+def check_results(results: Any) -> None:
     """ValueError unless tables, comparisons and pages can use the results of every protocol."""
     if not isinstance(results, dict) or not isinstance(results.get("protocols"), dict):
         raise ValueError("it lacks 'protocols'")
     if not isinstance(results.get("data"), dict):
         raise ValueError("it lacks 'data'")
+    if type(results.get("rules", 1)) is not int:
+        raise ValueError("'rules' must be a whole number")
     for name, protocol in results["protocols"].items():
         if name not in PROTOCOLS:
             raise ValueError(f"{name!r} is none of the protocols {', '.join(PROTOCOLS)}")
@@ -38,13 +62,18 @@ def _check_direction(numbers, where):
         values = table.get(column)
         if not isinstance(values, list) or not all(type(value) is kind for value in values):
             raise ValueError(f"{where}: {column!r} of by_product must be a list of {kind.__name__}")
+    if min(table["queries"], default=0) < 1:
+        raise ValueError(f"{where}: 'queries' of by_product must be whole numbers >= 1, and some")
     for column, values in table.items():
         if column not in ("product", "category") and not (isinstance(values, list) and all(map(_is_number, values))):
             raise ValueError(f"{where}: {column!r} of by_product must be a list of numbers")
-        if column.startswith("recall@") and not SHOWN.fullmatch(column):
-            raise ValueError(f"{where}: {column!r} of by_product is no recall")
         if len(values) != len(table["product"]):
             raise ValueError(f"{where}: {column!r} of by_product has {len(values)} rows, not {len(table['product'])}")
+    for column in recalls(table):
+        if not SHOWN.fullmatch(column):
+            raise ValueError(f"{where}: {column!r} of by_product is no recall")
+        if column not in numbers:
+            raise ValueError(f"{where} lacks {column!r}, which its by_product has")
 
 
 def _check_numbers(numbers, where):
@@ -56,19 +85,5 @@ def _check_numbers(numbers, where):
 
 
 def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def check_candidates(lists, images):
-    """ValueError unless arrays are candidate lists, as `retrieval_protocols.draw_candidates` makes them, of so many images."""
-    for way in DIRECTIONS:
-        rows = lists.get(way)
-        if rows is None or rows.ndim != 3 or rows.dtype.kind not in "iu" or not rows.size:
-            raise ValueError(f"{way!r} must be whole numbers of images (draws, queries, 1 + negatives)")
-        if rows.min() < -1 or rows.max() >= images or rows[:, :, 0].min() < 0:
-            raise ValueError(f"{way!r} has numbers of images that are not there; there are {images}")
-    if lists[DIRECTIONS[0]].shape[:2] != lists[DIRECTIONS[1]].shape[:2]:
-        raise ValueError("the two directions have other numbers of draws or queries")
-    topped_up = lists.get("topped_up", np.array(None))
-    if topped_up.shape != () or topped_up.dtype.kind not in "iu":
-        raise ValueError("'topped_up' must be a whole number")
+    """Whether it is a number that a float can hold; NaN is not, and whole numbers of 400 digits are not."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

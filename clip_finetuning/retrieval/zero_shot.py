@@ -1,9 +1,13 @@
 """Zero-shot classification: which category name is nearest to a picture (CLIP, Radford et al. 2021, section 3.1)."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from clip_finetuning.model import clip_model as clip
-from clip_finetuning.retrieval.sound_embeddings import embed_rows
+from clip_finetuning.retrieval.embed import embed_rows
+from clip_finetuning.retrieval.embeddings import Embeddings
 
 # A few plain ways to name a product's category; their embeddings are averaged.
 PROMPTS = (
@@ -15,16 +19,16 @@ PROMPTS = (
 )
 
 
-def classify(clip_model, embeddings, precision):
+def classify(clip_model: clip.ClipModel, embeddings: Embeddings, precision: str) -> dict[str, Any]:
     """{classes, images, top1, top5, macro}: accuracy over images, and top-1 averaged over categories.
 
     `macro` gives every category the same weight, whatever its size. Images without a category are left out, and so are
     those of a category whose name has no finite embedding (`without_embedding`).
     """
-    labelled = embeddings.category != ""
+    labelled = np.flatnonzero(embeddings.category != "")
     names, labels = np.unique(embeddings.category[labelled], return_inverse=True)
     named = embed_names(clip_model, names, precision) if len(names) else np.empty((0, 1))  # (C, D)
-    finite = np.isfinite(named).all(1)
+    finite = np.all(np.isfinite(named), axis=1)
     if finite.sum() < 2:
         raise ValueError(f"zero-shot classification needs at least 2 categories, the shards name {finite.sum()}")
     images = embeddings.image_embeddings[labelled][finite[labels]]
@@ -44,7 +48,7 @@ def classify(clip_model, embeddings, precision):
     }
 
 
-def embed_names(clip_model, names, precision):
+def embed_names(clip_model: clip.ClipModel, names: Iterable[str], precision: str) -> np.ndarray:
     """(C, D) unit vectors: the mean over the prompts of each name; NaN where a prompt has none even in fp32."""
     clip_model.model.eval()
     means = []
@@ -54,11 +58,3 @@ def embed_names(clip_model, names, precision):
         mean = rows.embeddings.mean(0)
         means.append(np.full_like(mean, np.nan) if len(rows.broken) else mean / np.linalg.norm(mean))
     return np.stack(means)
-
-
-def line(result):
-    """The result in one line of at most 80 columns."""
-    return (
-        f"zero-shot, {result['classes']} categories: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}, "
-        f"macro {result['macro']:.4f}"
-    )

@@ -82,7 +82,7 @@ def gather_objects(value: Any) -> list:
     """The `value` of every rank, in the order of ranks, on every rank. Also a barrier."""
     values = [value]
     if world_size() > 1:
-        values = [None] * world_size()
+        values = [value] * world_size()
         dist.all_gather_object(values, value)
     return values
 

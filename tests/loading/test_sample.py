@@ -9,7 +9,6 @@ from clip_finetuning.loading.sample import (
     NO_IMAGE,
     SampleError,
     is_text,
-    majority_warning,
     parse_sample,
     product_hash,
     split_name,
@@ -95,15 +94,6 @@ def test_a_missing_field_is_blank_however_pandas_wrote_it(missing):
 def test_an_id_is_the_same_with_and_without_a_point():
     samples = [parsed(txt="a", json=f'{{"product_id": {written}}}') for written in ("15970", "15970.0", '"15970"')]
     assert {sample.product_id for sample in samples} == {"15970"}
-
-
-def test_one_product_that_holds_most_samples_is_a_warning():
-    assert "'P1'" in majority_warning(["P1"] * 9 + ["P2"] * 8) and "9 of 17 samples" in majority_warning(
-        [1] * 9 + [2] * 8
-    )
-    assert majority_warning(["P1"] * 9 + ["P2"] * 9) is None
-    assert majority_warning(["P1"] * 8) is None  # a few views of a single product
-    assert majority_warning([]) is None
 
 
 def test_without_a_product_equal_captions_are_one():

@@ -1,34 +1,32 @@
-"""Result files and candidate lists of others: what tables and pages cannot use is refused in one line."""
+"""Result files, whoever wrote them: what tables and pages cannot use is refused in one line."""
 
 import copy
 import json
-import types
 
-import numpy as np
 import pytest
 
-import evaluate_clip
-from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.result_file import check_candidates, check_results
+from clip_finetuning.retrieval import result_file
+from clip_finetuning.retrieval.results import measure_embeddings
+from clip_finetuning.runtime.version import version
+from tests.helpers import embedded_catalogue
 
 
 @pytest.fixture(scope="module")
-def embeddings():
-    vectors = np.eye(6, dtype=np.float32)
-    products = np.array([f"P{number // 2}" for number in range(6)])
-    captions = np.array(["<script>alert(1)</script>", 'b" onload="x', "c\ud800", "d\x1b[2J", "e", "f"])
-    category = np.array(["<b>TOPS</b>", "a", "a", "a", "a", "a"])
-    return Embeddings(vectors, vectors, products, products, captions, captions, category, category, np.arange(6))
-
-
-@pytest.fixture(scope="module")
-def results(embeddings):
-    measured = evaluate_clip.measure_embeddings(embeddings, ["product", "pair"], (1, 5, 10))
+def results():
+    measured = measure_embeddings(embedded_catalogue(products=3, views=2), ["product", "pair"], (1, 5, 10))
     return json.loads(json.dumps(measured | {"data": {"fingerprint": "f", "skipped": {"<i>": 1}}}))
 
 
-def test_the_suites_own_results_pass(results):
-    check_results(results)
+def test_what_is_written_is_read_with_the_version_that_wrote_it(tmp_path, results):
+    result_file.write(tmp_path / "r.json", results)
+    name = str(tmp_path / "r.json")
+    assert result_file.read(name) == results | {"version": version(), "name": name}
+
+
+def test_results_from_before_there_was_a_version_are_read(tmp_path, results):
+    old = {key: value for key, value in results.items() if key not in ("version", "rules", "warnings")}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert result_file.read(tmp_path / "old.json")["protocols"] == results["protocols"]
 
 
 @pytest.mark.parametrize(
@@ -36,16 +34,19 @@ def test_the_suites_own_results_pass(results):
     [
         ((), []),
         (("data",), "x"),
+        (("rules",), "2"),
         (("protocols",), []),
         (("protocols", "ev\x1b[2Jil"), {}),
         (("protocols", "product"), 1),
         (("protocols", "product", "image_to_text"), None),
         (("protocols", "product", "text_to_image", "recall@5"), "<script>"),
         (("protocols", "product", "text_to_image", "mrr"), float("nan")),
+        (("protocols", "product", "text_to_image", "mrr"), 10**400),
         (("protocols", "product", "text_to_image", "categories"), 1),
-        (("protocols", "product", "text_to_image", "categories", "a", "recall@10"), "<script>"),
+        (("protocols", "product", "text_to_image", "categories", "TOPS", "recall@10"), "<script>"),
         (("protocols", "pair", "text_to_image", "by_product"), None),
         (("protocols", "pair", "text_to_image", "by_product", "queries"), [10**9, "x"]),
+        (("protocols", "pair", "text_to_image", "by_product", "queries"), [0, 0, 0]),
         (("protocols", "pair", "text_to_image", "by_product", "category"), [["a"]]),
         (("protocols", "pair", "text_to_image", "by_product", "recall@5"), [0.5]),
         (("protocols", "pair", "text_to_image", "by_product", "recall@5"), ["1", "1", "1"]),
@@ -62,43 +63,29 @@ def test_a_damaged_or_hostile_result_file_is_refused_in_one_line(tmp_path, resul
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps(damaged if place else value))
     with pytest.raises(ValueError, match=r"theirs\.json is no result file") as refusal:
-        evaluate_clip.load_results(path, None)
+        result_file.read(path)
     assert str(refusal.value).isprintable()
 
 
-def test_the_page_shows_foreign_text_as_text(tmp_path, embeddings, results):
-    args = types.SimpleNamespace(report=tmp_path / "r.html", seed=0, dataset_path=str(tmp_path / "none.tar"))
-    baseline = results | {"name": "<img src=x>.json"}
-    model = {"name": "<u>", "weights": "<s>"}
-    evaluate_clip.write_report(args, embeddings, results | {"model": model}, baseline)
-    page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    for tag in ("<script", "<b>TOPS", "<u>", "<s>", "<img src=x", '" onload', "<i>:"):
-        assert tag not in page
-    assert "&lt;script&gt;" in page and "&lt;b&gt;TOPS" in page
+def test_a_recall_that_only_its_products_have_is_refused(results):
+    damaged = copy.deepcopy(results)
+    del damaged["protocols"]["product"]["text_to_image"]["recall@5"]
+    with pytest.raises(ValueError, match="product, text_to_image lacks 'recall@5', which its by_product has"):
+        result_file.check_results(damaged)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"text_to_image": np.zeros((2, 3))},
-        {"text_to_image": np.zeros((5, 6, 4))},
-        {"text_to_image": np.full((5, 6, 4), 6)},
-        {"text_to_image": np.full((5, 6, 4), -2)},
-        {"text_to_image": np.full((5, 6, 4), -1)},
-        {"text_to_image": np.zeros((5, 0, 4), int)},
-        {"text_to_image": np.zeros((5, 7, 4), int)},
-        {"topped_up": np.array("x\x1b")},
-        {"topped_up": np.zeros(3, int)},
-        {"image_to_text": None},
-    ],
-)
-def test_candidate_lists_name_images_that_are_there(embeddings, tmp_path, change):
-    good = np.zeros((5, 6, 4), int)
-    lists = {"text_to_image": good, "image_to_text": good, "topped_up": np.array(0)}
-    check_candidates(lists, 6)
-    lists = {key: value for key, value in (lists | change).items() if value is not None}
-    path = tmp_path / "theirs.npz"
-    np.savez(path, fingerprint=embeddings.fingerprint(), **lists)
-    args = types.SimpleNamespace(protocol=["sampled101"], candidates=str(path), seed=0)
-    with pytest.raises(ValueError, match=r"theirs\.npz holds damaged candidate lists"):
-        evaluate_clip.candidate_lists(embeddings, args)
+def test_no_products_at_all_are_refused(results):
+    damaged = copy.deepcopy(results)
+    table = damaged["protocols"]["pair"]["image_to_text"]["by_product"]
+    for column in table.values():
+        column.clear()
+    with pytest.raises(ValueError, match="'queries' of by_product must be whole numbers >= 1, and some"):
+        result_file.check_results(damaged)
+
+
+def test_a_file_that_is_not_there_says_who_writes_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json does not exist; evaluate_clip\.py writes it"):
+        result_file.read(tmp_path / "nowhere.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json is no result file"):
+        result_file.read(tmp_path / "deep.json")

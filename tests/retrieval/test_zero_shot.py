@@ -44,7 +44,3 @@ def test_pictures_without_a_category_are_left_out(names):
 def test_one_category_is_nothing_to_tell_apart(names):
     with pytest.raises(ValueError, match="at least 2 categories, the shards name 1"):
         zero_shot.classify(None, labelled(["BAGS", "BAGS"], [0, 1]), "fp32")
-
-
-def test_the_line_fits_eighty_columns():
-    assert len(zero_shot.line({"classes": 121, "top1": 1 / 3, "top5": 0.5, "macro": 0.25})) <= 80

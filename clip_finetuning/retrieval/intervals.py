@@ -1,0 +1,123 @@
+"""How sure a number is: 95 % intervals of shares, of differences and of ranks, and what is worse by more than chance.
+
+What is drawn, or counted, are products, not queries: the views of one product stand or fall together.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+RESAMPLES = 1000  # of a bootstrap
+Z = 1.959964  # 95 % of a normal distribution lie within
+FLIP_STEPS = 60  # how finely `loss_p_value` tells gains apart: products have 1 to 6 views
+
+
+def product_sums(
+    values: dict[str, np.ndarray], products: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Sums of per-query values and numbers of queries by product: {name: (P,)}, (P,) counts, (P,) the products."""
+    unique, codes = np.unique(products, return_inverse=True)
+    sums = {name: np.bincount(codes, column, len(unique)) for name, column in values.items()}
+    return sums, np.bincount(codes, minlength=len(unique)), unique
+
+
+def share_interval(sums: np.ndarray, counts: np.ndarray, least_effect: float = 0.0) -> list[float]:
+    """95 % interval of a mean of values between 0 and 1, given by product: (P,) sums, (P,) queries -> [low, high].
+
+    Agresti and Coull's (1998) for the effective number of queries: their number by the design effect (Korn and Graubard
+    1998), which says how far the views of a product stand or fall together. The effect is estimated with two products
+    more, one all hits and one all misses: near 0 and 1, where hardly a product tells, views then count as agreeing. A
+    bootstrap has width zero there. Hits and misses have an effect of 1 at `least_effect`; finer values can have less.
+    """
+    queries, size = counts.sum(), (counts**2).sum() / counts.sum()  # size: of the product that a query belongs to
+    smooth = (sums.sum() + size) / (queries + 2 * size)
+    spread = ((sums - smooth * counts) ** 2).sum() + size**2 * (smooth**2 + (1 - smooth) ** 2)
+    effect = np.clip(spread / (smooth * (1 - smooth) * (queries + 2 * size)), least_effect, size)
+    effective = queries / effect
+    middle = (sums.sum() / effect + Z**2 / 2) / (effective + Z**2)
+    half = Z * np.sqrt(middle * (1 - middle) / (effective + Z**2))
+    return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
+
+
+def gain_interval(gains: np.ndarray, counts: np.ndarray) -> list[float]:
+    """95 % interval of a paired difference of two shares, by product: (P,) sums of B - A, (P,) queries -> [low, high].
+
+    Agresti and Min's (2005), which adds half a pair to each of both hit, only A, only B, both miss; here the pairs are
+    products of the usual size, because the views of one stand or fall together. Never of width zero.
+    """
+    size = (counts**2).sum() / counts.sum()
+    total = counts.sum() + 2 * size
+    middle = gains.sum() / total
+    added = 0.5 * (1 - middle) ** 2 + 0.5 * (1 + middle) ** 2 + middle**2
+    half = Z * np.sqrt(((gains - middle * counts) ** 2).sum() + size**2 * added) / total
+    return [max(-1.0, float(middle - half)), min(1.0, float(middle + half))]
+
+
+def loss_p_value(gains: np.ndarray) -> float:
+    """How often equally good models lose at least as much by chance: gains (P,) by product -> p.
+
+    The sign-flip test (Fisher 1935): if it makes no difference which model is which, each product's gain could as well
+    have the other sign. Exact for any number of products, with gains rounded to 1/60 of the largest; the distribution of
+    the sum over all signs comes from its Fourier transform, a product of cosines.
+    """
+    largest = np.abs(gains).max(initial=0)
+    if largest == 0:
+        return 1.0
+    steps = np.round(gains * (FLIP_STEPS / largest)).astype(np.int64)
+    steps //= np.gcd.reduce(steps)
+    reach = int(np.abs(steps).sum())  # the sum of the steps lies between -reach and reach
+    length = 1 << (2 * reach).bit_length()  # more than that range; a power of two transforms fastest
+    wave = np.ones(length // 2 + 1)
+    for step, times in zip(*np.unique(np.abs(steps), return_counts=True)):
+        wave *= np.cos(2 * np.pi * step / length * np.arange(len(wave))) ** times
+    chances = np.fft.irfft(wave, length)  # of the sums 0, 1 ... reach, and -reach ... -1 at the end
+    lowest = np.concatenate([chances[-reach:], chances[: reach + 1]])
+    return float(np.clip(lowest[: steps.sum() + reach + 1].sum(), 0, 1))
+
+
+def rejected(p_values: Sequence[float], family_error: float = 0.05) -> np.ndarray:
+    """Which hypotheses fall, with a false alarm in at most 5 % of all families (Holm 1979): (H,) -> (H,) of truth."""
+    order = np.argsort(p_values, kind="stable")
+    allowed = family_error / np.arange(len(order), 0, -1)
+    falls = np.logical_and.accumulate(np.asarray(p_values)[order] <= allowed)
+    return falls[np.argsort(order)]
+
+
+def bootstrap(
+    sums: dict[str, np.ndarray], counts: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, list[float]]:
+    """95 % intervals of ratios of sums, products drawn with replacement: {name: (P,)} -> {name: [low, high]}.
+
+    Products, not queries, are drawn, because the views of one product stand or fall together. Percentile bootstrap
+    (Efron 1979).
+    """
+    matrix = np.stack([*sums.values(), counts], axis=1).astype(np.float64)  # (P, metrics + 1)
+    drawn = np.concatenate([weights @ matrix for weights in _weights(len(counts), seed, resamples)])
+    with np.errstate(invalid="ignore"):
+        ratios = drawn[:, :-1] / drawn[:, -1:]
+    low, high = np.nanpercentile(ratios, [2.5, 97.5], axis=0)
+    return {name: [float(a), float(b)] for name, a, b in zip(sums, low, high)}
+
+
+def bootstrap_median(
+    values: np.ndarray, products: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> list[float]:
+    """95 % interval of the median of per-query values, products drawn with replacement -> [low, high]."""
+    unique, codes = np.unique(products, return_inverse=True)
+    order = np.argsort(values, kind="stable")
+    ordered, codes = values[order], codes[order]
+    medians = []
+    for weights in _weights(len(unique), seed, resamples, chunk=20):
+        running = np.cumsum(weights[:, codes], axis=1)  # (chunk, Q)
+        medians += [ordered[np.searchsorted(row, row[-1] / 2)] for row in running]
+    return [float(value) for value in np.percentile(medians, [2.5, 97.5])]
+
+
+def _weights(count: int, seed: int, resamples: int, chunk: int = 100) -> Iterator[np.ndarray]:
+    """How often each of `count` products is drawn, in chunks of (chunk, count)."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        drawn = random.integers(0, count, (size, count))
+        drawn += np.arange(size)[:, None] * count
+        yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float32)

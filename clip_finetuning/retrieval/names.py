@@ -1,0 +1,21 @@
+"""What protocols, directions and numbers are called: in result files, in tables and pages, on the command line."""
+
+PROTOCOLS = ("product", "pair", "one_view", "sampled101")
+DIRECTIONS = ("text_to_image", "image_to_text")
+KS = (1, 5, 10)  # of Recall@k, where nobody asks for others
+OTHER_NUMBERS = {"median_rank": "median rank", "mrr": "MRR", "map": "mAP"}  # beside the recalls, as tables call them
+
+
+def title(direction: str) -> str:
+    """A direction as one reads it: text->image."""
+    return direction.replace("_to_", "->")
+
+
+def label(number: str) -> str:
+    """A number of a direction as one reads it: Recall@10 of `recall@10`, mAP of `map`."""
+    return OTHER_NUMBERS.get(number) or f"Recall{number.removeprefix('recall')}"
+
+
+def recalls(numbers: dict) -> list[str]:
+    """The recalls among the numbers of a direction, or of its products: recall@1, recall@5 ..."""
+    return [name for name in numbers if name.startswith("recall@")]

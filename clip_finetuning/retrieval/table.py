@@ -1,0 +1,65 @@
+"""Results as tables for the console, within 80 columns."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from clip_finetuning.retrieval import names
+
+WIDTH = 80
+
+
+def render(results: dict[str, Any]) -> str:
+    """Model, data and what one should know of them, then a table for each protocol."""
+    lines = [*_about(results), "each cell: value [95 % interval over products] (chance)"]
+    for name, protocol in results["protocols"].items():
+        lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol)]
+    if "zero_shot" in results:
+        lines += ["", *_zero_shot(results["zero_shot"])]
+    return "\n".join(lines)
+
+
+def _about(results):
+    lines, model, data = [], results.get("model"), results.get("data", {})
+    if model:
+        lines.append(f"{model['name']} ({Path(model['weights']).name}), {model['precision']}"[:WIDTH])
+    lines.append(
+        f"{results['num_samples']:,} images, {results['num_products']:,} products, {results['num_captions']:,} distinct captions"
+    )
+    if skipped := data.get("skipped"):
+        left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        lines += _wrapped(f"left out: {left_out}")
+    if again := {what: count for what, count in data.get("again_in_fp32", {}).items() if count}:
+        lines.append(f"overflowed, embedded again in fp32: {', '.join(f'{n} {what}' for what, n in again.items())}")
+    for warning in results["warnings"]:
+        lines += _wrapped(f"warning: {warning}")
+    return lines
+
+
+def _protocol(protocol):
+    """A line for each number, a column for each direction."""
+    directions = [protocol[direction] for direction in names.DIRECTIONS]
+    titles = [names.title(direction) for direction in names.DIRECTIONS]
+    yield titles[0].rjust(48) + titles[1].rjust(30)
+    for key in [*names.recalls(directions[0]), *names.OTHER_NUMBERS]:
+        cells = [_cell(numbers, key) if key.startswith("recall") else f"{numbers[key]:.4g}" for numbers in directions]
+        yield f"  {names.label(key)}".ljust(16) + cells[0].rjust(32) + cells[1].rjust(30)
+
+
+def _cell(numbers, key):
+    low, high = numbers["intervals"][key]
+    return f"{numbers[key]:.4f} [{low:.3f}, {high:.3f}] ({numbers['chance'][key]:.3f})"
+
+
+def _zero_shot(result):
+    yield (
+        f"zero-shot, {result['classes']} categories: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}, "
+        f"macro {result['macro']:.4f}"
+    )
+    broken = result["without_embedding"]
+    if broken:
+        yield from textwrap.wrap(f"left out, since the name's embedding is not finite: {', '.join(broken)}", WIDTH)
+
+
+def _wrapped(text):
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")

@@ -1,0 +1,47 @@
+"""The tables of the console: every number of both directions, within 80 columns."""
+
+import pytest
+
+from clip_finetuning.retrieval import table
+from clip_finetuning.retrieval.results import measure_embeddings
+from tests.helpers import embedded_catalogue
+
+
+@pytest.fixture(scope="module")
+def results():
+    embeddings = embedded_catalogue(products=30, views=2, noise=0.5)
+    return measure_embeddings(embeddings, ["product", "pair", "one_view", "sampled101"], (1, 5, 10))
+
+
+def test_a_line_has_a_number_of_both_directions(results):
+    lines = table.render(results).splitlines()
+    numbers = results["protocols"]["product"]
+    recall, median = (
+        next(line for line in lines if line.startswith(f"  {label} ")) for label in ("Recall@5", "median rank")
+    )
+    for way in ("text_to_image", "image_to_text"):
+        low, high = numbers[way]["intervals"]["recall@5"]
+        chance = numbers[way]["chance"]["recall@5"]
+        assert f"{numbers[way]['recall@5']:.4f} [{low:.3f}, {high:.3f}] ({chance:.3f})" in recall
+        assert f" {numbers[way]['median_rank']:.4g}" in median
+    assert [line.split(":")[0] for line in lines if line.startswith(tuple(results["protocols"]))] == [
+        *results["protocols"]
+    ]
+
+
+def test_all_fits_eighty_columns(results):
+    about = {
+        "model": {"name": "ViT-B-32-with-a-long-name", "weights": "/a/folder/" + "w" * 80, "precision": "bf16"},
+        "data": {
+            "skipped": {"truncated or damaged image": 12, "picture without a finite embedding": 3, "no caption": 1},
+            "again_in_fp32": {"images": 5, "captions": 0},
+        },
+        "warnings": ["a long sentence " * 10],
+        "zero_shot": {"classes": 121, "top1": 1 / 3, "top5": 0.5, "macro": 0.25, "without_embedding": ["BAGS"] * 30},
+    }
+    text = table.render(results | about)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "left out: 12 truncated or damaged image, 3 picture without" in text
+    assert "overflowed, embedded again in fp32: 5 images\n" in text
+    assert "zero-shot, 121 categories: top-1 0.3333, top-5 0.5000, macro 0.2500" in text
+    assert "since the name's embedding is not finite: BAGS, BAGS" in text
