@@ -84,17 +84,18 @@ class Recorder:
         if self._folder is not None:
             self._folder.log(numbers)
         if self._tensorboard and self._folder is not None:
-            self._open_board()
+            board = self._opened_board()
             for name, value in numbers.items():
                 if value is not None:
-                    self._board.add_scalar(name, value, numbers["step"])
+                    board.add_scalar(name, value, numbers["step"])
 
-    def _open_board(self):
+    def _opened_board(self):
         """The events file, at the first numbers; it hides later steps of the run that this one goes on with."""
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self._folder.path), purge_step=self._first_step)
+        return self._board
 
 
 def progress_bar(total: int, done: int, shown: bool) -> tqdm:

@@ -71,7 +71,8 @@ def best_scale_and_bias(batches: list, scales: tuple[float, float] = SCALES) -> 
     regression on the similarities of all pairs. For each scale one bias is best, where the derivative passes zero; the
     derivative of the loss along these biases passes zero at the best scale.
     """
-    pairs, positives = (sum(counts) for counts in zip(*(_count_similarities(*batch) for batch in batches)))
+    counted = [_count_similarities(*batch) for batch in batches]
+    pairs, positives = (torch.stack(counts).sum(0) for counts in zip(*counted))
     similarities = (torch.arange(BINS, dtype=torch.float64) + 0.5) * 2 / BINS - 1
     met = pairs > 0
     similarities, pairs, positives = similarities[met], pairs[met], positives[met]
