@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import settings
-from clip_finetuning.runtime import command_line
+from clip_finetuning.runtime import knobs as page
 from clip_finetuning.training import knobs, plan
 
-PAGE = {name: command_line.value(settings, name) for name in knobs.ALL}
+PAGE = {name: page.value(settings, name) for name in knobs.ALL}
 
 
 def facts(untrained=False, batches=100, batch_size=256, processes=1, validation=True):
