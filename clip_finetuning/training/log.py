@@ -2,6 +2,9 @@
 
 import math
 import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -11,24 +14,24 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 class Clock:
     """Throughput and the share of time spent waiting for data, over the steps since the last log line."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._samples, self._waiting, self._working = 0, 0.0, 0.0
         self.restart()
 
-    def restart(self):
+    def restart(self) -> None:
         """Time that passed since the last step, on an evaluation or a checkpoint say, does not count."""
         self._mark = time.perf_counter()
 
-    def data_arrived(self):
+    def data_arrived(self) -> None:
         """The batch is here: what passed was waiting."""
         self._waiting += self._since_mark()
 
-    def step_done(self, samples):
+    def step_done(self, samples: int) -> None:
         """The step is done: what passed was work."""
         self._working += self._since_mark()
         self._samples += samples
 
-    def lap(self):
+    def lap(self) -> dict[str, float]:
         """{samples_per_second, data_wait} since the last lap; data_wait is a share between 0 and 1."""
         seconds = max(self._waiting + self._working, 1e-9)
         numbers = {"samples_per_second": self._samples / seconds, "data_wait": self._waiting / seconds}
@@ -44,7 +47,7 @@ class Clock:
 class Recorder:
     """Writes every logged number to the console, to metrics.jsonl and, if asked, to TensorBoard; nowhere without a folder."""
 
-    def __init__(self, folder, tensorboard=False):
+    def __init__(self, folder: Any | None, tensorboard: bool = False) -> None:
         self._folder, self._board, self._tensorboard = folder, None, tensorboard
         self.last = {}  # the last evaluation's and the last log line's numbers
         self._first_step = 0
@@ -54,13 +57,15 @@ class Recorder:
             except ImportError as error:
                 raise ValueError("TENSORBOARD is true, but tensorboard is missing: pip install tensorboard") from error
 
-    def go_on(self, step, last):
+    def go_on(self, step: int, last: Mapping[str, Any]) -> None:
         """Take up a run after this step, with the `last` numbers of its checkpoint."""
         self.last, self._first_step = dict(last), step + 1
 
-    def log_training(self, record, speed, progress, total_steps):
+    def log_training(
+        self, record: Mapping[str, Any], speed: Mapping[str, float], progress: Any, total_steps: int
+    ) -> None:
         """One line of the training: `record` of the step, `speed` from the clock."""
-        numbers = {name: float(value) for name, value in record.items()} | speed
+        numbers = {**{name: float(value) for name, value in record.items()}, **speed}
         numbers["skipped_steps"] = progress.skipped_steps
         tqdm.write(
             f"step {progress.step}/{total_steps}  loss {numbers['loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
@@ -69,7 +74,7 @@ class Recorder:
         )
         self._write({"step": progress.step, "epoch": progress.epoch, **numbers})
 
-    def log_evaluation(self, results, score, progress):
+    def log_evaluation(self, results: Mapping[str, Any], score: float, progress: Any) -> None:
         """One line of an evaluation: Recall@k in both directions."""
         recalls = {name: value for name, value in results.items() if name.startswith("recall@")}
         numbers = {f"{name}/{way}": recall for name, ways in recalls.items() for way, recall in ways.items()}
@@ -84,17 +89,17 @@ class Recorder:
         if self._folder is not None:
             self._folder.log(numbers)
         if self._tensorboard and self._folder is not None:
-            board = self._opened_board()
+            board = self._opened_board(self._folder.path)
             for name, value in numbers.items():
                 if value is not None:
                     board.add_scalar(name, value, numbers["step"])
 
-    def _opened_board(self):
+    def _opened_board(self, path):
         """The events file, at the first numbers; it hides later steps of the run that this one goes on with."""
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self._folder.path), purge_step=self._first_step)
+            self._board = SummaryWriter(str(path), purge_step=self._first_step)
         return self._board
 
 
@@ -103,7 +108,7 @@ def progress_bar(total: int, done: int, shown: bool) -> tqdm:
     return tqdm(total=total, initial=done, unit="step", disable=None if shown else True)
 
 
-def draw_curves(records, path):
+def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Draw loss, learning rate, mean Recall@10 and throughput over the steps into a PNG."""
     from matplotlib.figure import Figure  # without pyplot there is no window system to ask for
 

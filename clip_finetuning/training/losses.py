@@ -10,7 +10,13 @@ import torch
 from torch.nn import functional
 
 
-def clip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias=None):
+def clip_loss(
+    image_embeddings: torch.Tensor,
+    text_embeddings: torch.Tensor,
+    products: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Multi-positive InfoNCE -> scalar.
 
         loss_i2t = -1/N sum_i 1/|P(i)| sum_{p in P(i)} log( exp(s x_i.y_p) / sum_j exp(s x_i.y_j) )
@@ -32,7 +38,13 @@ def clip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bi
     return (functional.cross_entropy(logits, texts_of_image) + functional.cross_entropy(logits.T, images_of_text)) / 2
 
 
-def siglip_loss(image_embeddings, text_embeddings, products, logit_scale, logit_bias):
+def siglip_loss(
+    image_embeddings: torch.Tensor,
+    text_embeddings: torch.Tensor,
+    products: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+) -> torch.Tensor:
     """Multi-positive sigmoid loss -> scalar.
 
         loss = -1/N sum_i sum_j log sigmoid( z_ij (s x_i.y_j + b) ),  z_ij = 1 for samples of one product, else -1
@@ -58,7 +70,7 @@ def _logits(image_embeddings, text_embeddings, logit_scale):
         return logit_scale * image_embeddings.float() @ text_embeddings.float().T
 
 
-def positives(products):
+def positives(products: torch.Tensor) -> torch.Tensor:
     """[i, j]: whether text j is right for image i -> bool (N, N).
 
     products: (N,) integers, equal iff of one product; or (N, 1 + C), with the numbers of the captions of each sample

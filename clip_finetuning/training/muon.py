@@ -5,6 +5,8 @@ all of the step; Muon gives every direction the same. From random weights three 
 (the catalogues of `benchmarks/recipe.py`).
 """
 
+from typing import Any
+
 import torch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -23,7 +25,7 @@ class Muon(torch.optim.Optimizer):
     are no matrices.
     """
 
-    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.1):
+    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for shape in (p.shape for group in self.param_groups for p in group["params"]):
             if len(shape) != 2:
@@ -32,7 +34,7 @@ class Muon(torch.optim.Optimizer):
                 )
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]
         """One step along the gradients; parameters without one stay as they are."""
         for group in self.param_groups:
             of_shape = {}
@@ -52,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(state["momentum_buffer"], momentum)
 
 
-def orthogonalized(matrices):
+def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     """(B, M, N) -> about U V^T of each singular value decomposition U S V^T, by five Newton-Schulz iterations.
 
     The coefficients are Jordan's, tuned for speed: singular values end between 0.7 and 1.2, not at 1. A zero matrix stays.
@@ -70,23 +72,23 @@ def orthogonalized(matrices):
 class CombinedOptimizer:
     """Two optimizers with different parameters, used as one, also by a GradScaler."""
 
-    def __init__(self, *optimizers):
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers = optimizers
 
     @property
-    def param_groups(self):
+    def param_groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @property
-    def state(self):
+    def state(self) -> dict[Any, Any]:
         """What is remembered of each parameter; the dictionaries are the optimizers' own."""
         return {parameter: values for optimizer in self.optimizers for parameter, values in optimizer.state.items()}
 
-    def step(self):
+    def step(self) -> None:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """In the form of one optimizer's: the parameters of the second are numbered on from those of the first."""
         merged, first = {"state": {}, "param_groups": []}, 0
         for optimizer in self.optimizers:
@@ -96,7 +98,7 @@ class CombinedOptimizer:
             first += _count(own["param_groups"])
         return merged
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         groups, first = list(state_dict["param_groups"]), 0
         for optimizer in self.optimizers:
             own, groups = groups[: len(optimizer.param_groups)], groups[len(optimizer.param_groups) :]

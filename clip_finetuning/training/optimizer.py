@@ -15,7 +15,15 @@ KERNELS = (nn.Linear, nn.modules.conv._ConvNd)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
-def create_optimizer(model, *, learning_rate, weight_decay, betas, eps, kind="adamw"):
+def create_optimizer(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    kind: str = "adamw",
+) -> torch.optim.Optimizer | CombinedOptimizer:
     """The optimizer of a model's trainable parameters; `kind` is "adamw", or "muon" for Muon and AdamW side by side.
 
     AdamW comes in its fused form where the device has one, which does all parameters in one call; the default one is 8
@@ -138,7 +146,7 @@ def _names_before(model, groups):
     return [name for name, p in sorted(named, key=lambda pair: place(*pair))]
 
 
-def pick_optimizer(name, model, batch_size, untrained):
+def pick_optimizer(name: str, model: nn.Module, batch_size: int, untrained: bool) -> str:
     """`adamw` or `muon`; `auto` takes Muon to train from random weights, AdamW for weights that were trained before.
 
     A matrix of side `width` costs Muon about 4 width / (tokens in the batch) of what it costs in the step itself. With
@@ -151,24 +159,24 @@ def pick_optimizer(name, model, batch_size, untrained):
     return "muon" if untrained and 4 * batch_size >= width > 0 else "adamw"
 
 
-def usual_learning_rate(untrained):
+def usual_learning_rate(untrained: bool) -> float:
     """1e-3 to train from random weights, 1e-5 to fine-tune: a hundredth, for what was learnt is to stay."""
     return 1e-3 if untrained else 1e-5
 
 
-def count_moments(optimizer):
+def count_moments(optimizer: torch.optim.Optimizer | CombinedOptimizer) -> int:
     """How many numbers the optimizer keeps: AdamW two for each of its parameters, Muon one."""
     sizes = [(sum(p.numel() for p in g["params"]), "momentum" in g) for g in optimizer.param_groups]
     return sum(size if is_muon else 2 * size for size, is_muon in sizes)
 
 
-def set_learning_rate(optimizer, learning_rate):
+def set_learning_rate(optimizer: torch.optim.Optimizer | CombinedOptimizer, learning_rate: float) -> None:
     """Muon's groups move at `MUON_RATE` times the learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("rate", 1)
 
 
-def learning_rate_at(step, *, peak, total_steps, warmup_steps, schedule="cosine"):
+def learning_rate_at(step: int, *, peak: float, total_steps: int, warmup_steps: int, schedule: str = "cosine") -> float:
     """The learning rate of step `step` of `total_steps`, counted from 0.
 
     Linear warmup: `peak * (step + 1) / warmup_steps`, so that no step has rate 0. Then `constant`, or half a cosine from

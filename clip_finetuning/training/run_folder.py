@@ -14,8 +14,11 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.model.weights import read_checkpoint, save_checkpoint
 from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 from clip_finetuning.runtime.console import warn
@@ -32,7 +35,7 @@ class NeededCheckpointFailed(OSError):
 class CheckpointFolder:
     """The checkpoints and metrics of one run."""
 
-    def __init__(self, path, keep=3):
+    def __init__(self, path: str | os.PathLike, keep: int = 3) -> None:
         self.path, self.keep = Path(path), keep
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -40,7 +43,7 @@ class CheckpointFolder:
             raise ValueError(f"CHECKPOINT_DIR={path} is a file: choose a folder, or move the file away") from None
 
     @contextlib.contextmanager
-    def lock(self):
+    def lock(self) -> Iterator[None]:
         """Hold the folder for this process; ValueError if another trainer holds it. A killed one's lock is void."""
         file = open(self.path / ".lock", "a+")  # noqa: SIM115 - it stays open as long as the lock is held
         try:
@@ -58,11 +61,11 @@ class CheckpointFolder:
 
     # ------------------------------------------------------------------------------------------ writing
 
-    def periodic(self, step):
+    def periodic(self, step: int) -> Path:
         """The path of the checkpoint of a step."""
         return self.path / f"checkpoint_{step:08d}.pt"
 
-    def save(self, path, clip_model, needed=False, **fields):
+    def save(self, path: Path, clip_model: ClipModel, needed: bool = False, **fields: Any) -> bool:
         """Write a checkpoint whole or not at all -> True; if the disk does not take it, warn, keep the older ones -> False.
 
         One that is `needed` makes room for itself, and raises NeededCheckpointFailed if that does not help.
@@ -100,7 +103,7 @@ class CheckpointFolder:
             files.sort(key=lambda path: (path == written, path.stat().st_mtime_ns, path.name))
             _delete(files[: -self.keep])
 
-    def log(self, record):
+    def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         try:
             with open(self.path / METRICS, "a", encoding="utf-8") as file:
@@ -117,7 +120,7 @@ class CheckpointFolder:
             (p for p in self.path.glob("checkpoint_*.pt") if names.fullmatch(p.name)), key=_step_in, reverse=True
         )
 
-    def newest(self):
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """(path, checkpoint) of the furthest step that can be read, or None; damaged files are passed over loudly.
 
         The checkpoint is mapped, not read: see `read_checkpoint`.
@@ -141,14 +144,14 @@ class CheckpointFolder:
         return found
 
     @staticmethod
-    def step_of(path):
+    def step_of(path: Path) -> int | None:
         """The step that a checkpoint file was written after, or None if there is none that can be read."""
         with contextlib.suppress(ValueError, FileNotFoundError):
             step = read_checkpoint(path, mapped=True).get("step")
             return step if type(step) is int else None
         return None
 
-    def records(self):
+    def records(self) -> list[dict[str, Any]]:
         """The objects of metrics.jsonl; a last line that was cut by a crash is left out."""
         try:
             lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
@@ -160,7 +163,7 @@ class CheckpointFolder:
                 records.append(json.loads(line))
         return records
 
-    def forget_after(self, step, evaluated_step):
+    def forget_after(self, step: int, evaluated_step: int) -> None:
         """Drop the lines of metrics.jsonl behind a step, and evaluations behind another: the resumed run writes them again."""
 
         def is_done(record):
@@ -170,13 +173,13 @@ class CheckpointFolder:
         with atomic_write(self.path / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
-    def set_aside(self):
+    def set_aside(self) -> None:
         """Move an earlier run's files into a folder of their own, so that a new run neither mixes with nor loses them."""
         names = [FINAL, BEST, METRICS, CURVES, *(path.name for path in self._periodic_files())]
         events = self.path.glob("events.out.tfevents.*")  # TensorBoard's
         self._move_aside([*(self.path / name for name in names if (self.path / name).exists()), *events])
 
-    def set_aside_after(self, step):
+    def set_aside_after(self, step: int) -> None:
         """Move checkpoints of later steps out of the way of a run that goes on from this one."""
         later = []
         for path in [self.path / FINAL, self.path / BEST, *self._periodic_files()]:

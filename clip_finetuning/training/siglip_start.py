@@ -15,16 +15,14 @@ from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 
 SAMPLES = 1024  # the pairs of as many are looked at
-SCALES = (
-    10.0,
-    100.0,
-)  # from SigLIP's start to CLIP's bound: pairs that a scale separates perfectly want an infinite one
+# From SigLIP's start to CLIP's bound: pairs that a scale separates perfectly want an infinite one.
+SCALES = (10.0, 100.0)
 BINS = 20_000  # similarities are counted in steps of 1e-4
 ROWS_AT_ONCE = 1024
 
 
 def set_scale_and_bias(
-    clip_model: clip.ClipModel, loader, precision: str, micro_batch_size: int | None = None
+    clip_model: clip.ClipModel, loader: Any, precision: str, micro_batch_size: int | None = None
 ) -> tuple[float, float]:
     """Set the model's logit scale and bias to what minimises `losses.siglip_loss` on the first batches -> (scale, bias).
 
