@@ -3,11 +3,12 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -43,7 +44,11 @@ class Picture(NamedTuple):
     look: tuple[int, bytes] | None
 
 
-def audit(paths, num_workers=0):
+Entries = Sequence[FileEntry]
+Pictures = dict[str, Picture]  # by path
+
+
+def audit(paths: Sequence[str], num_workers: int = 0) -> dict:
     """Check mappings, together and each by itself -> the report, a dict for JSON.
 
     Raises FileNotFoundError, and ValueError for a file that is no list of objects or is named twice.
@@ -77,7 +82,7 @@ def audit(paths, num_workers=0):
     }
 
 
-def leaks(report):
+def leaks(report: dict) -> bool:
     """Whether the files share products or pictures."""
     return any(finding["count"] for finding in report["leakage"].values())
 
@@ -85,7 +90,7 @@ def leaks(report):
 # ------------------------------------------------------------------------------------------------- reading
 
 
-def inspect_pictures(entries, num_workers):
+def inspect_pictures(entries: Entries, num_workers: int) -> tuple[Pictures, dict[str, str]]:
     """({image_path: Picture}, {image_path: reason}), each picture read once, by `num_workers` processes."""
     paths = list(dict.fromkeys(entry.image_path for entry in entries))
     look = partial(inspect_picture, with_look=can_fingerprint())
@@ -100,7 +105,7 @@ def inspect_pictures(entries, num_workers):
     return pictures, unreadable
 
 
-def inspect_picture(image_path, with_look):
+def inspect_picture(image_path: str, with_look: bool) -> Picture | str:
     """A Picture, or the reason why there is none."""
     try:
         data = read_source(image_path)
@@ -114,12 +119,12 @@ def inspect_picture(image_path, with_look):
 # ------------------------------------------------------------------------------------------------- findings
 
 
-def finding(items):
+def finding(items: list) -> dict:
     """How many there are, and the first of them."""
     return {"count": len(items), "listed": items[:LISTED]}
 
 
-def describe(mapping: Mapping, unreadable):
+def describe(mapping: Mapping, unreadable: Collection[str]) -> dict:
     """Counts of one file."""
     skipped = defaultdict(list)
     for entry in mapping.skipped:
@@ -134,7 +139,7 @@ def describe(mapping: Mapping, unreadable):
     }
 
 
-def by_file(entries, names):
+def by_file(entries: Entries, names: list[str]) -> dict[str, list[str]]:
     """{file: image paths}, a few each."""
     paths = defaultdict(list)
     for entry in entries:
@@ -142,7 +147,7 @@ def by_file(entries, names):
     return {name: found[:EXAMPLES] for name, found in paths.items()}
 
 
-def grouped(entries, key):
+def grouped(entries: Entries, key: Callable[[FileEntry], Any]) -> dict[Any, list[FileEntry]]:
     """{key: entries}, without the entries whose key is None."""
     groups = defaultdict(list)
     for entry in entries:
@@ -152,7 +157,7 @@ def grouped(entries, key):
     return groups
 
 
-def shared_products(entries, names):
+def shared_products(entries: Entries, names: list[str]) -> dict:
     """Products that are in more than one file."""
     groups = grouped(entries, lambda entry: entry.product).items()
     return finding(
@@ -164,12 +169,12 @@ def shared_products(entries, names):
     )
 
 
-def digest_of(pictures):
+def digest_of(pictures: Pictures) -> Callable[[FileEntry], bytes | None]:
     """The key that puts entries with identical pictures together."""
     return lambda entry: pictures[entry.image_path].digest if entry.image_path in pictures else None
 
 
-def identical_pictures(entries, pictures, names):
+def identical_pictures(entries: Entries, pictures: Pictures, names: list[str]) -> dict:
     """Pictures whose bytes are in more than one file."""
     groups = grouped(entries, digest_of(pictures)).items()
     return finding(
@@ -181,7 +186,7 @@ def identical_pictures(entries, pictures, names):
     )
 
 
-def pictures_of_several_products(entries, pictures):
+def pictures_of_several_products(entries: Entries, pictures: Pictures) -> dict:
     """Identical pictures that show different products, in one file or several."""
     found = []
     for group in grouped(entries, digest_of(pictures)).values():
@@ -193,7 +198,7 @@ def pictures_of_several_products(entries, pictures):
     return finding(found)
 
 
-def repeated_pictures(entries, pictures):
+def repeated_pictures(entries: Entries, pictures: Pictures) -> dict:
     """Identical pictures that are in one file more than once, whatever they show."""
     digest = digest_of(pictures)
     groups = grouped(entries, lambda entry: (entry.file, digest(entry)) if digest(entry) else None).values()
@@ -206,7 +211,7 @@ def repeated_pictures(entries, pictures):
     )
 
 
-def captions_of_several_products(entries):
+def captions_of_several_products(entries: Entries) -> dict:
     """Captions that describe different products: each is a wrong answer to the other's question."""
     groups = defaultdict(dict)
     for entry in entries:
@@ -222,14 +227,14 @@ def captions_of_several_products(entries):
     )
 
 
-def long_captions(entries):
+def long_captions(entries: Entries) -> dict:
     """Captions that a tokenizer would cut, by an estimate."""
     lengths = {caption: about_tokens(caption) for entry in entries for caption in entry.captions}
     found = sorted(((count, caption) for caption, count in lengths.items() if count > MAX_TOKENS), reverse=True)
     return finding([{"tokens_about": count, "caption": caption[:1000]} for count, caption in found])
 
 
-def about_tokens(caption):
+def about_tokens(caption: str) -> int:
     """About how many tokens CLIP's tokenizer makes of a caption, its two marks included.
 
     One for each short word, digit and run of signs; a long word takes more. 5 % off on average for English, up to a third
@@ -244,13 +249,13 @@ def about_tokens(caption):
     return count
 
 
-def sized(pictures, odd):
+def sized(pictures: Pictures, odd: Callable[[int, int], bool]) -> dict:
     """Pictures of an odd size."""
     found = [(path, p.width, p.height) for path, p in pictures.items() if odd(p.width, p.height)]
     return finding([{"image": path, "width": width, "height": height} for path, width, height in found])
 
 
-def unreadable_pictures(unreadable):
+def unreadable_pictures(unreadable: dict[str, str]) -> dict[str, dict]:
     """Pictures that are missing or damaged, by reason."""
     reasons = defaultdict(list)
     for path, reason in unreadable.items():
@@ -258,7 +263,7 @@ def unreadable_pictures(unreadable):
     return {reason: finding(paths) for reason, paths in sorted(reasons.items())}
 
 
-def categories(entries, names):
+def categories(entries: Entries, names: list[str]) -> dict[str, dict]:
     """{category: {file: {"images": count, "products": count}}}, the largest first."""
     groups = sorted(grouped(entries, lambda entry: entry.category).items(), key=lambda item: (-len(item[1]), item[0]))
     return {
@@ -270,15 +275,16 @@ def categories(entries, names):
     }
 
 
-def near_duplicates(entries, pictures):
+def near_duplicates(entries: Entries, pictures: Pictures) -> dict[str, dict]:
     """Pairs of pictures that look the same though their bytes differ, by what they have in common."""
+    looks = {path: picture.look for path, picture in pictures.items() if picture.look is not None}
     first_of = {}  # one entry for each picture and file
     for entry in entries:
-        if entry.image_path in pictures:
+        if entry.image_path in looks:
             first_of.setdefault((pictures[entry.image_path].digest, entry.file), entry)
     items = list(first_of.values())
     kinds = {kind: {"count": 0, "listed": []} for kind in ("across_files", "other_product", "same_product")}
-    for pairs in close_pairs([pictures[entry.image_path].look for entry in items]):
+    for pairs in close_pairs(looks[entry.image_path] for entry in items):
         for first, second, distance in zip(*(values.tolist() for values in pairs)):
             a, b = items[first], items[second]
             if pictures[a.image_path].digest == pictures[b.image_path].digest:
@@ -296,7 +302,7 @@ def near_duplicates(entries, pictures):
 # ------------------------------------------------------------------------------------------------- summary
 
 
-def summary(report):
+def summary(report: dict) -> str:
     """The report in a screenful of lines."""
     lines = []
     for name, file in report["files"].items():
@@ -331,7 +337,7 @@ def summary(report):
     return "\n".join(lines + category_lines(report["categories"], len(report["files"])))
 
 
-def line(title, found, field):
+def line(title: str, found: dict, field: str) -> str:
     """One finding: its count and a few examples."""
     examples = []
     for item in found["listed"][:EXAMPLES] if found["count"] else []:
@@ -344,7 +350,7 @@ def line(title, found, field):
     return printable(f"  {found['count']:>9,}  {title}" + (f" ({', '.join(examples)}{more})" if examples else ""))
 
 
-def category_lines(categories, files, shown=8):
+def category_lines(categories: dict[str, dict], files: int, shown: int = 8) -> list[str]:
     """The largest categories, and how many are in some of the files only."""
     lines = [f"{len(categories):,} categories"]
     for category, counts in list(categories.items())[:shown]:

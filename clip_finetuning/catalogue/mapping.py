@@ -102,10 +102,11 @@ def check_entries(values: Sequence[object], image_key: str = "image_path", capti
     """The Mapping of the values of a list: an entry is an object with a picture's path and a caption, both strings."""
     mapping = Mapping([], [], Counter())
     for number, value in enumerate(values):
-        path, caption = (_string(value, key) for key in (image_key, caption_key))
+        fields = value if isinstance(value, dict) else {}
+        path, caption = (_string(fields, key) for key in (image_key, caption_key))
         if path and text_of(caption):
-            mapping.entries.append(_entry(path, text_of(caption), value))
-            mapping.no_text.update(_fields_without_text(value))
+            mapping.entries.append(_entry(path, text_of(caption), fields))
+            mapping.no_text.update(_fields_without_text(fields))
             continue
         reason = f"no {caption_key if path else image_key}" if isinstance(value, dict) else "not an object"
         mapping.skipped.append(SkippedEntry(number, printable(path) or f"entry {number}", reason))
@@ -120,9 +121,9 @@ def _entry(image_path: str, caption: str, value: dict) -> Entry:
     return Entry(image_path, caption, tuple(filter(None, alternatives)), **texts)
 
 
-def _string(value, key) -> str:
+def _string(value: dict, key: str) -> str:
     """What an object says under a key; blank unless it is a string of more than spaces."""
-    text = value.get(key) if isinstance(value, dict) else None
+    text = value.get(key)
     return text if isinstance(text, str) and text.strip() else ""
 
 
@@ -140,7 +141,7 @@ def _means_no_text(value: object) -> bool:
 
 
 def _object_of(row: Row) -> dict:
-    fields = {
+    fields: dict[str, str | list[str]] = {
         "image_path": row.image_path,
         "image_name": row.image_name,
         "caption": row.captions[0],

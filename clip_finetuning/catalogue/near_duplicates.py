@@ -5,6 +5,8 @@ sees no colour, and a catalogue shows one garment in many. Hashes within `MAX_DI
 `MAX_DISTANCE + 1` bands, so only pictures that share a band are compared: a few seconds for 300,000 pictures.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from PIL import Image
 
@@ -14,8 +16,11 @@ SIDE = 8
 COMPARED = 1 << 22  # hash pairs held at a time
 CONFIRMED = 1 << 14  # colour pairs held at a time
 
+Look = tuple[int, bytes]  # a hash below 2^64, and 192 bytes of colours
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]  # first, second, distance
 
-def can_fingerprint():
+
+def can_fingerprint() -> bool:
     """Whether the library for it is there."""
     try:
         import imagehash  # noqa: F401
@@ -24,7 +29,7 @@ def can_fingerprint():
     return True
 
 
-def fingerprint(picture):
+def fingerprint(picture: Image.Image) -> Look:
     """RGB picture -> (hash, colours): a number below 2^64 and 192 bytes."""
     import imagehash
 
@@ -33,7 +38,7 @@ def fingerprint(picture):
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), colours.tobytes()
 
 
-def close_pairs(fingerprints):
+def close_pairs(fingerprints: Iterable[Look]) -> Iterator[Pairs]:
     """Yield (first, second, distance), three int arrays, of the pictures that look the same; first < second.
 
     Of pictures with equal fingerprints, each is paired with their first, and only that is compared with others.
@@ -57,7 +62,7 @@ def close_pairs(fingerprints):
             yield indices[first[same]], indices[second[same]], distance[same]
 
 
-def close_hashes(hashes):
+def close_hashes(hashes: np.ndarray) -> Iterator[Pairs]:
     """Yield (first, second, distance) of all pairs of 64-bit hashes within `MAX_DISTANCE` bits, each pair once."""
     masks = _band_masks()
     for band, mask in enumerate(masks):
@@ -69,7 +74,7 @@ def close_hashes(hashes):
                 yield from _close_in_group(hashes, group, masks[:band])
 
 
-def _band_masks():
+def _band_masks() -> list[np.uint64]:
     bands = np.array_split(np.arange(64), MAX_DISTANCE + 1)
     return [np.uint64(sum(1 << int(bit) for bit in bits)) for bits in bands]
 
@@ -100,7 +105,7 @@ def _same_colours(colours, first, second):
     return same
 
 
-def _bit_count(values):
+def _bit_count(values: np.ndarray) -> np.ndarray:
     if hasattr(np, "bitwise_count"):  # NumPy 2
         return np.bitwise_count(values)
     counts = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)

@@ -9,8 +9,12 @@ import io
 import os
 import stat
 import warnings
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import h5py
 
 from clip_finetuning.pictures.jpeg_markers import plain_jpeg_size
 
@@ -22,18 +26,18 @@ SMALLEST_CROP = 4  # a crop keeps at least this fraction (1/n) of each side: a w
 class PictureError(ValueError):
     """A picture that cannot be used; `.reason` is one of a few fixed wordings, for counting."""
 
-    def __init__(self, reason, detail=""):
+    def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
 
 
-def hdf5_row(image_path):
+def hdf5_row(image_path: str) -> tuple[str, int] | None:
     """(file, row) of `fashiongen.h5#123`, else None."""
     path, mark, row = image_path.rpartition("#")
     return (path, int(row)) if mark and row.isdecimal() and path.endswith((".h5", ".hdf5")) else None
 
 
-def read_source(image_path, folder=None):
+def read_source(image_path: str, folder: str | os.PathLike | None = None) -> bytes:
     """The encoded bytes of a picture file, or of one row of an HDF5 file: `fashiongen.h5#123`. Raises PictureError.
 
     With a `folder`, files outside it are refused, links followed.
@@ -57,20 +61,40 @@ def read_source(image_path, folder=None):
         raise PictureError("unreadable file", f"{image_path!r} ({error})") from error
 
 
-def lies_in(folder, path):
+def lies_in(folder: str | os.PathLike, path: str | os.PathLike) -> bool:
     """Whether a file lies in a folder, links followed."""
     return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
 
 
-def load_picture(data, shorter_side=None):
+def load_picture(data: bytes, shorter_side: int | None = None) -> Image.Image:
     """Encoded bytes -> RGB picture. Raises PictureError.
 
     `shorter_side` lets a JPEG of more than four times that size come out at a fraction, of twice that size at least.
     """
-    return _load(data, shorter_side)
+    if not data:
+        raise PictureError("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a bomb is refused below, by our own limit
+            picture = Image.open(io.BytesIO(data))
+            if picture.width * picture.height > MAX_PIXELS:
+                raise PictureError("decompression bomb", f"{picture.width} x {picture.height} pixels")
+            if shorter_side is not None and min(picture.size) > 4 * shorter_side:
+                scale = 2 * shorter_side / min(picture.size)  # twice the size that is wanted keeps its sharpness
+                picture.draft("RGB", (int(picture.width * scale), int(picture.height * scale)))
+            picture.load()
+            return to_rgb(_turned(picture))
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError("decompression bomb") from error
+    except Exception as error:  # a damaged file may fail anywhere inside a decoder
+        raise PictureError("truncated or damaged image", str(error)) from error
 
 
-def to_jpeg(data, quality, shorter_side=None, crop=False):
+def to_jpeg(data: bytes, quality: int, shorter_side: int | None = None, crop: bool = False) -> tuple[bytes, bool]:
     """Encoded bytes of any picture -> (JPEG bytes, whether they are `data` itself). Raises PictureError.
 
     `shorter_side` bounds the picture's size in pixels and never enlarges; `crop` cuts near-white borders off first.
@@ -80,7 +104,7 @@ def to_jpeg(data, quality, shorter_side=None, crop=False):
     fits = plain is not None and plain[0] * plain[1] <= MAX_PIXELS and min(plain) <= (shorter_side or MAX_PIXELS)
     if fits and not crop:
         return data, True
-    picture = _load(data, None if crop else shorter_side)
+    picture = load_picture(data, None if crop else shorter_side)
     box = content_box(picture) if crop else None
     if fits and box is None:
         return data, True
@@ -91,16 +115,16 @@ def to_jpeg(data, quality, shorter_side=None, crop=False):
     return encoded.getvalue(), False
 
 
-def bounded(picture, shorter_side):
+def bounded(picture: Image.Image, shorter_side: int | None) -> Image.Image:
     """The picture with its shorter side scaled down to `shorter_side` pixels; a smaller one, or None, changes nothing."""
     shorter = min(picture.size)
     if shorter_side is None or shorter <= shorter_side:
         return picture
-    size = [max(1, round(side * shorter_side / shorter)) for side in picture.size]
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * shorter_side / shorter)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def content_box(picture):
+def content_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
     """The box (left, top, right, bottom) of an RGB picture without its near-white borders; None if there are none.
 
     The box is widened towards a square as far as the picture reaches: models crop the centre square, and a cut close
@@ -118,7 +142,7 @@ def content_box(picture):
     return None if box == (0, 0, *picture.size) else box
 
 
-def _widened(begin, end, least, size):
+def _widened(begin: int, end: int, least: int, size: int) -> tuple[int, int]:
     """A stretch of at least `least` pixels around begin..end, within 0..size."""
     least = min(max(least, -(-size // SMALLEST_CROP)), size)
     begin = min(begin, max(0, (begin + end - least) // 2))
@@ -126,32 +150,7 @@ def _widened(begin, end, least, size):
     return begin, max(end, begin + least)
 
 
-def _load(data, shorter_side=None):
-    """Encoded bytes -> RGB picture; a JPEG of many times `shorter_side` is decoded at a fraction of its size."""
-    if not data:
-        raise PictureError("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a bomb is refused below, by our own limit
-            picture = Image.open(io.BytesIO(data))
-            if picture.width * picture.height > MAX_PIXELS:
-                raise PictureError("decompression bomb", f"{picture.width} x {picture.height} pixels")
-            if shorter_side is not None and min(picture.size) > 4 * shorter_side:
-                scale = 2 * shorter_side / min(picture.size)  # twice the size that is wanted keeps its sharpness
-                picture.draft("RGB", tuple(int(side * scale) for side in picture.size))
-            picture.load()
-            return to_rgb(_turned(picture))
-    except PictureError:
-        raise
-    except UnidentifiedImageError as error:
-        raise PictureError("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise PictureError("decompression bomb") from error
-    except Exception as error:  # a damaged file may fail anywhere inside a decoder
-        raise PictureError("truncated or damaged image", str(error)) from error
-
-
-def _turned(picture):
+def _turned(picture: Image.Image) -> Image.Image:
     """The picture as its EXIF rotation shows it; damaged EXIF does not cost the picture."""
     try:
         ImageOps.exif_transpose(picture, in_place=True)
@@ -160,7 +159,7 @@ def _turned(picture):
     return picture
 
 
-def to_rgb(picture):
+def to_rgb(picture: Image.Image) -> Image.Image:
     """An opened picture of any mode -> RGB on white."""
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
@@ -173,7 +172,7 @@ def to_rgb(picture):
     return picture.convert("RGB")
 
 
-def _sixteen_bit_to_grey(picture):
+def _sixteen_bit_to_grey(picture: Image.Image) -> Image.Image:
     """PIL's own conversion clips instead of scaling: 16-bit photos would come out white."""
     import numpy as np
 
@@ -182,7 +181,7 @@ def _sixteen_bit_to_grey(picture):
     return Image.fromarray(np.clip(values / scale + 0.5, 0, 255).astype(np.uint8))
 
 
-def _read_hdf5_row(path, row):
+def _read_hdf5_row(path: str, row: int) -> bytes:
     if not os.path.isfile(path):
         raise PictureError("missing image", path)
     try:
@@ -197,10 +196,13 @@ def _read_hdf5_row(path, row):
 
 
 @functools.lru_cache(maxsize=4)
-def _hdf5_images(path):
+def _hdf5_images(path: str) -> "h5py.Dataset":
     """The pictures of an HDF5 file, which stays open: opening costs more than reading a row."""
     try:
         import h5py
     except ImportError:
         raise ImportError(f"{path} needs the package h5py; install it with: pip install h5py") from None
-    return h5py.File(path, "r", rdcc_nbytes=64 * 2**20)["input_image"]
+    images = h5py.File(path, "r", rdcc_nbytes=64 * 2**20)["input_image"]
+    if not isinstance(images, h5py.Dataset):
+        raise TypeError("input_image is a group")
+    return images

@@ -3,6 +3,7 @@
 import functools
 import re
 import struct
+from collections.abc import Iterator
 
 # Markers (table B.1)
 SOF, DHT, EOI, SOS, DQT, DRI = (0xC0, 0xC1, 0xC2), 0xC4, 0xD9, 0xDA, 0xDB, 0xDD  # SOF: baseline, extended, progressive
@@ -12,7 +13,7 @@ NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a scan: neither a s
 XMP_ROTATION = re.compile(rb'tiff:Orientation(="|>)[^1]')
 
 
-def plain_jpeg_size(data):
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG that any decoder shows as it is, else None. Nothing is decoded.
 
     That is: three 8-bit YCbCr components, baseline or progressive, no rotation, every table that a scan needs, a scan
@@ -22,11 +23,11 @@ def plain_jpeg_size(data):
         return None
     try:
         return _walk_jpeg(data)
-    except (IndexError, AttributeError, struct.error):  # a segment that ends early, a scan without end
+    except (IndexError, struct.error):  # a segment that ends early
         return None
 
 
-def _walk_jpeg(data):
+def _walk_jpeg(data: bytes) -> tuple[int, int] | None:
     size, tables, components, scanned = None, set(), {}, set()  # components: number -> quantisation table
     position = 2
     while data[position] == 0xFF:
@@ -45,7 +46,10 @@ def _walk_jpeg(data):
                 if not needed <= tables:
                     return None
                 scanned.add(component)
-            position = NEXT_MARKER.search(data, position).start()
+            following = NEXT_MARKER.search(data, position)
+            if following is None:
+                return None
+            position = following.start()
         elif marker in SOF:
             precision, height, width, count = struct.unpack_from(">BHHB", body)
             components = {body[6 + 3 * n]: body[8 + 3 * n] for n in range(count)}
@@ -65,7 +69,7 @@ def _walk_jpeg(data):
     return None
 
 
-def _scan_needs(body, components):
+def _scan_needs(body: bytes, components: dict[int, int]) -> Iterator[tuple[int, set]]:
     """(component, its tables) for each component of a scan, from its SOS segment."""
     first, last = body[-3], body[-2]  # coefficients: 0 is DC, the others are AC
     for number in range(body[0]):
@@ -78,7 +82,7 @@ def _scan_needs(body, components):
         yield component, needed
 
 
-def _needs_a_decoder(marker, body):
+def _needs_a_decoder(marker: int, body: bytes) -> bool:
     """Whether a segment says that the picture is turned, no YCbCr, or coded in a way that few decoders know."""
     if marker == APP1:
         return not _upright(body)
@@ -90,7 +94,7 @@ def _needs_a_decoder(marker, body):
 
 
 @functools.lru_cache(maxsize=1024)  # the same tables come with every picture of a camera or program
-def _tables(marker, body):
+def _tables(marker: int, body: bytes) -> set[tuple[int, int]]:
     """The tables of a DQT or DHT segment, as (marker, number), AC tables from 16; none if any of them is damaged."""
     found, position = set(), 0
     while position < len(body):
@@ -109,7 +113,7 @@ def _tables(marker, body):
     return found if position == len(body) else set()
 
 
-def _upright(app1):
+def _upright(app1: bytes) -> bool:
     """Whether an APP1 segment (EXIF or XMP) leaves the picture as it is stored; damaged EXIF says nothing of rotation."""
     if app1.startswith(b"http://ns.adobe.com/xap/"):
         return XMP_ROTATION.search(app1) is None

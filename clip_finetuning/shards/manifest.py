@@ -8,10 +8,14 @@ The manifest is there only while every shard of the plan is whole.
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
+from clip_finetuning.shards.plan import Shard
 from clip_finetuning.shards.storage import open_folder
 from clip_finetuning.shards.tar_writer import TarWriter
 
@@ -21,16 +25,17 @@ ATTEMPTS = 5
 class ShardSet:
     """The shards of one data set in an output folder."""
 
-    def __init__(self, output_dir, name):
+    def __init__(self, output_dir: str | os.PathLike, name: str):
         self.folder = open_folder(output_dir)
         self.output_dir, self.name = str(output_dir), name
         self.manifest = f"{name}.manifest.json"
         self.records = f".{name}.records"
 
-    def file(self, number):
+    def file(self, number: int) -> str:
+        """The name of a shard."""
         return f"{self.name}.{number:06d}.tar"
 
-    def record(self, shard):
+    def record(self, shard: Shard) -> dict | None:
         """What is known of a finished shard of the plan; None if it is not finished, or was planned differently."""
         record = _parsed(self.folder.read_text(self._record_name(shard.number)))
         if record.get("plan") != shard.fingerprint or self.folder.size(self.file(shard.number)) != record["bytes"]:
@@ -38,7 +43,7 @@ class ShardSet:
         return record
 
     @contextmanager
-    def write(self, shard):
+    def write(self, shard: Shard) -> Iterator[tuple[TarWriter, dict]]:
         """A context (TarWriter, record to fill in); at its end the shard and its record are in place.
 
         The record is written first, the shard renamed last: killed in between, a shard is redone. An outdated shard is
@@ -52,7 +57,7 @@ class ShardSet:
             self.folder.remove(file)
             self._write_json(self._record_name(shard.number), {**record, "bytes": tar.size, "sha256": tar.sha256})
 
-    def summary(self, plan, about):
+    def summary(self, plan: Sequence[Shard], about: dict) -> dict:
         """`about` with counts, skipped samples and the finished shards of a plan, as the manifest holds them."""
         records = {self.file(shard.number): record for shard in plan if (record := self.record(shard))}
         skipped = {reason: list(names) for reason, names in about["skipped"].items()}
@@ -68,30 +73,30 @@ class ShardSet:
             "shards": {file: {field: record[field] for field in fields} for file, record in records.items()},
         }
 
-    def publish(self, summary):
+    def publish(self, summary: dict) -> None:
         """Write the manifest and sizes.json of a finished plan. Runs that finish together write the same."""
         self._write_json(self.manifest, summary)
         self._update_sizes()
 
-    def forget(self, plan):
+    def forget(self, plan: Sequence[Shard]) -> None:
         """Remove the shards of a plan and their records."""
         for shard in plan:
             self.folder.remove(self.file(shard.number))
             self.folder.remove(self._record_name(shard.number))
 
-    def clean(self, shards):
+    def clean(self, shards: Sequence[Shard]) -> None:
         """Delete the temporary files that killed runs left of these shards and of what lies beside them."""
         names = {self.manifest, "sizes.json"}
         for shard in shards:
             names |= {self.file(shard.number), self._record_name(shard.number)}
         self.folder.clean(names)
 
-    def surplus(self, plan):
+    def surplus(self, plan: Sequence[Shard]) -> list[str]:
         """Shards of this name beyond those of the plan, from another run."""
         planned = {self.file(shard.number) for shard in plan}
         return [name for name in self.folder.names() if self._is_shard(name) and name not in planned]
 
-    def verify(self, num_workers=0):
+    def verify(self, num_workers: int = 0) -> tuple[dict, dict[str, str]]:
         """(manifest, {file: what is wrong with it}). Raises FileNotFoundError if there is no manifest."""
         text = self.folder.read_text(self.manifest)
         if text is None:
@@ -106,7 +111,7 @@ class ShardSet:
             found = pool.map(self._fault, manifest["shards"], manifest["shards"].values())
             return manifest, {name: fault for name, fault in zip(manifest["shards"], found) if fault}
 
-    def _fault(self, name, expected):
+    def _fault(self, name: str, expected: Any) -> str | None:
         if not self._is_shard(name):
             return f"not the name of a shard of {self.name}"  # and no file to look for
         if not _is_known(expected):
@@ -122,13 +127,13 @@ class ShardSet:
                 digest.update(block)
         return None if digest.hexdigest() == expected["sha256"] else "damaged: its SHA-256 differs"
 
-    def _record_name(self, number):
+    def _record_name(self, number: int) -> str:
         return f"{self.records}/{number:06d}.json"
 
-    def _is_shard(self, name):
+    def _is_shard(self, name: str) -> bool:
         return re.fullmatch(re.escape(self.name) + r"\.\d{6,}\.tar", name) is not None
 
-    def _update_sizes(self):
+    def _update_sizes(self) -> None:
         """Enter every finished data set of the folder into sizes.json.
 
         Read anew until what was written is what should be: of two runs that finish together, the last one to write has
@@ -147,7 +152,7 @@ class ShardSet:
                 return
             self._write_json("sizes.json", sizes)
 
-    def _write_json(self, name, value):
+    def _write_json(self, name: str, value: dict) -> None:
         text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         for attempt in range(ATTEMPTS):
             try:
@@ -159,16 +164,13 @@ class ShardSet:
                     raise
 
 
-def _is_known(about):
+def _is_known(about: Any) -> bool:
     """Whether a manifest's entry says what a shard must be."""
-    return isinstance(about, dict) and [type(about.get(key)) for key in ("bytes", "samples", "sha256")] == [
-        int,
-        int,
-        str,
-    ]
+    kinds = {"bytes": int, "samples": int, "sha256": str}
+    return isinstance(about, dict) and all(type(about.get(key)) is kind for key, kind in kinds.items())
 
 
-def _parsed(text):
+def _parsed(text: str | None) -> dict:
     """The object of a JSON text; an empty one for none, or for what is damaged."""
     try:
         value = json.loads(text) if text else {}

@@ -3,11 +3,15 @@
 Either way a file appears whole or not at all under its name.
 """
 
+from __future__ import annotations
+
 import os
 import tempfile
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -17,7 +21,7 @@ from clip_finetuning.runtime.atomic_write import TEMPORARY, atomic_write, remove
 ABANDONED = timedelta(days=1)
 
 
-def open_folder(path):
+def open_folder(path: str | os.PathLike) -> LocalFolder | RemoteFolder:
     """The folder of a path or URL. Raises ValueError if the URL needs a package or is not known."""
     path = str(path)
     if path.startswith("file://"):
@@ -28,37 +32,37 @@ def open_folder(path):
 class LocalFolder:
     """A folder of this machine. Temporaries are hidden files that end in `.partial`."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
 
-    def write(self, name):
+    def write(self, name: str) -> AbstractContextManager[Path]:
         """A context with a temporary path, which becomes the file if no error is raised."""
         return atomic_write(self.path / name)
 
-    def read_text(self, name):
+    def read_text(self, name: str) -> str | None:
         """The text of a file, or None if there is none."""
         try:
             return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
-    def open(self, name):
+    def open(self, name: str) -> BinaryIO:
         return open(self.path / name, "rb")
 
-    def size(self, name):
+    def size(self, name: str) -> int | None:
         """Bytes of a file, or None if there is none."""
         try:
             return os.stat(self.path / name).st_size
         except FileNotFoundError:
             return None
 
-    def remove(self, name):
+    def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def names(self):
+    def names(self) -> list[str]:
         return sorted(os.listdir(self.path)) if self.path.is_dir() else []
 
-    def clean(self, names):
+    def clean(self, names: Collection[str]) -> None:
         """Delete the temporaries that killed runs left of these files."""
         for folder in {os.path.dirname(name) for name in names}:
             remove_leftovers(
@@ -69,7 +73,7 @@ class LocalFolder:
 class RemoteFolder:
     """A folder behind a URL. A file is made on this machine, sent under a hidden name and renamed there."""
 
-    def __init__(self, url):
+    def __init__(self, url: str):
         try:
             from fsspec.core import url_to_fs
 
@@ -80,11 +84,11 @@ class RemoteFolder:
             raise ValueError(f"{url}: {error}; fsspec must know the protocol of an output URL") from None
         self.url = url
 
-    def _at(self, name):
+    def _at(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
 
     @contextmanager
-    def write(self, name):
+    def write(self, name: str) -> Iterator[Path]:
         """A context with a temporary path, which becomes the file if no error is raised."""
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder, "file")
@@ -100,17 +104,17 @@ class RemoteFolder:
                     self.files.rm_file(sent)
                 raise OSError(f"cannot write {name} to {self.url}: {error}") from error
 
-    def read_text(self, name):
+    def read_text(self, name: str) -> str | None:
         """The text of a file, or None if there is none."""
         try:
             return self.files.cat_file(self._at(name)).decode("utf-8")
         except FileNotFoundError:
             return None
 
-    def open(self, name):
+    def open(self, name: str) -> BinaryIO:
         return self.files.open(self._at(name), "rb")
 
-    def size(self, name):
+    def size(self, name: str) -> int | None:
         """Bytes of a file, or None if there is none."""
         self.files.invalidate_cache()
         try:
@@ -118,18 +122,18 @@ class RemoteFolder:
         except FileNotFoundError:
             return None
 
-    def remove(self, name):
+    def remove(self, name: str) -> None:
         if self.size(name) is not None:
             self.files.rm_file(self._at(name))
 
-    def names(self):
+    def names(self) -> list[str]:
         self.files.invalidate_cache()
         try:
             return sorted(path.rstrip("/").rpartition("/")[2] for path in self.files.ls(self.path, detail=False))
         except FileNotFoundError:
             return []
 
-    def clean(self, names):
+    def clean(self, names: Collection[str]) -> None:
         """Delete what killed runs left of these files a day ago or earlier; a younger one may be on its way right now."""
         self.files.invalidate_cache()
         for name in {os.path.dirname(name) for name in names}:
@@ -139,7 +143,7 @@ class RemoteFolder:
                     if temporary and os.path.join(name, temporary["name"]) in names and self._is_abandoned(path):
                         self.files.rm_file(path)
 
-    def _is_abandoned(self, path):
+    def _is_abandoned(self, path: str) -> bool:
         modified = self.files.modified(path)
         zone = modified.tzinfo or timezone.utc
         return datetime.now(zone) - modified.replace(tzinfo=zone) > ABANDONED

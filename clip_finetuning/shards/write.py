@@ -83,8 +83,12 @@ def explained_errors(output_dir: str) -> Iterator[None]:
 def end_with_parent() -> None:
     """In a worker: end when the main process does, however it ends, so that no orphan goes on writing."""
 
-    def watch():
-        connection.wait([parent_process().sentinel])
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
