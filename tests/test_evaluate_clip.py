@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import open_clip
@@ -12,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-import dBManagement
 import evaluate_clip
 import openClipManagement as clip
+from clip_finetuning.model import clip_model
 from clip_finetuning.runtime import distributed
-from tests.helpers import catalogue_sample, encoded_picture, write_config, write_shard
+from clip_finetuning.runtime.version import version
+from tests.helpers import ROOT, catalogue_sample, encoded_picture, overflowing, parsed_page, write_config, write_shard
 
 PRODUCTS, VIEWS = 20, 3
 
@@ -71,6 +74,7 @@ def test_results_are_laid_out_as_documented(data, tmp_path):
     assert results["protocol"] == "product"
     assert set(results["protocols"]) == {"product", "pair"}
     assert results["model"] == {"name": "tiny-test", "weights": "random", "precision": "fp32"}
+    assert results["version"] == version()
 
 
 def test_embeddings_are_open_clips_own(data, tmp_path):
@@ -91,8 +95,10 @@ def test_embeddings_are_open_clips_own(data, tmp_path):
 
 def test_each_distinct_caption_is_encoded_once(data, tmp_path, monkeypatch):
     rows = []
-    encode = clip.encode_texts
-    monkeypatch.setattr(clip, "encode_texts", lambda model, tokens: rows.append(len(tokens)) or encode(model, tokens))
+    encode = clip_model.encode_texts
+    monkeypatch.setattr(
+        clip_model, "encode_texts", lambda model, tokens: rows.append(len(tokens)) or encode(model, tokens)
+    )
     evaluate(data, tmp_path)
     assert sum(rows) == PRODUCTS
 
@@ -111,10 +117,23 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(data):
         evaluate_clip.main([*arguments, "--model-name=ViT-B-16", f"--checkpoint={data / 'final.pt'}"])
 
 
-def test_the_last_figure_is_measured_on_the_test_shards(data, tmp_path):
-    shards = f"--test-dataset-pattern={data / 'valid.{000002..000002}.tar'}"
-    assert evaluate(data, tmp_path, "--test", shards)["num_samples"] == PRODUCTS * VIEWS // 3
-    assert evaluate(data, tmp_path, shards)["num_samples"] == PRODUCTS * VIEWS
+def test_the_last_figure_is_measured_on_the_test_shards_and_has_files_of_its_own(data, tmp_path):
+    """So that nobody takes it for a validation result, nor loses one to it."""
+    shards, checkpoint = f"--test-dataset-pattern={data / 'valid.{000002..000002}.tar'}", data / "final.pt"
+    written = {
+        "evaluation_results.json": [],
+        "evaluation_results_checkpoint.json": [f"--checkpoint={checkpoint}"],
+        "evaluation_results_test.json": ["--test"],
+        "evaluation_results_test_checkpoint.json": ["--test", "--use-checkpoint", f"--eval-checkpoint={checkpoint}"],
+    }
+    before = {}
+    for number, (name, more) in enumerate(written.items(), 1):
+        evaluate_clip.main(flags(data, shards, "--protocol=product", *more))
+        assert len(list(tmp_path.glob("*.json"))) == number
+        assert all((tmp_path / other).read_bytes() == content for other, content in before.items())
+        before[name] = (tmp_path / name).read_bytes()
+        samples = PRODUCTS * VIEWS // (3 if "--test" in more else 1)
+        assert json.loads(before[name])["num_samples"] == samples
 
 
 def test_all_protocols_other_ks_and_fewer_samples(data, tmp_path, capsys):
@@ -160,6 +179,30 @@ def test_compare_and_baseline(data, tmp_path, capsys):
         evaluate_clip.main(["--compare", "nowhere.json", "b.npz"])
 
 
+LOADED = """
+import sys
+sys.path.insert(0, {root!r})
+import evaluate_clip
+try:
+    evaluate_clip.main({arguments!r})
+except SystemExit as end:
+    assert not end.code
+print(sorted(sys.modules.keys() & {{"torch", "torchvision", "open_clip", "webdataset", "jinja2", "numpy"}}))
+"""
+
+
+def test_help_and_comparing_load_no_torch(data, tmp_path):
+    """Each in a process of its own: what is imported is there for good."""
+    evaluate(data, tmp_path)
+    compared = ["--compare", *["evaluation_results.json"] * 2]
+    for arguments, loaded in ((["--help"], "[]"), (compared, "['numpy']")):
+        code = LOADED.format(root=str(ROOT), arguments=arguments)
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert shown.stdout.splitlines()[-1] == loaded
+        assert ("usage:" in shown.stdout) == (arguments == ["--help"])
+        assert ("unclear" in shown.stdout) == (arguments != ["--help"])
+
+
 def test_results_of_embeddings_are_compared_by_their_data(data, tmp_path, capsys):
     evaluate(data, tmp_path, "--save-embeddings=e.npz")
     evaluate_clip.main(["--from-embeddings=e.npz", "--output=o.json", "--baseline=evaluation_results.json"])
@@ -183,9 +226,20 @@ def test_zero_shot_and_report(data, tmp_path):
     results = evaluate(data, tmp_path, pattern, "--zero-shot", "--report=report.html")
     assert results["zero_shot"]["classes"] == 2
     assert results["zero_shot"]["top5"] == 1
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") > 6
-    assert 'class="gone"' not in page
+    page = parsed_page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.find("img")) > 6 and not page.find(name="gone")
+    shown = {image.attributes["alt"]: image.attributes["src"] for image in page.find("img")}
+    assert set(shown) <= {f"{number:09d}" for number in range(12)} and len(set(shown.values())) == len(shown)
+
+
+def test_a_report_without_its_shards_has_keys_for_pictures(data, tmp_path, capsys):
+    evaluate(data, tmp_path, "--save-embeddings=e.npz")
+    evaluate_clip.main(
+        ["--from-embeddings=e.npz", "--output=o.json", "--report=r.html", "--dataset-path=nowhere.{000000..000001}.tar"]
+    )
+    page = parsed_page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert page.find(name="gone") and not page.find("img")
+    assert "the report has no pictures: " in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -324,19 +378,6 @@ def test_a_product_that_holds_most_samples_is_a_warning(data, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------ half precision
 
 
-def overflowing(monkeypatch, encoder, rows_of, only_in_half=True):
-    """Let some rows of `encode_images` or `encode_texts` overflow, under autocast alone or always."""
-    encode = getattr(clip, encoder)
-
-    def broken(model, rows):
-        embeddings = encode(model, rows)
-        if torch.is_autocast_enabled("cpu") or not only_in_half:
-            embeddings[rows_of(rows)] = torch.nan
-        return embeddings
-
-    monkeypatch.setattr(clip, encoder, broken)
-
-
 def caption_of_product(number):
     tokens = open_clip.get_tokenizer("ViT-B-32", context_length=16)([f"Caption of product {number}"])
     return lambda rows: (rows == tokens).all(1)
@@ -371,39 +412,7 @@ def test_what_is_not_finite_even_in_fp32_is_left_out_by_name(data, tmp_path, mon
     assert "000000000" in caplog.text and "000000030" in caplog.text and "000000006" in caplog.text
 
 
-def test_an_overflow_ends_no_training(data, monkeypatch, caplog):
-    model = clip.create_model(str(data / "tiny-test.json"), "", None, torch.device("cpu"), seed=7)
-
-    def loader():
-        transform = clip.image_transform(model, train=False)
-        pattern = str(data / "valid.{000000..000002}.tar")
-        return dBManagement.eval_loader(pattern, transform, model.tokenizer, batch_size=30)
-
-    healthy = evaluate_clip.measure(model, loader(), "bf16")
-    overflowing(monkeypatch, "encode_images", lambda rows: torch.arange(len(rows)) == 0)
-    results = evaluate_clip.measure(model, loader(), "bf16")
-    assert results["again_in_fp32"] == {"images": 2, "captions": 0} and results["skipped"] == {}
-    assert results["num_samples"] == healthy["num_samples"] == PRODUCTS * VIEWS
-    overflowing(monkeypatch, "encode_images", lambda rows: slice(None), only_in_half=False)
-    results = evaluate_clip.measure(model, loader(), "bf16")
-    assert results["recall@10"] == {"text_to_image": 0.0, "image_to_text": 0.0}
-    assert results["skipped"] == {"picture without a finite embedding": PRODUCTS * VIEWS}
-    assert "every recall counts as 0" in caplog.text
-
-
 def test_a_model_without_any_finite_embedding_is_an_error_of_the_script(data, tmp_path, monkeypatch):
     overflowing(monkeypatch, "encode_images", lambda rows: slice(None), only_in_half=False)
     with pytest.raises(ValueError, match="no sample could be embedded.*60"):
         evaluate(data, tmp_path)
-
-
-@pytest.mark.parametrize("change", [lambda rows: rows + 10_000, lambda rows: rows - 2, lambda rows: rows[0]])
-def test_candidate_lists_of_something_else_are_refused(data, tmp_path, change):
-    arguments = ("--protocol=sampled101", "--candidates=c.npz")
-    evaluate(data, tmp_path, *arguments)
-    with np.load("c.npz") as file:
-        lists = dict(file)
-    lists["image_to_text"] = change(lists["image_to_text"])
-    np.savez("c.npz", **lists)
-    with pytest.raises(ValueError, match=r"c.npz holds lists .* name another file"):
-        evaluate(data, tmp_path, *arguments)

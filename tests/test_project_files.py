@@ -2,6 +2,7 @@
 
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ def test_the_extras_are_what_the_tests_install():
     assert len(extras) == 4 and all(set(packages) <= installed for packages in extras.values())
     assert every == [f"clip-finetuning[{','.join(extras)}]"]
     assert set(re.findall(r'^pip install -e "\.\[(\S+)\]"', read("README.md"), re.MULTILINE)) == {*extras, "all"}
+
+
+def test_an_installed_package_has_all_its_files():
+    """Setuptools takes modules by itself, and what else lies beside them by `package-data`."""
+    tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    patterns = tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["package-data"]["*"]
+    files = {path for path in (ROOT / "clip_finetuning").rglob("*.*") if "__pycache__" not in path.parts}
+    beside = {path.name for path in files if path.suffix != ".py"}
+    assert {"report.html.j2", "report.css"} <= beside
+    assert beside == {name for name in beside if any(fnmatch(name, pattern) for pattern in patterns)}
 
 
 def test_the_hooks_are_what_make_lint_runs():
