@@ -90,6 +90,23 @@ def test_a_cpu_without_memory_is_one_line_too(ended):
     assert "error: out of memory: lower BATCH_SIZE" in line
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED\nsecond line"),
+    ],
+)
+def test_libraries_that_run_out_of_memory_end_in_one_line(ended, error):
+    def main():
+        raise error
+
+    code, line = ended(main)
+    assert (code, line.count("\n")) == (2, 1)
+    assert "error: out of memory: lower BATCH_SIZE" in line
+
+
 def test_a_console_that_cannot_show_a_caption_shows_what_it_can():
     code = "import settings; from clip_finetuning.runtime import console; console.run(lambda: print('caption \\U0001f457 of a dress'), settings)"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
