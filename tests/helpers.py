@@ -177,17 +177,15 @@ class CountedTransform:
 
 
 def training(pattern, batch_size=15, **options):
-    from dBManagement import train_loader
-
     from clip_finetuning.model.preprocessing import ImageTransform
+    from dBManagement import train_loader
 
     return train_loader(pattern, ImageTransform(SIZE, train=True), tokenizer, batch_size=batch_size, **options)
 
 
 def evaluation(pattern, batch_size=16, **options):
-    from dBManagement import eval_loader
-
     from clip_finetuning.model.preprocessing import ImageTransform
+    from dBManagement import eval_loader
 
     return eval_loader(pattern, ImageTransform(SIZE, train=False), tokenizer, batch_size=batch_size, **options)
 

@@ -10,12 +10,12 @@ import sys
 
 import numpy as np
 import open_clip
-import openClipManagement as clip
 import pytest
 import torch
 from PIL import Image
 
 import evaluate_clip
+import openClipManagement as clip
 from clip_finetuning.model import clip_model
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.version import version
