@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         embeddings, about = embed_shards(clip_model, args, ranks)
     if ranks.rank == 0:
         baseline = load_results(args.baseline, args) if args.baseline else None
-        results = measure(embeddings, args) | about
+        results = evaluate(embeddings, args) | about
         if clip_model is not None and args.zero_shot:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
         write_outputs(args, embeddings, results, baseline)
@@ -164,7 +164,7 @@ def embed_shards(
     return embeddings, about
 
 
-def measure(embeddings: "Embeddings", args: argparse.Namespace) -> dict[str, Any]:
+def evaluate(embeddings: "Embeddings", args: argparse.Namespace) -> dict[str, Any]:
     """The numbers of the protocols that the flags name."""
     candidates = None
     if "sampled101" in args.protocol:
