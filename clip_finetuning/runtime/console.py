@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from clip_finetuning.runtime import command_line
+from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 from clip_finetuning.runtime.text import printable
 
 
@@ -23,14 +24,16 @@ def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError):
-            if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):  # torch's
-                raise
-            error = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({str(error).splitlines()[0]})"
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if command_line.debug_is_on(page):
             raise
-        print(f"{os.path.basename(sys.argv[0])}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        message = " ".join(str(error).split())
+        if is_out_of_memory(error):
+            first = (str(error).splitlines() or ["of the machine"])[0]
+            message = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({first})"
+        elif isinstance(error, RuntimeError):
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -90,6 +90,24 @@ def test_a_cpu_without_memory_is_one_line_too(ended):
     assert "error: out of memory: lower BATCH_SIZE" in line
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Invalid buffer size: 12.50 GiB"),
+        MemoryError(),
+    ],
+)
+def test_whichever_library_has_no_memory_it_is_one_line(ended, error):
+    code, line = ended(fail(error))
+    assert code == 2 and line.startswith("script.py: error: out of memory: lower BATCH_SIZE") and line.count("\n") == 1
+
+
+def test_an_error_of_a_program_keeps_its_traceback(ended):
+    with pytest.raises(RuntimeError, match="shapes"):
+        ended(fail(RuntimeError("shapes do not match")))
+
+
 def test_a_console_that_cannot_show_a_caption_shows_what_it_can():
     code = "import settings; from clip_finetuning.runtime import console; console.run(lambda: print('caption \\U0001f457 of a dress'), settings)"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
