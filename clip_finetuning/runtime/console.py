@@ -25,15 +25,15 @@ def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        line = " ".join(str(error).split())
-        if is_out_of_memory(error):
-            first = (str(error).splitlines() or ["no memory is left"])[0]
-            line = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({first})"
-        elif isinstance(error, RuntimeError):
-            raise
         if command_line.debug_is_on(page):
             raise
-        print(f"{os.path.basename(sys.argv[0])}: error: {printable(line)}", file=sys.stderr)
+        message = " ".join(str(error).split())
+        if is_out_of_memory(error):
+            first = (str(error).splitlines() or ["of the machine"])[0]
+            message = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({first})"
+        elif isinstance(error, RuntimeError):
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
         sys.exit(2)
 
 
