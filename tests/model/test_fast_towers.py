@@ -263,13 +263,16 @@ def test_under_bf16_autocast_it_is_as_close_to_fp32_as_the_plain_tower(name):
 
 
 @pytest.mark.parametrize("name", ["ViT", "text tower of its own", "images"])
-def test_with_gradient_checkpointing(name):
+def test_with_gradient_checkpointing(name, monkeypatch):
     model = build(FAST_TEXT.get(name, lambda: vit(layers=3)))
     inputs = pixels(model) if name == "images" else captions([2, 12, 6])
     fast, plain = both_ways(model, inputs)
     expected, expected_gradients = embed_and_gradients(plain, model, inputs)
     model.set_grad_checkpointing()
+    recomputed, checkpoint = [], fast_towers.checkpoint
+    monkeypatch.setattr(fast_towers, "checkpoint", lambda *a, **k: recomputed.append(a) or checkpoint(*a, **k))
     features, gradients = embed_and_gradients(fast, model, inputs)
+    assert len(recomputed) == 2  # of an image tower's three blocks the last is cheap
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
     for gradient_name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[gradient_name], atol=1e-4, rtol=1e-4)
