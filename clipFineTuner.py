@@ -121,7 +121,7 @@ def load_data(args: argparse.Namespace, ranks: Ranks, clip_model: ClipModel) -> 
     """(training loader, validation loader or None), each giving this process its share."""
     size = args.batch_size // ranks.world_size
     mine = {"rank": ranks.rank, "world_size": ranks.world_size, "num_workers": args.num_workers}
-    loader = loading.dataset.train_loader(
+    loader = loading.loader.train_loader(
         args.train_dataset_pattern,
         model.clip_model.image_transform(clip_model, train=True, reduced_decode=args.reduced_decode),
         clip_model.tokenizer,
@@ -136,7 +136,7 @@ def load_data(args: argparse.Namespace, ranks: Ranks, clip_model: ClipModel) -> 
         transform = model.clip_model.image_transform(clip_model, train=False)
         valid = args.valid_dataset_pattern
         at_once = min(size, args.micro_batch_size or size)
-        valid_loader = loading.dataset.eval_loader(valid, transform, clip_model.tokenizer, batch_size=at_once, **mine)
+        valid_loader = loading.loader.eval_loader(valid, transform, clip_model.tokenizer, batch_size=at_once, **mine)
         return loader, valid_loader
     except FileNotFoundError as error:
         if "VALID_DATASET_PATTERN" in args.given:
@@ -185,7 +185,10 @@ def fit(run: Run, stop: StopSignals) -> None:
             f"step {progress.step}: no better mean Recall@10 in {plan.patience} evaluations, so the training ends here"
         )
     lost = runtime.distributed.gather_objects(run.loader.lost)
-    training.summary.conclude(run, loading.dataset.count_lost(lost))
+    training.summary.conclude(run, runtime.accounting.count_lost(lost))
+    guesses = runtime.distributed.gather_objects(run.loader.guesses)
+    for reason, count in runtime.accounting.count_lost(guesses).items():
+        console.warn(f"training went on by a guess, {count} x {reason}")
 
 
 def train(run: Run, stop: StopSignals) -> str:

@@ -11,7 +11,8 @@
 `transform` and `tokenizer` are those of openClipManagement; `clip_finetuning.loading.dataset` says what they must do.
 """
 
-from clip_finetuning.loading.dataset import Batch, ClipDataset, Loader, eval_loader, train_loader
+from clip_finetuning.loading.dataset import Batch, ClipDataset
+from clip_finetuning.loading.loader import Loader, eval_loader, train_loader
 from clip_finetuning.runtime.accounting import count_lost
 
 __all__ = ["Batch", "ClipDataset", "Loader", "count_lost", "eval_loader", "train_loader"]

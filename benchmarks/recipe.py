@@ -30,6 +30,7 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -172,7 +173,7 @@ def plain_loop(run, folder, config, start, seed, steps):
     from clip_finetuning.model.preprocessing import normalize
 
     CHANGES["ordinary_batches"](folder)
-    clip_model = clip.create_model(str(config), str(start))
+    clip_model: Any = clip.create_model(str(config), str(start))
     model, targets = clip_model.model.train(), torch.arange(BATCH_SIZE)
     transform = clip.image_transform(clip_model, train=True)
     loader = dBManagement.train_loader(
@@ -199,14 +200,14 @@ def plain_loop(run, folder, config, start, seed, steps):
 
 def use_ordinary_batches(folder):
     """A plain shuffle, in which views of a product may meet in a batch."""
-    import dBManagement
-    from clip_finetuning.loading.batch_sampler import generator
+    from clip_finetuning.loading import local
+    from clip_finetuning.loading.seeds import generator
 
     def plan(products, batch_size, seed, epoch, views="all"):
         order = generator(seed, epoch).permutation(len(products))
         return order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
 
-    dBManagement.plan_epoch = plan
+    local.plan_epoch = plan
 
 
 def use_masked_positives(folder):

@@ -5,17 +5,14 @@ No batch holds two samples of one product, every batch is full, and samples spre
 
 import numpy as np
 
+from clip_finetuning.loading.seeds import generator
+
 # Checkpoints hold it: a plan of another number may be another one. 1 left out products of few views more often than
 # others where `views="random"` and an epoch leaves a remainder.
 ORDER = 2
 
 
-def generator(*numbers):
-    """A random generator that depends on these non-negative whole numbers alone."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))
-
-
-def plan_size(products, batch_size, views="all"):
+def plan_size(products: np.ndarray, batch_size: int, views: str = "all") -> tuple[int, int]:
     """(batches, samples a batch) of an epoch over samples of these products (N,).
 
     A batch cannot hold more samples than there are products, and a product gives each batch at most one sample.
@@ -32,7 +29,7 @@ def plan_size(products, batch_size, views="all"):
     return int(batches), batch_size
 
 
-def plan_epoch(products, batch_size, seed, epoch, views="all"):
+def plan_epoch(products: np.ndarray, batch_size: int, seed: int, epoch: int, views: str = "all") -> np.ndarray:
     """Sample numbers (batches, batch size) of one epoch; `products` (N,) int64 are equal iff the product is the same.
 
     Samples left over by full batches are drawn anew each epoch, all alike. `views="random"` takes one sample of each
@@ -87,7 +84,7 @@ def _deal(cards, codes, batches, batch_size, random):
     return plan
 
 
-def is_planned_alike(order, products, batch_size, views):
+def is_planned_alike(order: int, products: np.ndarray, batch_size: int, views: str) -> bool:
     """Whether the plan with this number for ORDER was the same as now."""
     if order == 1 and ORDER == 2:
         batches, batch_size = plan_size(products, batch_size, views)

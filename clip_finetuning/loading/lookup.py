@@ -1,12 +1,15 @@
 """The encoded pictures of a few samples of local or streamed shards, found by their keys."""
 
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import Any
+
 from clip_finetuning.loading.sample import SampleError, parse_sample
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.streaming import shard_samples
 from clip_finetuning.loading.tar_index import TarIndex
 
 
-def read_pictures(pattern, keys):
+def read_pictures(pattern: str, keys: Iterable[str]) -> dict[str, bytes]:
     """{key: encoded picture} of the samples that are there; of several with one key the first counts.
 
     Raises FileNotFoundError for shards that are missing.
@@ -16,7 +19,7 @@ def read_pictures(pattern, keys):
         key = raw["__key__"]
         if key in wanted and key not in found:
             try:
-                found[key] = parse_sample(raw).image
+                found[key] = parse_sample(raw).picture
             except SampleError:
                 continue
         if len(found) == len(wanted):
@@ -24,10 +27,10 @@ def read_pictures(pattern, keys):
     return found
 
 
-def _indexed(shards, wanted):
+def _indexed(shards: Sequence[str], wanted: Set[str]) -> Iterator[dict[str, Any]]:
     index = TarIndex(shards)
     return (index.read(number) for number in range(len(index)) if index.key(number) in wanted)
 
 
-def _streamed(shards):
-    return (raw for shard in shards for raw in shard_samples(shard, report=lambda lost: None))
+def _streamed(shards: Sequence[str]) -> Iterator[dict[str, Any]]:
+    return (raw for shard in shards for raw in shard_samples(shard, report=lambda skipped: None))

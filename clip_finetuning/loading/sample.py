@@ -9,80 +9,94 @@ as pandas writes it, is a missing one (`text.text_of`).
 import hashlib
 import json
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from clip_finetuning.runtime.text import text_of
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 CAPTION_SUFFIX = re.compile(r"(?:txt|text|caption)(\d*)(?:\.txt)?")
-NO_IMAGE, NO_CAPTION = "no image in the shard", "no caption in the shard"
+NO_PICTURE, NO_CAPTION = "no image in the shard", "no caption in the shard"
+DAMAGED_JSON, DAMAGED_JSON_ALONE = (
+    "damaged .json, so the product is told by its caption",
+    "damaged .json and no caption beside it",
+)
 
 
 class SampleError(ValueError):
     """A sample that cannot be used; `.reason` is one of a few fixed wordings, for counting."""
 
-    def __init__(self, reason):
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
 class ShardSample(NamedTuple):
+    """What a sample says; a field that it does not have is blank."""
+
     key: str
-    image: bytes
+    picture: bytes  # encoded
     captions: list[str]  # the first one is used in evaluation, one is drawn in training
     product_id: str  # where the shard names none: the first caption
     category: str
     subcategory: str
     image_name: str
+    guess: str | None = None  # what was guessed since the `.json` is damaged; it would have told the product
 
 
-def split_name(name):
+def split_name(name: str) -> tuple[str, str]:
     """(key, lower-case suffix) of a tar member, split at the first dot of its file name as webdataset does."""
     folder, slash, file_name = name.rpartition("/")
     stem, _, suffix = file_name.partition(".")
     return folder + slash + stem, suffix.lower()
 
 
-def is_text(suffix):
+def is_text(suffix: str) -> bool:
+    """Whether a file of this suffix says something about its sample in words."""
     return suffix == "json" or CAPTION_SUFFIX.fullmatch(suffix) is not None
 
 
-def parse_sample(raw):
+def parse_sample(raw: Mapping[str, Any]) -> ShardSample:
     """The ShardSample of a raw sample. Raises SampleError if it has no picture or no caption."""
-    image = next((raw[suffix] for suffix in IMAGE_SUFFIXES if suffix in raw), None)
-    if image is None:
-        raise SampleError(NO_IMAGE)
-    fields = _fields(raw.get("json"))
+    picture = next((raw[suffix] for suffix in PICTURE_SUFFIXES if suffix in raw), None)
+    if picture is None:
+        raise SampleError(NO_PICTURE)
+    fields, is_damaged = _fields(raw.get("json"))
     captions = _captions(raw, fields)
     if not captions:
-        raise SampleError(NO_CAPTION)
+        raise SampleError(DAMAGED_JSON_ALONE if is_damaged else NO_CAPTION)
     return ShardSample(
         key=raw["__key__"],
-        image=image,
+        picture=picture,
         captions=captions,
         product_id=text_of(fields.get("product_id")) or captions[0],
         category=text_of(fields.get("category")),
         subcategory=text_of(fields.get("subcategory")),
         image_name=text_of(fields.get("image_name")),
+        guess=DAMAGED_JSON if is_damaged else None,
     )
 
 
-def product_hash(product_id):
+def product_hash(product_id: str) -> int:
     """A stable 64-bit number for a product, or any text (the same on every machine and in every process)."""
     digest = hashlib.blake2b(product_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _fields(data):
-    """The JSON object of a sample; a damaged one is worth no more than none."""
+def _fields(data: bytes | None) -> tuple[dict[str, Any], bool]:
+    """(the JSON object of a sample, whether it is damaged): no object, or one whose product id is no text and no number."""
+    if data is None:
+        return {}, False
     try:
-        fields = json.loads(data) if data else {}
+        fields = json.loads(data)
     except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
+        fields = None
+    if not isinstance(fields, dict):
+        return {}, True
+    return fields, isinstance(fields.get("product_id"), list | dict | bool)
 
 
-def _captions(raw, fields):
+def _captions(raw: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
     """Every distinct caption, on one line each: text files by number first, then the JSON's."""
     numbered = [(CAPTION_SUFFIX.fullmatch(suffix), data) for suffix, data in raw.items() if not suffix.startswith("__")]
     files = sorted((int(match[1] or -1), data) for match, data in numbered if match)

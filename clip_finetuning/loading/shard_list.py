@@ -7,20 +7,22 @@ URLs (`https://`, `s3://`, `pipe:COMMAND`, ...) take braces alone, since no fold
 import glob
 import os
 import re
+from collections.abc import Iterable
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand  # pyright: ignore[reportAttributeAccessIssue]
 
 URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `C:\shards` is a local path
 LISTED = 5  # names that a message spells out
 
 
-def is_url(path):
+def is_url(path: str) -> bool:
+    """Whether it can only be streamed; `file:` URLs are local paths."""
     return URL.match(path) is not None and not path.startswith("file:")
 
 
-def expand_pattern(pattern):
+def expand_pattern(pattern: str) -> list[str]:
     """The shards of a pattern, in its order. Raises FileNotFoundError with what is missing and what would match."""
     shards = [shard for part in pattern.split("::") for shard in _expand_part(part.strip())]
     missing = [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
@@ -29,7 +31,7 @@ def expand_pattern(pattern):
     return shards
 
 
-def _expand_part(part):
+def _expand_part(part: str) -> list[str]:
     if part.startswith("file:"):
         part = url2pathname(urlparse(part).path)
     if not part:
@@ -43,13 +45,13 @@ def _expand_part(part):
     return [match for shard in shards for match in _expand_glob(shard)]
 
 
-def _expand_glob(shard):
+def _expand_glob(shard: str) -> list[str]:
     if is_url(shard) or os.path.isfile(shard) or not glob.has_magic(shard):
         return [shard]
     return sorted(path for path in glob.glob(shard, recursive=True) if os.path.isfile(path)) or [shard]
 
 
-def pattern_of(paths):
+def pattern_of(paths: Iterable[str]) -> str:
     """A pattern that matches exactly these shards: runs of numbers of one width in braces, joined by `::`."""
     runs = []  # [prefix, first, last, width, suffix]
     for path in sorted(paths):

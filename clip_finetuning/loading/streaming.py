@@ -1,6 +1,6 @@
 """Batches from shards that can only be read from front to back: `http:`, `pipe:`, `s3:` ..., through webdataset 1.x.
 
-Every stage is a function from iterator to iterator over raw samples (see shard_samples). What webdataset leaves to its
+Every stage is a function from iterator to iterator over raw samples (see `loading.sample`). What webdataset leaves to its
 users is done here: shards are closed, a broken one is reported and its readable samples are used, more readers than
 shards are no error, no batch holds two samples of a product, and the order is a function of (seed, epoch, readers).
 """
@@ -8,63 +8,72 @@ shards are no error, no batch holds two samples of a product, and the order is a
 import collections
 import contextlib
 import itertools
-import json
 import logging
-import math
 import os
 import random
+import sys
 import tarfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 import fsspec
-import webdataset as wds
-from webdataset.gopen import Pipe
+import numpy as np
+from webdataset.filters import shuffle
+from webdataset.gopen import Pipe, gopen, gopen_schemes
 
 from clip_finetuning.loading.sample import SampleError, parse_sample, product_hash
+from clip_finetuning.loading.seeds import lap_random, reader_random
 from clip_finetuning.loading.shard_list import is_url
-from clip_finetuning.loading.tar_index import FEWER, TRUNCATED, Lost, ShardDamage, group_members, is_count
+from clip_finetuning.loading.sizes import listed_sizes
+from clip_finetuning.loading.source import Group, Options
+from clip_finetuning.loading.tar_index import FEWER, TRUNCATED, ShardDamage, group_members
+from clip_finetuning.runtime.accounting import Guessed, Skipped
 
 SHUFFLE_BUFFER = 2000  # samples of a reader; they are still encoded, so this is tens of megabytes
 HELD_BACK = 20  # batches that may wait because their products are in the present one
 UNREADABLE = "unreadable shard"
+RawSample = dict[str, Any]
+Report = Callable[[Skipped], object]  # takes what breaks a shard off
 log = logging.getLogger(__name__)
 
 
 class StreamedBatches:
-    """The batches of one rank from streamed shards; the same interface as dBManagement.LocalBatches."""
+    """The batches of one rank from streamed shards; a `source.Source`, as `local.LocalBatches` is."""
 
     streamed = True
-    most_captions = math.inf  # nobody has looked yet
+    most_captions = sys.maxsize  # nobody has looked yet
+    products: np.ndarray | None = None
 
-    def __init__(self, shards, *, batch_size, train, seed, views, rank, world_size, max_samples):
-        self.shards, self.batch_size, self.train = shards, batch_size, train
-        self.seed, self.views, self.rank, self.world_size = seed, views, rank, world_size
-        self.lost = []
+    def __init__(self, shards: Sequence[str], options: Options) -> None:
+        self.shards, self.options = shards, options
+        self.skipped: list[Skipped] = []
         # A worker without a shard of its own could only read what another one reads, as any second one in shard order.
-        self.max_workers = max(1, len(shards) // world_size) if train else 1
-        self.sizes = self._count(train and views == "random")
-        self.num_samples = sum(self.sizes)
-        if train:
-            self.batch_size = min(batch_size, self.num_samples // world_size)
+        self.max_workers: int | None = max(1, len(shards) // options.world_size) if options.train else 1
+        self.sizes, self.guessed = self._sizes(options.train and options.views == "random")
+        self.num_samples, self.batch_size = sum(self.sizes), options.batch_size
+        rank, world_size = options.rank, options.world_size
+        if options.train:
+            self.batch_size = min(self.batch_size, self.num_samples // world_size)
             self.num_batches = self.num_samples // (self.batch_size * world_size) if self.batch_size else 0
             return
-        self.num_samples = min(self.num_samples, max_samples or self.num_samples)
+        self.num_samples = min(self.num_samples, options.max_samples or self.num_samples)
         starts = [0, *itertools.accumulate(self.sizes)]
         self._wanted = [min(max(self.num_samples - start, 0), size) for start, size in zip(starts, self.sizes)]
         self._mine = range(len(shards) * rank // world_size, len(shards) * (rank + 1) // world_size)
-        self.num_batches = -(-sum(self._wanted[shard] for shard in self._mine) // batch_size)
+        self.num_batches = -(-sum(self._wanted[shard] for shard in self._mine) // self.batch_size)
 
-    def _count(self, products_alone):
+    def _sizes(self, products_alone: bool) -> tuple[list[int], list[Guessed]]:
         """Samples of each shard, from `sizes.json` beside it; without one, every shard has to be read once."""
-        listed = {} if products_alone else remote_sizes(self.shards)
+        listed, guessed = ({}, []) if products_alone else remote_sizes(self.shards)
         unlisted = [shard for shard in self.shards if shard not in listed]
         if unlisted:
             why = "--views random needs the number of products" if products_alone else "no sizes.json lists them"
             log.warning("counting the samples of %d streamed shards, since %s", len(unlisted), why)
-        places = collections.Counter()  # product -> runs of neighbouring views
+        places: collections.Counter[int] = collections.Counter()  # product -> runs of neighbouring views
         for shard in unlisted:
-            samples = with_product(shard_samples(shard, self.lost.append))
+            samples = with_product(shard_samples(shard, self.skipped.append))
             if products_alone:
                 runs = [product for product, _ in itertools.groupby(sample["__product__"] for sample in samples)]
                 places.update(runs)
@@ -77,57 +86,68 @@ class StreamedBatches:
                 "only among the views that come first; write the shards with a product's views together",
                 scattered,
             )
-        return [listed[shard] for shard in self.shards]
+        return [listed[shard] for shard in self.shards], guessed
 
-    def fingerprint(self):
+    def fingerprint(self) -> list[list[str | int]]:
         return [[os.path.basename(shard), size] for shard, size in zip(self.shards, self.sizes)]
 
-    def read(self, sample):
+    def read(self, sample: RawSample) -> RawSample:
         return sample
 
-    def name(self, sample):
+    def name(self, sample: RawSample) -> str:
         return f"{sample['__url__']}: {sample['__key__']}"
 
-    def identity(self, sample):
+    def identity(self, sample: RawSample) -> tuple[str, str, int]:
         return sample["__url__"], sample["__key__"], sample["__place__"]
 
-    def number(self, sample):
+    def number(self, sample: RawSample) -> int:
         return product_hash(f"{os.path.basename(sample['__url__'])}/{sample['__key__']}")
 
-    def groups(self, epoch, start, part, parts, report):
-        """(samples, spares) of the batches start..., those numbered `part` modulo `parts`."""
-        if not self.train:
-            samples = (s for i in self._mine for s in itertools.islice(self._samples(i, report), self._wanted[i]))
-            batches = iter(lambda: list(itertools.islice(samples, self.batch_size)), [])
-            mine = itertools.islice(batches, start + (part - start) % parts, None, parts)
-            return ((batch, ()) for batch in mine)
-        # The batch after a batch provides what replaces its unreadable samples.
-        batches = itertools.pairwise(distinct_batches(self._endless(epoch, part, parts, report), self.batch_size))
-        numbered = zip(range(part, self.num_batches, parts), batches)
-        return ((batch, spares_for(batch, after)) for number, (batch, after) in numbered if number >= start)
+    def groups(self, epoch: int, start: int, worker: int, num_workers: int) -> Iterator[Group]:
+        skipped: list[Skipped] = []  # since the last group
+        chosen = self._in_training if self.options.train else self._in_order
+        for group in chosen(epoch, start, worker, num_workers, skipped.append):
+            yield group._replace(skipped=tuple(skipped))
+            skipped.clear()
+        if skipped:  # a shard that breaks off after the last batch
+            yield Group((), skipped=tuple(skipped))
 
-    def _samples(self, shard, report):
+    def _in_order(self, epoch: int, start: int, worker: int, num_workers: int, report: Report) -> Iterator[Group]:
+        samples = (s for i in self._mine for s in itertools.islice(self._samples(i, report), self._wanted[i]))
+        batches = iter(lambda: list(itertools.islice(samples, self.batch_size)), [])
+        mine = itertools.islice(batches, start + (worker - start) % num_workers, None, num_workers)
+        return (Group(batch) for batch in mine)
+
+    def _in_training(self, epoch: int, start: int, worker: int, num_workers: int, report: Report) -> Iterator[Group]:
+        samples = self._endless(epoch, worker, num_workers, report)
+        # The batch after a batch provides what replaces its unreadable samples.
+        batches = itertools.pairwise(distinct_batches(samples, self.batch_size))
+        numbered = zip(range(worker, self.num_batches, num_workers), batches)
+        return (Group(batch, spares_for(batch, after)) for number, (batch, after) in numbered if number >= start)
+
+    def _samples(self, shard: int, report: Report) -> Iterator[RawSample]:
         return shard_samples(self.shards[shard], report, self.sizes[shard])
 
-    def _endless(self, epoch, part, parts, report):
+    def _endless(self, epoch: int, worker: int, num_workers: int, report: Report) -> Iterator[RawSample]:
         """This reader's samples in random order, lap after lap: it may hold fewer than its share of an epoch.
 
         A reader has shards of its own if there are enough of them, else the products of its own from all shards.
         """
-        reader, readers = self.rank * parts + part, self.world_size * parts
+        seed = self.options.seed
+        reader, readers = self.options.rank * num_workers + worker, self.options.world_size * num_workers
         by_shard = len(self.shards) >= readers
-        generator = random.Random(f"{self.seed} {epoch} {reader} {readers}")
+        generator = reader_random(seed, epoch, reader, readers)
         for lap in itertools.count():
             order = list(range(len(self.shards)))
-            random.Random(f"{self.seed} {epoch} {lap}").shuffle(order)  # the same for all readers
+            lap_random(seed, epoch, lap).shuffle(order)
             mine = order[reader::readers] if by_shard else order
             samples = (sample for shard in mine for sample in with_product(self._samples(shard, report)))
             if not by_shard:
                 samples = (sample for sample in samples if sample["__product__"] % readers == reader)
-            if self.views == "random":
+            if self.options.views == "random":
                 samples = one_view(samples, generator)
             met = 0
-            for sample in wds.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=generator)(samples):
+            for sample in shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=generator)(samples):
                 met += 1
                 yield sample
             if not met:
@@ -137,22 +157,23 @@ class StreamedBatches:
                 )
 
 
-def open_shard(shard):
+def open_shard(shard: str) -> BinaryIO | Pipe:
     """A binary stream of a local path, or of any URL that webdataset or fsspec knows."""
     if not is_url(shard):
         return open(shard, "rb")
-    if urlparse(shard).scheme in wds.gopen_schemes:
-        return wds.gopen(shard)
-    return fsspec.open(shard, "rb").open()
+    if urlparse(shard).scheme in gopen_schemes:
+        return gopen(shard)
+    file_system, path = fsspec.url_to_fs(shard)
+    return file_system.open(path, "rb")
 
 
-def shard_samples(shard, report, expected=None):
-    """The raw samples of one shard, in order. What breaks it off goes to `report` as a Lost."""
+def shard_samples(shard: str, report: Report, expected: int | None = None) -> Iterator[RawSample]:
+    """The raw samples of one shard, in order. What breaks it off goes to `report` as a Skipped."""
     found, problem = 0, None
     try:
         stream = open_shard(shard)
     except (OSError, ValueError, ImportError) as error:
-        report(Lost(expected or 1, UNREADABLE, f"{shard} ({error})", shard))
+        report(Skipped(expected or 1, UNREADABLE, f"{shard} ({error})", shard))
         return
     try:
         for key, sample in group_members(_members(_bytes_of(stream))):
@@ -166,29 +187,30 @@ def shard_samples(shard, report, expected=None):
     problem = _failure_at_end(stream) or problem
     if problem or found < (expected or 0):
         reason = FEWER if not problem else TRUNCATED if found else UNREADABLE
-        lost = 1 if expected is None else max(expected - found, 0)
-        report(Lost(lost, reason, f"{shard} ({problem})" if problem else shard, shard))
+        missing = 1 if expected is None else max(expected - found, 0)
+        report(Skipped(missing, reason, f"{shard} ({problem})" if problem else shard, shard))
 
 
-def _bytes_of(stream):
+def _bytes_of(stream: BinaryIO | Pipe) -> Any:
     """webdataset's Pipe raises once its command has failed, although samples may still wait in the pipe."""
     return stream.stream if isinstance(stream, Pipe) else stream
 
 
-def _failure_at_end(stream):
+def _failure_at_end(stream: BinaryIO | Pipe) -> str | None:
     """Read the rest, since a command fails if nobody takes its output, and close -> what failed, or None."""
     try:
         while _bytes_of(stream).read(1 << 16):
             pass
-        status = stream.proc.wait() if isinstance(stream, Pipe) else 0
+        if isinstance(stream, Pipe) and stream.proc.wait() not in stream.ignore_status:
+            return f"exit code {stream.proc.returncode}"
+        return None
     except OSError as error:
         return str(error)
     finally:
         _close(stream)
-    return f"exit code {status}" if status and status not in stream.ignore_status else None
 
 
-def _close(stream):
+def _close(stream: BinaryIO | Pipe) -> None:
     with contextlib.suppress(OSError):
         stream.close()
 
@@ -200,11 +222,11 @@ class _StrictHeader(tarfile.TarInfo):
     def fromtarfile(cls, tar):
         try:
             return super().fromtarfile(tar)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # pyright: ignore[reportAttributeAccessIssue]
             raise tarfile.ReadError("unexpected end of data") from None
 
 
-def _members(stream):
+def _members(stream: Any) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of the regular files in a tar, plain or compressed. Raises ShardDamage."""
     name = None
     try:
@@ -212,30 +234,36 @@ def _members(stream):
             for header in tar:
                 if header.isfile():
                     name = header.name
-                    data = tar.extractfile(header).read()
+                    content: Any = tar.extractfile(header)
+                    data = content.read()
                     name = None
                     yield header.name, data
-                tar.members = []  # it would keep every header
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  it would keep every header
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise ShardDamage(str(error.args[0] if error.args else error), name) from None
 
 
-def remote_sizes(shards):
-    """Shard -> sample count, for those that a `sizes.json` beside them lists."""
-    sizes = {}
+def remote_sizes(shards: Sequence[str]) -> tuple[dict[str, int], list[Guessed]]:
+    """Shard -> sample count, for those that a `sizes.json` beside them lists; and which of these files are damaged.
+
+    Nothing tells a file that is not there from one that is out of reach.
+    """
+    sizes, damaged = {}, []
     for folder in dict.fromkeys(shard.rpartition("/")[0] for shard in shards if not shard.startswith("pipe:")):
+        where = f"{folder}/sizes.json" if folder else "sizes.json"
         try:
-            with contextlib.closing(open_shard(f"{folder}/sizes.json" if folder else "sizes.json")) as stream:
-                listed = json.loads(stream.read())
+            with contextlib.closing(open_shard(where)) as stream:
+                data = stream.read()
         except (OSError, ValueError, ImportError):
             continue
-        if isinstance(listed, dict):
-            named = {f"{folder}/{name}" if folder else name: size for name, size in listed.items()}
-            sizes |= {shard: named[shard] for shard in shards if is_count(named.get(shard))}
-    return sizes
+        mine = {shard.rpartition("/")[2]: shard for shard in shards if shard.rpartition("/")[0] == folder}
+        listed, unusable = listed_sizes(data, where, mine)
+        sizes |= listed
+        damaged += unusable
+    return sizes, damaged
 
 
-def with_product(samples):
+def with_product(samples: Iterable[RawSample]) -> Iterator[RawSample]:
     """Add `__product__`, the hash of each sample's product; unusable samples pass, to be counted where they are used."""
     for sample in samples:
         try:
@@ -245,7 +273,7 @@ def with_product(samples):
         yield {**sample, "__product__": product_hash(product)}
 
 
-def one_view(samples, generator):
+def one_view(samples: Iterable[RawSample], generator: random.Random) -> Iterator[RawSample]:
     """A random sample of each product, where its views are neighbours; a product that comes again later is left out."""
     seen = set()
     for product, views in itertools.groupby(samples, key=lambda sample: sample["__product__"]):
@@ -255,13 +283,13 @@ def one_view(samples, generator):
             yield generator.choice(views)
 
 
-def spares_for(batch, after):
+def spares_for(batch: Iterable[RawSample], after: Iterable[RawSample]) -> list[RawSample]:
     """Samples of the batch after whose products are not in this one."""
     products = {sample["__product__"] for sample in batch}
     return [sample for sample in after if sample["__product__"] not in products]
 
 
-def distinct_batches(samples, batch_size):
+def distinct_batches(samples: Iterator[RawSample], batch_size: int) -> Iterator[list[RawSample]]:
     """Lists of `batch_size` samples of distinct products; a sample whose product is there already waits for its turn."""
     waiting = collections.deque()
     while True:

@@ -7,37 +7,33 @@ shard such as `/etc/passwd` or `../x` are mere labels. A sample is then a few se
 import array
 import contextlib
 import io
-import json
 import logging
 import os
-from collections.abc import Hashable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from clip_finetuning.loading.sample import IMAGE_SUFFIXES, SampleError, is_text, parse_sample, product_hash, split_name
+from clip_finetuning.loading.sample import (
+    PICTURE_SUFFIXES,
+    SampleError,
+    is_text,
+    parse_sample,
+    product_hash,
+    split_name,
+)
+from clip_finetuning.loading.sizes import expected_sizes
+from clip_finetuning.runtime.accounting import Guessed, Skipped
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
 REGULAR, LONG_NAME, EXTENDED, NO_DATA = b"0\0007", b"L", b"x", b"123456"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 MAX_OPEN_FILES = 256  # a process may have 1,024 on most systems
-MAX_SAMPLES = 10_000_000  # of a shard
 TRUNCATED, DAMAGED, FEWER = "truncated shard", "damaged shard", "fewer samples than sizes.json says"
 CUT, CHANGED = "shard cut short while it was in use", "shard changed while it was in use"
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-class Lost(NamedTuple):
-    """Samples that cannot be used: how many (at least), why, and where.
-
-    `of` is what they are counted under: the same for the same sample or shard in every epoch, worker and process.
-    """
-
-    count: int
-    reason: str
-    where: str
-    of: Hashable
 
 
 class Member(NamedTuple):
@@ -50,7 +46,7 @@ class Member(NamedTuple):
 class ShardDamage(Exception):
     """A tar that ends, or turns into something else, before its end marker; `.member`: the name of a file cut short."""
 
-    def __init__(self, reason, member=None):
+    def __init__(self, reason: str, member: str | None = None) -> None:
         super().__init__(reason)
         self.reason, self.member = reason, member
 
@@ -58,7 +54,7 @@ class ShardDamage(Exception):
 class ShardReadError(OSError):
     """A sample of an indexed shard that cannot be read any more; `.reason` is one of a few wordings, for counting."""
 
-    def __init__(self, reason):
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
@@ -73,12 +69,14 @@ class OpenShard(NamedTuple):
 class TarIndex:
     """The usable samples of local shards, in order: `len()`, `.products` (N,) int64, `read(i)`, `name(i)`.
 
-    `.most_captions`: of any sample. `.lost` lists what cannot be used. Raises ValueError for a file that is no tar.
+    `.most_captions`: of any sample. `.skipped` lists what cannot be used, `.guessed` what is used although something had to
+    be guessed, a sample under its number. Raises ValueError for a file that is no tar.
     """
 
-    def __init__(self, paths):
+    def __init__(self, paths: Sequence[str]) -> None:
         self.paths = list(paths)
-        self.lost, self.most_captions = [], 1
+        self.skipped: list[Skipped] = []
+        self.most_captions = 1
         self._keys, self._shards, products = [], array.array("l"), array.array("q")
         self._suffixes, self._suffix_codes = [], {}
         self._first, self._member_suffix = (
@@ -88,21 +86,22 @@ class TarIndex:
         self._member_offset, self._member_size = array.array("q"), array.array("q")
         self._files, self._process = {}, os.getpid()
         self._stamps, self._reopened = [], set()
-        expected = expected_sizes(self.paths)
+        expected, self.guessed = expected_sizes(self.paths)
         for shard, path in enumerate(self.paths):
             self._add_shard(shard, path, expected.get(path), products)
         self.products = np.array(products, dtype=np.int64)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._keys)
 
-    def key(self, i):
+    def key(self, i: int) -> str:
         return self._keys[i]
 
-    def name(self, i):
+    def name(self, i: int) -> str:
+        """What a message calls sample i."""
         return f"{os.path.basename(self.paths[self._shards[i]])}: {self._keys[i]}"
 
-    def read(self, i):
+    def read(self, i: int) -> dict[str, Any]:
         """The raw sample i: suffix -> bytes, with `__key__` and `__url__`. Raises ShardReadError."""
         shard = self._shards[i]
         path = self.paths[shard]
@@ -150,7 +149,7 @@ class TarIndex:
             with contextlib.suppress(OSError):  # as a stale one
                 self._files.pop(path).file.close()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
     def _add_shard(self, shard, path, expected, products):
@@ -167,13 +166,13 @@ class TarIndex:
         if damage or found < (expected or 0):
             reason = damage.reason if damage else FEWER
             missing = 1 if expected is None else max(expected - found, 0)
-            self.lost.append(Lost(missing, reason, path, path))
+            self.skipped.append(Skipped(missing, reason, path, path))
 
     def _add_sample(self, shard, path, place, members, file, products):
         key = place[0]
         raw = {"__key__": key, "__url__": path}
         for suffix, member in members.items():
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in PICTURE_SUFFIXES:
                 raw[suffix] = b""  # pictures are not read here
             elif is_text(suffix):
                 file.seek(member.offset)
@@ -181,8 +180,11 @@ class TarIndex:
         try:
             sample = parse_sample(raw)
         except SampleError as error:
-            self.lost.append(Lost(1, error.reason, f"{os.path.basename(path)}: {key}", (path, *place)))
+            self.skipped.append(Skipped(1, error.reason, f"{os.path.basename(path)}: {key}", (path, *place)))
             return
+        if sample.guess:
+            number = len(self._keys)
+            self.guessed.append(Guessed(1, sample.guess, f"{os.path.basename(path)}: {key}", number))
         self._keys.append(key)
         self._shards.append(shard)
         products.append(product_hash(sample.product_id))
@@ -197,7 +199,7 @@ class TarIndex:
         self._first.append(len(self._member_offset))
 
 
-def read_exactly(file, size):
+def read_exactly(file: BinaryIO | io.FileIO, size: int) -> bytes:
     """The next `size` bytes of a file. Raises ShardReadError if it ends before."""
     data = file.read(size)
     while len(data) < size:
@@ -208,13 +210,13 @@ def read_exactly(file, size):
     return data
 
 
-def stamp(file):
+def stamp(file: BinaryIO | io.FileIO) -> tuple[int, int]:
     """What changes if a file does."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 
-def layout_of(file, path):
+def layout_of(file: BinaryIO | io.FileIO, path: str) -> dict[int, tuple[tuple[str, str], int]]:
     """Offset -> ((key, suffix), size) of the files in a tar, as far as it is one."""
     layout = {}
     with contextlib.suppress(ShardDamage, ValueError):
@@ -223,32 +225,13 @@ def layout_of(file, path):
     return layout
 
 
-def expected_sizes(paths):
-    """Path -> sample count, for the shards that a `sizes.json` beside them lists."""
-    sizes = {}
-    for folder in {os.path.dirname(path) for path in paths}:
-        try:
-            with open(os.path.join(folder, "sizes.json"), encoding="utf-8") as file:
-                listed = json.load(file)
-        except (OSError, ValueError):
-            continue
-        counts = listed.items() if isinstance(listed, dict) else ()
-        sizes |= {os.path.join(folder, name): size for name, size in counts if is_count(size)}
-    return sizes
-
-
-def is_count(size):
-    """Whether a value of a `sizes.json` can be a shard's number of samples; it decides how long an epoch is."""
-    return type(size) is int and 0 <= size <= MAX_SAMPLES
-
-
-def group_members(members):
+def group_members(members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
     """(name, value) of a tar's files -> (key, suffix -> value) of its samples: neighbours of one key are a sample.
 
     A suffix met twice begins another sample, as in open_clip_train. If the tar breaks off, a last sample that may be
     incomplete is dropped.
     """
-    key, sample, complete = None, {}, set()
+    key, sample, complete = "", {}, set()
     try:
         for name, value in members:
             this_key, suffix = split_name(name)
@@ -268,7 +251,7 @@ def group_members(members):
         yield key, sample
 
 
-def tar_members(file, path):
+def tar_members(file: BinaryIO | io.FileIO, path: str) -> Iterator[tuple[str, Member]]:
     """(name, Member) of the regular files in an uncompressed tar (ustar, GNU or pax). Raises ShardDamage, ValueError.
 
     tarfile reads the same formats but takes ten times as long for each header.

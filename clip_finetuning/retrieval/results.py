@@ -2,8 +2,7 @@
 
 import functools
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
 from clip_finetuning.retrieval.names import DIRECTIONS, KS
 from clip_finetuning.retrieval.sampled101 import Candidates
 from clip_finetuning.runtime import distributed
+from clip_finetuning.runtime.accounting import majority_warning
 from clip_finetuning.runtime.text import caption_numbers
 
-MOST_VIEWS = 8  # of a product that is shown from all sides; one with more is looked at
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +78,7 @@ def measure_embeddings(
 
 def warnings_of(embeddings: Embeddings) -> list[str]:
     """What makes the numbers mean something else than one thinks, a sentence each."""
-    found = [majority_warning(embeddings.image_product)]
+    found = [majority_warning(embeddings.image_product.tolist())]
     unnamed = int((embeddings.image_product == embeddings.captions[embeddings.image_text]).sum())
     if unnamed:
         found.append(f"{unnamed:,} samples name no product: those with equal captions are one product")
@@ -89,18 +88,3 @@ def warnings_of(embeddings: Embeddings) -> list[str]:
             f"{unlike:,} texts are embedded otherwise than the same caption before them, which stands for both"
         )
     return [warning for warning in found if warning]
-
-
-def majority_warning(products: Iterable[str]) -> str | None:
-    """A warning if one product holds most samples, else None; `products`: the id of each sample's product.
-
-    Its samples are no negatives of each other, so hardly anything is left to be told apart: a random model finds them.
-    """
-    counts = Counter(products)
-    product, count = next(iter(counts.most_common(1)), ("", 0))
-    if count <= MOST_VIEWS or 2 * count <= counts.total():
-        return None
-    return (
-        f"one product ({product[:40]!r}) holds {count:,} of {counts.total():,} samples, so most of them are no negatives "
-        "of each other: does product_id in the shards name products?"
-    )

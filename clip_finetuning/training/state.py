@@ -75,7 +75,7 @@ class Run:
 
     plan: Plan
     clip_model: clip.ClipModel
-    loader: Any  # clip_finetuning.loading.dataset.Loader
+    loader: Any  # clip_finetuning.loading.loader.Loader
     valid_loader: Any | None
     optimizer: torch.optim.Optimizer | optimizers.CombinedOptimizer
     scaler: torch.amp.GradScaler

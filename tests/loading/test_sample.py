@@ -6,7 +6,7 @@ import pytest
 
 from clip_finetuning.loading.sample import (
     NO_CAPTION,
-    NO_IMAGE,
+    NO_PICTURE,
     SampleError,
     is_text,
     parse_sample,
@@ -30,14 +30,14 @@ def record(**fields):
 def test_our_own_sample():
     fields = {"product_id": "P1", "category": "TOPS", "subcategory": "KNITS", "image_name": "P1_1.png"}
     sample = parsed(txt="Ribbed cotton sweater", json=record(**fields, captions=["Sweater", "Knit"]))
-    assert sample.key == "k" and sample.image == b"picture"
+    assert sample.key == "k" and sample.picture == b"picture"
     assert sample.captions == ["Ribbed cotton sweater", "Sweater", "Knit"]
     assert {name: getattr(sample, name) for name in fields} == fields
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp"])
 def test_pictures_by_suffix(suffix):
-    assert parse_sample({"__key__": "k", suffix: b"x", "txt": b"a"}).image == b"x"
+    assert parse_sample({"__key__": "k", suffix: b"x", "txt": b"a"}).picture == b"x"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_without_a_product_equal_captions_are_one():
 def test_what_cannot_be_used_says_why():
     with pytest.raises(SampleError) as error:
         parsed(jpg=None, txt="a")
-    assert error.value.reason == NO_IMAGE
+    assert error.value.reason == NO_PICTURE
     for files in ({}, {"txt": ""}, {"json": record(caption=["a"])}, {"cls": "3"}, {"txtx": "a"}):
         with pytest.raises(SampleError) as error:
             parsed(**files)

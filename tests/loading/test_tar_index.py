@@ -10,8 +10,9 @@ import tarfile
 import pytest
 import webdataset as wds
 
-from clip_finetuning.loading.sample import NO_CAPTION, NO_IMAGE, parse_sample
-from clip_finetuning.loading.tar_index import CHANGED, CUT, DAMAGED, FEWER, TRUNCATED, TarIndex, expected_sizes
+from clip_finetuning.loading.sample import NO_CAPTION, NO_PICTURE, parse_sample
+from clip_finetuning.loading.sizes import expected_sizes
+from clip_finetuning.loading.tar_index import CHANGED, CUT, DAMAGED, FEWER, TRUNCATED, TarIndex
 from tests.helpers import add_file, catalogue_sample, encoded_picture, write_shard
 
 
@@ -60,7 +61,7 @@ def test_hostile_names_are_labels_and_folders_links_and_strangers_are_no_samples
             add_file(tar, f"{key}.txt", b"a caption")
     index = TarIndex([str(tmp_path / "a.tar")])
     assert [index.read(i)["__key__"] for i in range(len(index))] == ["/etc/passwd", "../../climbing", "images/../up"]
-    assert index.lost == []
+    assert index.skipped == []
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]  # nothing was extracted
 
 
@@ -78,8 +79,8 @@ def test_samples_without_picture_or_caption_are_counted(tmp_path):
     write_shard(tmp_path / "a.tar", [good, no_image, no_caption, blank])
     index = TarIndex([str(tmp_path / "a.tar")])
     assert len(index) == 1
-    assert [(lost.count, lost.reason) for lost in index.lost] == [(1, NO_IMAGE), (1, NO_CAPTION), (1, NO_CAPTION)]
-    assert index.lost[0].where == "a.tar: 000000001"
+    assert [(lost.count, lost.reason) for lost in index.skipped] == [(1, NO_PICTURE), (1, NO_CAPTION), (1, NO_CAPTION)]
+    assert index.skipped[0].where == "a.tar: 000000001"
 
 
 def cut(path, size, sizes=None):
@@ -100,11 +101,13 @@ def test_truncated_shards_keep_what_is_readable(tmp_path):
         index = cut(path, size, {"a.tar": 6})
         complete = sum(end <= size for end in ends) if size >= second else 0
         assert len(index) == complete, size
-        assert [(lost.count, lost.reason, lost.where) for lost in index.lost] == [(6 - complete, TRUNCATED, str(path))]
+        assert [(lost.count, lost.reason, lost.where) for lost in index.skipped] == [
+            (6 - complete, TRUNCATED, str(path))
+        ]
         for i in range(complete):
             assert parse_sample(index.read(i)).product_id == f"P{i}"
     path.write_bytes(whole)
-    assert cut(path, ends[3]).lost[0].count == 1  # at least, as no sizes.json says how many
+    assert cut(path, ends[3]).skipped[0].count == 1  # at least, as no sizes.json says how many
 
 
 def test_damage_in_the_middle(tmp_path):
@@ -116,22 +119,22 @@ def test_damage_in_the_middle(tmp_path):
     path.write_bytes(data)
     index = TarIndex([str(path)])
     assert len(index) == 2
-    assert index.lost[0].reason == DAMAGED
+    assert index.skipped[0].reason == DAMAGED
 
 
 def test_fewer_samples_than_written(tmp_path):
     write_shard(tmp_path / "a.tar", [catalogue_sample(0, 0)])
     (tmp_path / "sizes.json").write_text('{"a.tar": 3}')
-    lost = TarIndex([str(tmp_path / "a.tar")]).lost
+    lost = TarIndex([str(tmp_path / "a.tar")]).skipped
     assert [(entry.count, entry.reason) for entry in lost] == [(2, FEWER)]
 
 
 @pytest.mark.parametrize("content", ["null", "[1]", "{", '{"a.tar": "many"}'])
-def test_a_strange_sizes_file_says_nothing(tmp_path, content):
+def test_a_strange_sizes_file_loses_no_sample(tmp_path, content):
     write_shard(tmp_path / "a.tar", [catalogue_sample(0, 0)])
     (tmp_path / "sizes.json").write_text(content)
     index = TarIndex([str(tmp_path / "a.tar")])
-    assert (len(index), index.lost) == (1, [])
+    assert (len(index), index.skipped) == (1, [])
 
 
 def test_files_that_are_no_tars(tmp_path):
@@ -256,5 +259,5 @@ def test_a_shard_that_is_another_one_now(tmp_path):
 def test_a_count_in_sizes_json_is_a_count(tmp_path):
     listed = {"a.tar": 3, "b.tar": -1, "c.tar": True, "d.tar": 10**18, "e.tar": "7", "f.tar": 2.5, "g.tar": 0}
     (tmp_path / "sizes.json").write_text(json.dumps(listed))
-    sizes = expected_sizes([str(tmp_path / name) for name in listed])
+    sizes, _ = expected_sizes([str(tmp_path / name) for name in listed])
     assert {os.path.basename(path): size for path, size in sizes.items()} == {"a.tar": 3, "g.tar": 0}

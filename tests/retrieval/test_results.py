@@ -20,14 +20,6 @@ def test_the_first_protocol_is_the_headline():
     assert (measured["num_samples"], measured["num_products"], measured["num_captions"]) == (18, 6, 6)
 
 
-def test_one_product_that_holds_most_samples_is_a_warning():
-    warning = results.majority_warning(["P1"] * 9 + ["P2"] * 8)
-    assert warning and "one product ('P1') holds 9 of 17 samples" in warning
-    assert results.majority_warning(["P1"] * 9 + ["P2"] * 9) is None
-    assert results.majority_warning(["P1"] * 8) is None  # a few views of a single product
-    assert results.majority_warning([]) is None
-
-
 def test_what_changes_the_meaning_of_the_numbers_is_said():
     embeddings = embedded_catalogue(captions=["same", "Same", "c", "d", "e", "f"])
     embeddings.image_product[:3] = "same"
