@@ -140,7 +140,7 @@ def embed_shards(
     clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks"
 ) -> tuple["Embeddings", dict[str, Any]]:
     """(Embeddings of the shards, what the results say about model and data)."""
-    loader = loading.dataset.eval_loader(
+    loader = loading.loader.eval_loader(
         args.dataset_path,
         model.clip_model.image_transform(clip_model, train=False),
         clip_model.tokenizer,

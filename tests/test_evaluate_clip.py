@@ -329,6 +329,7 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path):
     samples = [catalogue_sample(n, n // 3) for n in range(40)]
     samples[2] = {"000000002.jpg": encoded_picture(2)}  # no caption
     samples[39] = {"000000039.txt": b"no picture"}
+    samples[5]["000000005.json"] = b"{damaged"  # used, its caption for a product
     samples[0]["000000000.jpg"] = samples[38]["000000038.jpg"] = b"no picture at all"
     more = (shard_of(tmp_path, samples), "--protocol=all", "--batch-size=8")
     alone = evaluate(data, tmp_path, *more, "--save-embeddings=alone.npz")
@@ -348,6 +349,8 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path):
     assert together["protocols"] == alone["protocols"]
     assert together["data"]["skipped"] == alone["data"]["skipped"]
     assert sum(alone["data"]["skipped"].values()) == 4 and alone["num_samples"] == 36
+    assert together["data"]["guessed"] == alone["data"]["guessed"]
+    assert [*alone["data"]["guessed"].values()] == [1]
     with np.load(tmp_path / "alone.npz") as one, np.load(tmp_path / "two" / "two.npz") as two:
         assert (one["image_key"] == two["image_key"]).all()
         assert np.allclose(one["image_embeddings"], two["image_embeddings"], atol=1e-5)

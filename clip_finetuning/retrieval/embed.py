@@ -5,7 +5,7 @@ embeds its own samples, and all of them have the embeddings of all.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +30,7 @@ class Loader(Protocol):
 
     num_samples: int
     lost: dict  # {what is counted once: (samples, reason)}
+    guesses: dict  # the same of what is used by a guess
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -51,8 +52,8 @@ def embed(
 ) -> tuple[Embeddings, dict[str, Any]]:
     """Embed every sample of a loader, each distinct caption once -> (Embeddings of all ranks, counts).
 
-    The counts say what became of the other samples, once over all ranks: `skipped` {reason: samples}, `again_in_fp32`
-    {"images", "captions"}: what overflowed in half precision. Raises ValueError if nothing can be embedded,
+    The counts say what became of the other samples, once over all ranks: `skipped` {reason: samples}, `guessed`
+    {reason: samples}: used all the same, `again_in_fp32` {"images", "captions"}: overflowed in half precision. Raises ValueError if nothing can be embedded,
     distributed.Stopped if `wished`, a function that all ranks ask between two batches, wants an end.
     """
     clip_model.model.eval()
@@ -62,6 +63,7 @@ def embed(
             part.add(clip_model, batch, precision)
             bar.update(len(batch.keys))
     part.lost |= loader.lost
+    part.guesses = loader.guesses
     return _joined(distributed.gather_objects(part))
 
 
@@ -71,7 +73,8 @@ def _joined(parts):
     skipped = dict(count_lost(part.lost for part in parts))
     again = {"images": sum(part.images_again for part in parts)}
     again["captions"] = len(set().union(*(part.captions_again for part in parts)))
-    counts = {"skipped": skipped, "again_in_fp32": again}
+    guessed = dict(count_lost(part.guesses for part in parts))
+    counts = {"skipped": skipped, "guessed": guessed, "again_in_fp32": again}
     rows = [row for part in parts for row in part.rows]
     if not rows:
         message = f"no sample could be embedded: {skipped or 'the shards are empty'}"
@@ -109,6 +112,7 @@ class _Part:
         self.texts: dict[str, np.ndarray | None] = {}  # {caption: (D,), or None if it has no embedding}
         self.rows: list[tuple[str, ...]] = []  # one a sample
         self.lost: dict[str, tuple[int, str]] = {}  # as in Loader.lost
+        self.guesses: Mapping[Hashable, tuple[int, str]] = {}  # as in Loader.guesses
         self.met, self.images_again = 0, 0
         self.captions_again: set[str] = set()
 

@@ -29,6 +29,8 @@ def _about(results):
     if skipped := data.get("skipped"):
         left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         lines += _wrapped(f"left out: {left_out}")
+    if guessed := data.get("guessed"):
+        lines += _wrapped(f"by a guess: {', '.join(f'{count} {reason}' for reason, count in guessed.items())}")
     if again := {what: count for what, count in data.get("again_in_fp32", {}).items() if count}:
         lines.append(f"overflowed, embedded again in fp32: {', '.join(f'{n} {what}' for what, n in again.items())}")
     for warning in results["warnings"]:

@@ -99,7 +99,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def load_state(optimizer, model: nn.Module, state_dict: dict) -> list[str]:
+def load_state(optimizer: torch.optim.Optimizer | CombinedOptimizer, model: nn.Module, state_dict: dict) -> list[str]:
     """Give the optimizer the moments of a checkpoint, to each parameter by its name; all else stays as this run has it.
 
     -> names of the parameters that decayed when the checkpoint was written, and no longer do. Raises ValueError if the
