@@ -80,10 +80,11 @@ def test_processes_that_torchrun_restarts_meet_again(tmp_path):
 
 def worker(job, folder=None):
     ranks = distributed.start()
-    if job == "die once" and ranks.rank == 1 and not Path(folder, "died").exists():
+    if job == "die once" and not Path(folder, "died").exists():
         distributed.gather_objects("all are here")
-        Path(folder, "died").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if ranks.rank == 1:
+            Path(folder, "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
     if job == "fail" and ranks.rank == 1:
         raise RuntimeError("broken on purpose")
     if job == "refuse" and ranks.rank == 1:
