@@ -125,12 +125,20 @@ def help_of(script, capsys):
 
 @functools.cache
 def reads_of(script):
-    """Names that the script and the modules below it read as `args.<name>`."""
+    """Names that the script and the modules below it read as `args.<name>`, or of its knobs by name, `values["NAME"]`."""
     names, waiting, done = set(), [ROOT / f"{script}.py"], set()
     while waiting:
         path = waiting.pop()
+        if path in done:
+            continue
         done.add(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") in ("values", "settings"):
+                key = getattr(node.slice, "value", None)
+                names |= {key.lower()} if isinstance(node.ctx, ast.Load) and key in KNOBS else set()
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):  # a folder's module, loaded on use
+                file = ROOT / "clip_finetuning" / node.value.id / f"{node.attr}.py"
+                waiting += [file] if file.exists() else []
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 names |= {node.attr} if getattr(node.value, "id", "") == "args" else set()
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
@@ -200,6 +208,7 @@ def test_a_script_says_in_one_line_what_is_wrong_with_the_page():
 def test_a_training_takes_what_a_notebook_assigned(make_shards, tmp_path, monkeypatch):
     import clipFineTuner
     import openClipManagement as clip
+    from clip_finetuning.training import log
 
     assigned = {
         "BATCH_SIZE": 6,
@@ -216,7 +225,7 @@ def test_a_training_takes_what_a_notebook_assigned(make_shards, tmp_path, monkey
     }
     for name, value in assigned.items():
         monkeypatch.setattr(settings, name, value)
-    monkeypatch.setattr(clipFineTuner.training_log, "draw_curves", lambda *_: None)  # most of the time
+    monkeypatch.setattr(log, "draw_curves", lambda *_: None)  # most of the time
     clipFineTuner.main(["--seed", "7"])
     checkpoint = clip.read_checkpoint(tmp_path / "run" / "final_checkpoint.pt")
     assert assigned.items() <= checkpoint["settings"].items()
