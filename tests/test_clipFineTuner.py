@@ -78,6 +78,7 @@ def weights(run):
 
 def assert_same_weights(run, other, tolerance=0.0):
     mine, theirs = weights(run), weights(other)
+    assert mine.keys() == theirs.keys()
     for name in theirs:
         assert torch.allclose(mine[name], theirs[name], atol=tolerance, rtol=0), name
 
@@ -214,14 +215,20 @@ def test_old_periodic_checkpoints_are_deleted(data, tmp_path):
 
 
 def test_an_average_of_the_weights_is_what_is_saved(data, tmp_path):
-    run = train(data, tmp_path, ema_decay=0.9)
-    checkpoint = clip.read_checkpoint(run / "final_checkpoint.pt")
-    raw, average = checkpoint["raw_state_dict"], checkpoint["state_dict"]
-    assert not torch.equal(raw["visual.proj"], average["visual.proj"])
-    assert len(records(run, "mean_recall@10")) == 3  # the average was evaluated
-    resumed = train(data, tmp_path, "--resume", ema_decay=0.9, max_steps=16)
-    whole = train(data, tmp_path / "whole", ema_decay=0.9, max_steps=16, warmup_steps=1)
-    assert set(weights(resumed)) == set(weights(whole))
+    """Of all steps, each with a weight of 0.1 against those before."""
+    run = train(data, tmp_path, ema_decay=0.9, max_steps=3, checkpoint_interval=1, eval_interval="none")
+    files = [run / f"checkpoint_{step:08d}.pt" for step in (1, 2)] + [run / "final_checkpoint.pt"]
+    raw = [clip.read_checkpoint(path)["raw_state_dict"]["visual.proj"] for path in files]
+    expected = 0.9 * (0.9 * raw[0] + 0.1 * raw[1]) + 0.1 * raw[2]
+    assert torch.allclose(weights(run)["visual.proj"], expected, atol=1e-7)
+    assert not torch.allclose(weights(run)["visual.proj"], raw[2], atol=1e-5)
+
+
+def test_the_average_is_what_is_evaluated(data, tmp_path):
+    """A decay near 1 keeps the average where the first step left the weights, however long they train."""
+    still = train(data, tmp_path, ema_decay=0.999999, learning_rate=1e-2)
+    first, *later = (score for (score,) in records(still, "mean_recall@10")[1:])
+    assert later == [first] * len(later)
 
 
 def test_training_ends_early_without_gain(data, tmp_path, monkeypatch):
