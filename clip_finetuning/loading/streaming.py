@@ -163,7 +163,7 @@ def open_shard(shard: str) -> BinaryIO | Pipe:
         return open(shard, "rb")
     if urlparse(shard).scheme in gopen_schemes:
         return gopen(shard)
-    file_system, path = fsspec.url_to_fs(shard)
+    file_system, path = fsspec.core.url_to_fs(shard)
     return file_system.open(path, "rb")
 
 

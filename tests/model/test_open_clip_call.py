@@ -78,6 +78,7 @@ def transformers():
         rows = [[ord(letter) for letter in text[:max_length]] for text in texts]
         return types.SimpleNamespace(input_ids=torch.tensor([row + [1] * (max_length - len(row)) for row in rows]))
 
+    tokenizer.batch_encode_plus = tokenizer  # as open_clip 3.2 calls it
     loader = types.SimpleNamespace(from_pretrained=lambda *_, **__: tokenizer)
     return types.SimpleNamespace(AutoTokenizer=loader)
 
