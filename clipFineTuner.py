@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         run = setup(args, ranks, folder)
         training.summary.announce(run)
         fit(run, stack.enter_context(training.stop_signals.StopSignals()))
+    for loader in filter(None, (run.loader, run.valid_loader)):
+        loader.close()
     runtime.distributed.stop()
 
 

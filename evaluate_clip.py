@@ -156,6 +156,7 @@ def embed_shards(
     precision = runtime.distributed.agree(runtime.device.pick_precision(args.precision, clip_model.device))
     start = time.perf_counter()
     embeddings, counts = retrieval.embed.embed(clip_model, loader, precision, progress=ranks.rank == 0)
+    loader.close()
     about = {
         "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
         "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), **counts},

@@ -77,6 +77,15 @@ class Loader:
             if len(batch.keys):
                 yield batch
 
+    def close(self) -> None:
+        """End the workers; another iteration starts new ones.
+
+        To be called before the processes part: a worker keeps what it inherited open, their connections too, and with
+        some versions of torch a process waits for ever for a connection to end.
+        """
+        _end_workers(weakref.ref(self._loader))
+        self._loader._iterator = None
+
     @property
     def lost(self) -> dict[Hashable, tuple[int, str]]:
         return self._skipped.counted

@@ -1,6 +1,7 @@
 """What a loader says and counts beside its batches: what was guessed, and data in which hardly anything is a negative."""
 
 import json
+import multiprocessing
 
 import pytest
 
@@ -120,3 +121,13 @@ def test_one_product_that_holds_most_samples_is_said_before_the_training(tmp_pat
     caplog.clear()
     evaluation(write_majority(tmp_path, most))  # evaluate_clip.py says it of what it has embedded
     assert not caplog.records
+
+
+def test_a_closed_loader_has_no_workers_and_can_be_read_again(make_shards, tmp_path):
+    loader = evaluation(make_shards(tmp_path / "a", products=6, views=1, shards=1), 2, num_workers=1)
+    first = keys(list(loader))
+    assert multiprocessing.active_children()
+    loader.close()
+    assert not multiprocessing.active_children()
+    assert keys(list(loader)) == first
+    loader.close()
