@@ -72,8 +72,8 @@ def make_batches(clip_model, model_name, batch_size):
 def ours(clip_model, batches, precision, optimizer_kind="adamw"):
     import torch
 
-    from clip_finetuning.training.optimizer import create_optimizer
     from clip_finetuning.training.plan import Plan
+    from clip_finetuning.training.state import planned_optimizer
     from clip_finetuning.training.step import train_step
 
     size = len(batches[0][1])
@@ -99,14 +99,7 @@ def ours(clip_model, batches, precision, optimizer_kind="adamw"):
         patience=None,
         settings={},
     )
-    optimizer = create_optimizer(
-        clip_model.model,
-        learning_rate=plan.learning_rate,
-        weight_decay=plan.weight_decay,
-        betas=plan.betas,
-        eps=plan.eps,
-        kind=plan.optimizer,
-    )
+    optimizer = planned_optimizer(plan, clip_model)
     scaler = torch.amp.GradScaler(clip_model.device.type, enabled=precision == "fp16")
     identities = torch.arange(size)[:, None].expand(-1, 2).contiguous()
     batches = [types.SimpleNamespace(images=i, tokens=t, identities=identities) for i, t in batches]

@@ -103,6 +103,18 @@ class Run:
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
 
+def planned_optimizer(plan: Plan, clip_model: clip.ClipModel) -> torch.optim.Optimizer | optimizers.CombinedOptimizer:
+    """The optimizer of a plan, before its first step."""
+    return optimizers.create_optimizer(
+        clip_model.model,
+        learning_rate=plan.learning_rate,
+        weight_decay=plan.weight_decay,
+        betas=plan.betas,
+        eps=plan.eps,
+        kind=plan.optimizer,
+    )
+
+
 def start_run(
     plan: Plan,
     clip_model: clip.ClipModel,
@@ -123,14 +135,7 @@ def start_run(
         clip_model=clip_model,
         loader=loader,
         valid_loader=valid_loader,
-        optimizer=optimizers.create_optimizer(
-            clip_model.model,
-            learning_rate=plan.learning_rate,
-            weight_decay=plan.weight_decay,
-            betas=plan.betas,
-            eps=plan.eps,
-            kind=plan.optimizer,
-        ),
+        optimizer=planned_optimizer(plan, clip_model),
         scaler=torch.amp.GradScaler(clip_model.device.type, enabled=plan.precision == "fp16"),
         average=average,
         folder=folder,
