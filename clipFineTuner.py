@@ -45,7 +45,6 @@ def main(argv: list[str] | None = None) -> None:
         fit(run, stack.enter_context(training.stop_signals.StopSignals()))
     for loader in filter(None, (run.loader, run.valid_loader)):
         loader.close()
-    runtime.distributed.stop()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -54,7 +54,6 @@ def main(argv: list[str] | None = None) -> None:
         if clip_model is not None and args.zero_shot:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
         write_outputs(args, embeddings, results, baseline)
-    runtime.distributed.stop()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from types import ModuleType
 from typing import NoReturn
@@ -9,6 +10,13 @@ from typing import NoReturn
 from clip_finetuning.runtime import command_line
 from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 from clip_finetuning.runtime.text import printable
+
+_at_end: list[Callable[[int], None]] = []
+
+
+def at_end(call: Callable[[int], None]) -> None:
+    """Let a command call `call(exit code)` as its last act, after every message."""
+    _at_end.append(call)
 
 
 def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
@@ -20,10 +28,25 @@ def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
         if hasattr(stream, "reconfigure"):  # a notebook's has no such thing, and no need of it
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        sys.exit(main())
+        code = _exit_code(main, page)
+    except (Exception, SystemExit) as error:
+        if not _at_end:
+            raise
+        code = error.code if isinstance(error, SystemExit) else None
+        if not isinstance(code, int):
+            traceback.print_exc()
+            code = 1
+    for call in _at_end:
+        call(code or 0)
+    sys.exit(code)
+
+
+def _exit_code(main, page) -> int | None:
+    try:
+        return main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if command_line.debug_is_on(page):
             raise
@@ -34,7 +57,7 @@ def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
         elif isinstance(error, RuntimeError):
             raise
         print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
-        sys.exit(2)
+        return 2
 
 
 def warn(text: str) -> None:

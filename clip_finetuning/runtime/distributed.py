@@ -6,6 +6,7 @@ gradients (`average`); the result is the gradient of one process with the whole 
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from clip_finetuning.runtime import console
 from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 
 # A rank that waits longer than this for another one gives up, so that a dead rank never holds the others for ever.
@@ -59,13 +61,24 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> Ranks:
         name = f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         store = dist.PrefixStore(name, store)  # pyright: ignore[reportPrivateImportUsage] - torch documents it here
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    console.at_end(end)
     return ranks
 
 
-def stop() -> None:
-    """Leave the group; call it at the regular end only: after an error, exiting is what lets torchrun end the rest."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def end(code: int) -> None:
+    """End this process here, with its exit code, if it is one of several; in a single one, return.
+
+    Its connections are left to the system: gloo's own way to close them, by `destroy_process_group` or when the
+    interpreter ends, waits for ever in one run out of three or so (torch 2.6 and 2.7; seen up to 2.14). After an error
+    too: only a process that has ended lets torchrun end the others.
+    """
+    if not dist.is_initialized():
+        return
+    if code == 0:
+        dist.barrier()  # nobody may still be waiting for what this process has to send
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def world_size() -> int:

@@ -45,6 +45,26 @@ def test_a_users_mistake_is_one_line(ended, kind):
     )
 
 
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [
+        (lambda: None, 0),
+        (fail(ValueError("x")), 2),
+        (fail(KeyError("x")), 1),
+        (fail(SystemExit(3)), 3),
+        (fail(SystemExit("x")), 1),
+    ],
+)
+def test_the_last_act_knows_the_exit_code(ended, monkeypatch, main, code):
+    """And it comes after the message, also of a fault of the program."""
+    monkeypatch.setattr(console, "_at_end", [])
+    console.at_end(lambda code: print(f"the end: {code}", file=sys.stderr))
+    left, said = ended(main)
+    assert (left or 0) == code
+    assert said.endswith(f"the end: {code}\n")
+    assert ("x" in said) == (code in (1, 2))
+
+
 def test_an_interrupt_is_one_line_too(ended):
     assert ended(fail(KeyboardInterrupt())) == (130, "interrupted\n")
 

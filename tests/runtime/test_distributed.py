@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_finetuning.runtime import distributed
+import settings
+from clip_finetuning.runtime import console, distributed
 from tests.helpers import launch
 
 
@@ -35,7 +36,7 @@ def test_a_single_process_has_nothing_to_exchange(monkeypatch):
     assert distributed.any_rank(False) is False
     tensor = torch.ones(2, requires_grad=True)
     assert distributed.gather_with_gradient(tensor, distributed.room_for(tensor)) is tensor
-    distributed.stop()
+    distributed.end(0)  # it goes on
 
 
 def test_an_environment_without_an_address_is_refused(monkeypatch):
@@ -109,8 +110,7 @@ def worker(job, folder=None):
     distributed.broadcast([parameter])
     seen["broadcast"] = parameter.tolist()
     Path(folder, f"{ranks.rank}.json").write_text(json.dumps(seen))
-    distributed.stop()
 
 
 if __name__ == "__main__":
-    worker(*sys.argv[1:])
+    console.run(lambda: worker(*sys.argv[1:]), settings)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clip_finetuning.runtime import distributed
+import settings
+from clip_finetuning.runtime import console, distributed
 from clip_finetuning.training.gradient_cache import backward, backward_with_retry
 from clip_finetuning.training.losses import clip_loss
 from tests.helpers import launch
@@ -299,8 +300,7 @@ def worker(folder):
             )
         seen[job] = {"loss": value, "gradients": towers.gradients(), "micro_batch_size": micro_batch_size}
     torch.save(seen, Path(folder, f"{rank}.pt"))
-    distributed.stop()
 
 
 if __name__ == "__main__":
-    worker(*sys.argv[1:])
+    console.run(lambda: worker(*sys.argv[1:]), settings)
