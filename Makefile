@@ -41,7 +41,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 # The bounds themselves are the constraints, so none can be named that is not tested.
 $(LOWEST)/installed: requirements.txt requirements-dev.txt
 	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
-	sed -nE 's/^([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' $^ > $(LOWEST)/constraints.txt
+	sed -nE 's/^([A-Za-z0-9_-]+)(\[[^]]*\])?>=([0-9.]+).*/\1==\3/p' $^ > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -r requirements-dev.txt
 	touch $@
 
