@@ -38,11 +38,11 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# The bounds themselves are the constraints, so none can be named that is not tested.
+# uv finds the lowest versions within the bounds in seconds, where pip would search for minutes.
 $(LOWEST)/installed: requirements.txt requirements-dev.txt
 	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
-	sed -nE 's/^([A-Za-z0-9_-]+)(\[[^]]*\])?>=([0-9.]+).*/\1==\3/p' $^ > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -r requirements-dev.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r requirements-dev.txt
 	touch $@
 
 clean:
