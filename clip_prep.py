@@ -33,7 +33,7 @@ SPLITS = ("train", "valid")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
 TABLE_OPTIONS = (
     *("images", "image_column", "caption_column", "caption_template", "product_column", "category_column"),
-    *("subcategory_column", "valid_fraction"),
+    *("subcategory_column", "valid_fraction", "encoding", "keep_markup"),
 )
 
 
@@ -52,7 +52,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(settings, __doc__, ["DATA_DIR", "NUM_WORKERS"])
     kind = parser.add_argument_group("what to read (default: PAI pickles)").add_mutually_exclusive_group()
     kind.add_argument("--hdf5", metavar="FILE", help="an official Fashion-Gen file (pip install h5py)")
-    kind.add_argument("--table", metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (pip install pyarrow)")
+    kind.add_argument("--table", metavar="FILE", help=".csv, .tsv, .json, .jsonl, .xlsx or .parquet")
     kind.add_argument(
         "--audit", metavar="JSON", nargs="+", help="check JSON mappings instead, such as those of train and valid"
     )
@@ -84,6 +84,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=float,
         metavar="0.1",
         help="share of the products, by a hash of their ids, to validate on",
+    )
+    table.add_argument(
+        "--encoding", metavar="NAME", help="of a text file, such as gbk [UTF-8, or a guess that is said]"
+    )
+    table.add_argument(
+        "--keep-markup", action="store_true", default=None, help="leave HTML tags and entities in captions"
     )
     args = parser.parse_args(argv)
     check_arguments(parser, args)
@@ -130,7 +136,8 @@ def open_sources(args: argparse.Namespace) -> dict[str, Source]:
             subcategory=args.subcategory_column,
         )
         read = partial(catalogue.table.open_table, args.table, columns, args.images)
-        return {split: read(split, args.valid_fraction, args.allow_outside) for split in splits}
+        options = {"encoding": args.encoding, "keep_markup": bool(args.keep_markup)}
+        return {split: read(split, args.valid_fraction, args.allow_outside, **options) for split in splits}
     read = partial(catalogue.pai.open_pai, num_workers=args.num_workers, allow_outside=args.allow_outside)
     return {split: read(args.data_dir, split) for split in splits}
 

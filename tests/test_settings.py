@@ -21,8 +21,8 @@ PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 # The command line of each script: what is added or taken away here is a decision, and documented.
 FLAGS = {
     "clip_prep": """
-        --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
-        --hdf5 --help --image-column --images --num-workers --on-colab --output --product-column --split
+        --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug --encoding
+        --hdf5 --help --image-column --images --keep-markup --num-workers --on-colab --output --product-column --split
         --subcategory-column --table --valid-fraction
     """,
     "create_webdataset": """

@@ -1,24 +1,22 @@
-"""Rows of a shop's own table: CSV, TSV, JSON lines or Parquet, with the pictures in a folder."""
+"""Rows of a shop's own table: CSV, TSV, JSON, Excel or Parquet, with the pictures in a folder."""
 
-import csv
-import json
 import os
 import re
 from collections.abc import Iterable
-from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_finetuning.catalogue.caption_template import fill_template, template_fields
+from clip_finetuning.catalogue.caption_template import template_fields
+from clip_finetuning.catalogue.cells import Cells
+from clip_finetuning.catalogue.delimited import read_delimited
+from clip_finetuning.catalogue.json_tables import read_json
+from clip_finetuning.catalogue.parquet import read_parquet
+from clip_finetuning.catalogue.remarks import Remarks
 from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, picture_in_folder
+from clip_finetuning.catalogue.spreadsheets import read_xlsx
 from clip_finetuning.runtime.text import hash_of, text_of
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-MAX_CELL = 16 << 20  # characters; a longer one is an unbalanced quote that swallowed the rest of the file
-MAX_LINES = 1_000  # of one row of a CSV, for the same reason
-KEYS_FROM = 1_000  # lines of a JSON lines file that tell its columns: not every object has every key
-BATCH = 4096  # rows of a Parquet file that are read at a time
 
 
 class Columns(NamedTuple):
@@ -56,12 +54,15 @@ def open_table(
     split: str | None = None,
     valid_fraction: float | None = None,
     allow_outside: bool = False,
+    encoding: str | None = None,
+    keep_markup: bool = False,
 ) -> Source:
     """The rows of a table, in its order; with `valid_fraction`, only those of `split`.
 
     Pictures lie in the folder `images` (default: the table's own). Where a row has no product id, equal captions are
-    one product. Raises FileNotFoundError, and ValueError for a file of another kind, a missing column, or a Parquet
-    file without pyarrow.
+    one product. A text file's `encoding` is guessed unless given; markup is taken out of captions and categories unless
+    it is to be kept. Raises FileNotFoundError, and ValueError for a file of another kind or that is damaged, a missing
+    column, or a file that needs a package which is not installed.
     """
     path, needed = Path(path), columns.named()
     images = path.parent if images is None else Path(images)
@@ -71,7 +72,10 @@ def open_table(
         raise FileNotFoundError(f"{images} is not a folder; --images must name the one that holds the pictures")
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path} is not a table of a known kind; its name must end in {', '.join(READERS)}")
-    table = READERS[path.suffix.lower()](path, needed)
+    if encoding and path.suffix.lower() not in TEXT:
+        raise ValueError(f"--encoding {encoding} does not go with {path}: only {', '.join(TEXT)} files have one")
+    remarks = Remarks()
+    table = READERS[path.suffix.lower()](path, needed, remarks, encoding)
     for name in needed:
         if table.names.count(name) != 1:
             problem = "more than one" if name in table.names else "no"
@@ -81,7 +85,9 @@ def open_table(
         raise ValueError(f"{path} needs {flag}; its columns are {', '.join(table.names) or 'none'}")
     name = f"{path} ({split}, --valid-fraction {valid_fraction})" if valid_fraction else str(path)
     total = None if valid_fraction else table.total
-    return Source(name, total, _rows(table.records, columns, images, split, valid_fraction, allow_outside))
+    cells = Cells(remarks, keep_markup)
+    rows = _rows(table.records, columns, cells, images, split, valid_fraction, allow_outside)
+    return Source(name, total, rows, remarks.lines)
 
 
 def split_of_product(product_id: str, valid_fraction: float) -> str:
@@ -89,36 +95,30 @@ def split_of_product(product_id: str, valid_fraction: float) -> str:
     return "valid" if hash_of(product_id) / 2**64 < valid_fraction else "train"
 
 
-def _rows(records, columns, images, split, valid_fraction, allow_outside):
+def _rows(records, columns, cells, images, split, valid_fraction, allow_outside):
     for where, values in records:
-        readable = not isinstance(values, str)
-        captions = _captions(values, columns) if readable else []
-        product_id = text_of(values.get(columns.product)) if readable else ""
+        problem, captions, product_id = values if isinstance(values, str) else "", [], ""
+        try:
+            if not problem:
+                product_id = cells.product_id(where, values.get(columns.product))
+                captions = cells.captions(where, values, columns.captions, columns.template)
+        except RowError as error:
+            problem = str(error)
         product_id = product_id or caption_id(next(iter(captions), ""))
         if valid_fraction and split_of_product(product_id or where, valid_fraction) != split:
             continue
         try:
-            if not readable:
-                raise RowError(values)
+            if problem:
+                raise RowError(problem)
             yield make_row(
                 *_image(values.get(columns.image), images, allow_outside),
                 captions=captions,
-                category=values.get(columns.category),
-                subcategory=values.get(columns.subcategory),
+                category=cells.label(where, "category", values.get(columns.category)),
+                subcategory=cells.label(where, "subcategory", values.get(columns.subcategory)),
                 product_id=product_id,
             )
         except RowError as error:
             yield Skipped(where, str(error))
-
-
-def _captions(values, columns):
-    """The wordings of a row, none blank."""
-    if columns.template:
-        texts = [fill_template(columns.template, {name: text_of(value) for name, value in values.items()})]
-    else:
-        cells = [values.get(name) for name in columns.captions]
-        texts = [text_of(value) for cell in cells for value in (cell if isinstance(cell, list) else [cell])]
-    return [text for text in texts if text]
 
 
 def _image(cell, images, allow_outside):
@@ -128,101 +128,31 @@ def _image(cell, images, allow_outside):
     return picture_in_folder(images, name, allow_outside)
 
 
-def _delimited(path, needed):
-    """A CSV or TSV in UTF-8 or, cell by cell, Windows-1252; with a byte order mark, UTF-16 too."""
-    with _text_file(path) as file:
-        first = file.readline()
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    with _text_file(path) as file:
-        names = [_cell(name) for _, _, row in islice(_csv_rows(path, file, delimiter), 1) for name in row]
-    return Table(names, None, _delimited_records(path, delimiter, names))
+def _delimited(path, needed, remarks, encoding):
+    names, records = read_delimited(path, needed, remarks, encoding)
+    return Table(names, None, records)
 
 
-def _delimited_records(path, delimiter, names):
-    with _text_file(path) as file:
-        for first, last, row in islice(_csv_rows(path, file, delimiter), 1, None):
-            if last - first >= MAX_LINES:
-                for line in range(first, last + 1):
-                    yield f"{path.name}:{line}", "inside an unbalanced quote"
-            elif len(row) != len(names):
-                yield f"{path.name}:{first}", "wrong number of cells"
-            else:
-                yield f"{path.name}:{first}", dict(zip(names, map(_cell, row)))
+def _json(path, needed, remarks, encoding):
+    names, records = read_json(path, needed, remarks, encoding)
+    return Table(names, None, records)
 
 
-def _csv_rows(path, file, delimiter):
-    """(number of its first line, of its last, cells) of each row that is not empty."""
-    csv.field_size_limit(MAX_CELL)
-    reader = csv.reader((line.replace("\0", " ") for line in file), delimiter=delimiter)
-    first = 1
-    try:
-        for row in reader:
-            if row:
-                yield first, reader.line_num, row
-            first = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {first}: {error}; look for an unbalanced quote") from error
+def _workbook(path, needed, remarks, _):
+    names, records = read_xlsx(path, needed, remarks)
+    return Table(names, None, records)
 
 
-def _text_file(path):
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start in (b"\xff\xfe", b"\xfe\xff"):
-        return open(path, encoding="utf-16", errors="replace", newline="")
-    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+def _parquet(path, needed, remarks, _):
+    names, total, records = read_parquet(path, needed)
+    return Table(names, total, records)
 
 
-def _cell(value):
-    return text_of(value if value.isascii() else value.encode("utf-8", "surrogateescape"))
-
-
-def _json_lines(path, needed):
-    """An object a line. Keys may be missing here and there; a column is what one of the first lines has."""
-    names = {}
-    for _, values in islice(_json_records(path), KEYS_FROM):
-        names |= {} if isinstance(values, str) else dict.fromkeys(values)
-    return Table(list(names), None, _json_records(path))
-
-
-def _json_records(path):
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                values = None
-            yield f"{path.name}:{number}", values if isinstance(values, dict) else "line that is no JSON object"
-
-
-def _parquet(path, needed):
-    with _parquet_file(path) as file:
-        names, total = file.schema_arrow.names, file.metadata.num_rows
-    return Table(names, total, _parquet_records(path, needed))
-
-
-def _parquet_records(path, needed):
-    number = 0
-    with _parquet_file(path) as file:
-        for batch in file.iter_batches(BATCH, columns=needed):
-            for values in batch.to_pylist():
-                number += 1
-                yield f"{path.name}:{number}", values
-
-
-@contextmanager
-def _parquet_file(path):
-    """The open file. Whatever pyarrow makes of a damaged one, it is a ValueError that names it."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f"--table {path} needs pyarrow, which is not installed: pip install pyarrow") from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield file
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable Parquet file ({error}); copy it anew") from error
-
-
-READERS = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}
+# What reads a file of each kind: (path, needed columns, remarks, given encoding) -> Table.
+READERS = {
+    **dict.fromkeys((".csv", ".tsv"), _delimited),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), _json),
+    **dict.fromkeys((".xlsx", ".xlsm"), _workbook),
+    ".parquet": _parquet,
+}
+TEXT = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # the kinds that have an encoding

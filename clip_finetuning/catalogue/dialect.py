@@ -1,0 +1,250 @@
+"""How a delimited file writes its cells: which delimiter, which quotes, and whether a backslash escapes."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from clip_finetuning.runtime.text import text_of
+
+MAX_LINES = 1_000  # of one row; a quote that closes nothing for so long is no opening one
+MAX_STRAY_LINES = 50  # the same once another quote was found where none belongs
+MAX_ROW = 16 << 20  # characters
+ENDS = ("\r\n", "\n", "\r")
+CONTROL = {"n": "\n", "t": "\t", "r": "\r", "0": " "}  # what databases write for them after a backslash
+
+
+class Dialect(NamedTuple):
+    """How cells are written. `doubled`: a quote inside quotes is two; `spaced`: blanks may stand before a quote."""
+
+    delimiter: str
+    quote: str = '"'
+    escapes: bool = False
+    doubled: bool = True
+    spaced: bool = False
+
+    def variants(self) -> list["Dialect"]:
+        """This one, then what else the writer of a row may have meant, the likelier first."""
+        others = (
+            self,
+            self._replace(escapes=not self.escapes),
+            self._replace(spaced=True),
+            self._replace(doubled=False),
+            self._replace(quote="'" if self.quote == '"' else '"'),
+        )
+        return list(dict.fromkeys(others))
+
+
+class Reading(NamedTuple):
+    """A row as one dialect reads it: how many lines it takes, and its cells.
+
+    `regular` if every quote is where the dialect puts one; `quoted` if one of the cells needed its quotes.
+    """
+
+    lines: int
+    cells: list[str]
+    regular: bool = True
+    quoted: bool = False
+
+    def fits(self, columns: int) -> bool:
+        """Whether there is a cell for each column, and none beyond them that holds anything."""
+        return len(self.cells) >= columns and not "".join(self.cells[columns:]).strip()
+
+
+class Lines:
+    """Lines of a file that are looked at before they are taken."""
+
+    def __init__(self, lines: Iterator) -> None:
+        self._lines = iter(lines)
+        self._ahead: list = []
+        self.number = 1  # of the next line
+
+    def ahead(self, place: int):
+        """The line that many after the next one, or None after the last."""
+        while len(self._ahead) <= place:
+            line = next(self._lines, None)
+            if line is None:
+                return None
+            self._ahead.append(line)
+        return self._ahead[place]
+
+    def take(self, count: int) -> list:
+        """The next `count` lines, which are there."""
+        taken, self._ahead = self._ahead[:count], self._ahead[count:]
+        self.number += count
+        return taken
+
+
+def read_row(lines: Lines, dialect: Dialect, one_line: bool = False) -> Reading | None:
+    """The next row, which is not taken; None if a quote stays open.
+
+    With `one_line`, a quote that stays open in the first line is text.
+    """
+    return read_text(lambda place: getattr(lines.ahead(place), "text", None), dialect, one_line)
+
+
+def read_text(line_at, dialect: Dialect, one_line: bool = False) -> Reading | None:
+    """`read_row` of line_at(0), line_at(1), ... texts with their ends, and None after the last."""
+    text = line_at(0)
+    end = _length_without_end(text)
+    plain = dialect.quote not in text and not (dialect.escapes and "\\" in text)
+    if plain:
+        return Reading(1, text[:end].split(dialect.delimiter))
+    row = _Row(line_at, dialect, one_line, text, end)
+    return row.read()
+
+
+class _Row:
+    """A row while it is read, from left to right; where a cell goes on, the next line is added."""
+
+    def __init__(self, line_at, dialect, one_line, text, end):
+        self.line_at, self.dialect, self.one_line = line_at, dialect, one_line
+        self.text, self.end, self.lines = text, end, 1
+        self.regular, self.quoted = True, False
+
+    def read(self):
+        cells, at = [], 0
+        while True:
+            opening = self._opening(at)
+            close = self._closing(opening + 1) if opening >= 0 else -1
+            if opening >= 0 and close < 0 and not self.one_line:
+                return None
+            if close >= 0:
+                cells.append(self._unquoted(self.text[opening + 1 : close]))
+                at = self._skip_blanks(close + 1)
+            else:
+                self.regular = self.regular and opening < 0
+                stop = self._delimiter(at)
+                if stop is None:
+                    return None
+                cells.append(self._unescaped(self.text[at:stop]))
+                at = stop
+            if at >= self.end:
+                return Reading(self.lines, cells, self.regular, self.quoted)
+            at += len(self.dialect.delimiter)
+
+    def _opening(self, at):
+        """Where a quote opens the cell that begins at `at`, or -1."""
+        start = self._skip_blanks(at) if self.dialect.spaced else at
+        return start if start < self.end and self.text.startswith(self.dialect.quote, start) else -1
+
+    def _skip_blanks(self, at):
+        while at < self.end and self.text[at] == " " and self.dialect.delimiter != " ":
+            at += 1
+        return at
+
+    def _closing(self, at):
+        """Where the quote is that closes the cell, or -1: the first one before a delimiter or the end of a line."""
+        quote, start = self.dialect.quote, at
+        while True:
+            found = self.text.find(quote, at, self.end)
+            if found < 0:
+                at = self.end
+                if not self._add_line():
+                    return -1
+            elif self.dialect.escapes and self._is_escaped(found, start):
+                at = found + 1
+            elif self.dialect.doubled and self.text.startswith(quote, found + 1) and found + 1 < self.end:
+                at = found + 2
+            else:
+                after = self._skip_blanks(found + 1)
+                if after == self.end or self.text.startswith(self.dialect.delimiter, after):
+                    self.regular = self.regular and after == found + 1
+                    return found
+                self.regular, at = False, found + 1
+
+    def _delimiter(self, at):
+        """Where a cell without quotes ends; None if an escaped line end is the file's last."""
+        start = at
+        while True:
+            found = self.text.find(self.dialect.delimiter, at, self.end)
+            if found >= 0 and self.dialect.escapes and self._is_escaped(found, start):
+                at = found + 1
+            elif found < 0 and self.dialect.escapes and self._is_escaped(self.end, start):
+                at = self.end
+                if not self._add_line():
+                    return None
+            else:
+                return found if found >= 0 else self.end
+
+    def _is_escaped(self, at, start):
+        text = self.text[start:at]
+        return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+    def _add_line(self):
+        line = None if self.one_line else self.line_at(self.lines)
+        if line is None or self.lines >= (MAX_LINES if self.regular else MAX_STRAY_LINES) or self.end > MAX_ROW:
+            return False
+        self.lines += 1
+        self.end = len(self.text) + _length_without_end(line)
+        self.text += line
+        return True
+
+    def _unquoted(self, text):
+        quote = self.dialect.quote
+        self.quoted = self.quoted or self.dialect.delimiter in text or quote in text or "\n" in text or "\r" in text
+        text = self._unescaped(text)
+        return text.replace(quote * 2, quote) if self.dialect.doubled else text
+
+    def _unescaped(self, text):
+        if not self.dialect.escapes or "\\" not in text:
+            return text
+        return re.sub(r"\\(.)", lambda match: CONTROL.get(match[1], match[1]), text, flags=re.DOTALL)
+
+
+def _length_without_end(line):
+    return len(line) - next((len(end) for end in ENDS if line.endswith(end)), 0)
+
+
+# ------------------------------------------------------------------------------------- which one it is
+
+
+def choose_dialect(lines: Sequence[str], needed: Sequence[str], usual: str) -> tuple[Dialect, list[str]]:
+    """(the dialect that reads the most of these first lines of a file, the names in the first of them).
+
+    Its header must have the `needed` names; where none has, it is the usual delimiter or the most frequent one.
+    """
+    header = lines[0] if lines else ""
+    signs = [sign for sign in dict.fromkeys(header) if not sign.isalnum() and sign not in "\"'`_.- \r\n\\"]
+    quotes = ['"', "'", *_quote_around(header)]
+    found = []
+    for delimiter in signs:
+        for quote in (quote for quote in quotes if quote != delimiter):
+            dialect = Dialect(delimiter, quote)
+            names = header_names(lines, dialect)
+            if set(needed) <= set(names) and len(names) > 1:
+                found += [(dialect, names), (dialect._replace(escapes=True), names)]
+    if not found:
+        delimiter = usual or max(",;\t|", key=header.count)
+        found = [(Dialect(delimiter), header_names(lines, Dialect(delimiter)))]
+    if len(found) == 1:
+        return found[0]
+    return max(found, key=lambda one: (_merit(lines, one[0], len(one[1])), len(one[1])))
+
+
+def header_names(lines: Sequence[str], dialect: Dialect) -> list[str]:
+    """The cells of the first row."""
+    row = read_text(lambda place: lines[place] if place < len(lines) else None, dialect) if lines else None
+    return [text_of(cell) for cell in row.cells] if row else []
+
+
+def _quote_around(header):
+    line = header.strip()
+    return [line[0]] if len(line) > 2 and line[0] == line[-1] and not line[0].isalnum() and line[0] not in "\"'" else []
+
+
+def _merit(lines, dialect, columns):
+    """(lines that are read as they should be, evidence for what is unusual about the dialect)."""
+    right = evidence = at = 0
+    while at < len(lines):
+        row = read_text(lambda place, at=at: lines[at + place] if at + place < len(lines) else None, dialect)
+        if row is None or not row.regular or not row.fits(columns):
+            at += 1
+            continue
+        right += row.lines
+        evidence += row.quoted
+        at += row.lines
+    if dialect.escapes:
+        evidence = len(lines) * sum("\\" + dialect.quote in line for line in lines) or -1
+    elif dialect.quote == '"':
+        evidence = evidence or 0.5  # what a file without a quote is
+    return right, evidence

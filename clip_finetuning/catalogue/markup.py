@@ -1,0 +1,52 @@
+"""Captions without markup: tags go, entities become their characters."""
+
+import html
+import re
+
+# HTML's own elements alone: "<XL>", "a < b" and "<3" are text. Those within a line leave no gap: so<b>ft</b> is one word.
+INLINE = "a abbr acronym b bdi bdo big cite code del dfn em font i ins kbd mark q s samp small span strike strong sub sup tt u var wbr"
+BLOCK = (
+    "address area article aside audio base blockquote body br button canvas caption center col colgroup data dd details dialog dir "
+    "div dl dt embed fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 h6 head header hr html iframe img "
+    "input label legend li link main map menu meta nav noscript object ol optgroup option output p param picture pre progress section "
+    "select source summary svg table tbody td template textarea tfoot th thead time title tr track ul video"
+)
+ATTRIBUTES = r"""(?:\s(?:[^<>"']|"[^"<]{0,2000}"|'[^'<]{0,2000}'){0,2000})?"""
+
+
+def _tags(names):
+    return re.compile(rf"</?(?:{'|'.join(names.split())}){ATTRIBUTES}\s*/?>", re.IGNORECASE)
+
+
+INLINE_TAG, BLOCK_TAG = _tags(INLINE), _tags(BLOCK)
+WITH_CONTENT = re.compile(r"<(script|style)\b[^>]{0,2000}>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+COMMENT = re.compile(r"<!--.*?-->|<!doctype\b[^>]*>|<!\[CDATA\[|\]\]>|<\?xml\b[^>]*>", re.IGNORECASE | re.DOTALL)
+CUT_OFF = re.compile(
+    rf"""</?(?:{"|".join((INLINE + " " + BLOCK).split())})\s+[a-z-]+\s*=\s*["'][^<>]*\Z""", re.IGNORECASE
+)
+# Without its semicolon only what nothing else looks like: in "black&copper" there is no copyright sign.
+ENTITY = re.compile(
+    r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});|&(?:nbsp|amp|quot)(?![A-Za-z0-9;=])"
+)
+ROUNDS = 3  # feeds escape what is escaped
+
+
+def without_markup(text: str) -> str:
+    """The text as a browser would show it; the same text if it has no markup."""
+    for _ in range(ROUNDS):
+        plain = _unescaped(_untagged(text))
+        if plain == text:
+            break
+        text = plain
+    return text
+
+
+def _untagged(text):
+    if "<" not in text and "]]>" not in text:
+        return text
+    text = COMMENT.sub(" ", WITH_CONTENT.sub(" ", text))
+    return CUT_OFF.sub(" ", INLINE_TAG.sub("", BLOCK_TAG.sub(" ", text)))
+
+
+def _unescaped(text):
+    return ENTITY.sub(lambda match: html.unescape(match.group()).replace("\xad", ""), text) if "&" in text else text
