@@ -15,6 +15,7 @@ from clip_finetuning.catalogue.remarks import Remarks
 FIRST_LINES = 2_000  # that tell the dialect
 EXTENSION = re.compile(r"\.[a-z0-9]{2,5}(?=$|[?#&;,|\"'\s])", re.IGNORECASE)
 EXCEL_SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # a first line that Excel writes and hides
+NULL = "\\N"  # what databases export for a missing value
 STRAY = "have stray quotes, which are text"
 FEWER = "have fewer cells than the header; those missing are blank"
 ESCAPES = "have backslashes before quotes or backslashes, which are text"
@@ -72,7 +73,8 @@ class _Reader:
                 if problem:
                     yield where, problem
                     continue
-                cells = dict(zip(self.names, reading.cells + [""] * (len(self.names) - len(reading.cells))))
+                cells = dict.fromkeys(self.names, "") | dict(zip(self.names, reading.cells))
+                cells = {name: "" if cell == NULL else cell for name, cell in cells.items()}
                 if remark:
                     self.remarks.count(remark, f"{where}: {''.join(line.text for line in taken)}")
                 if any(line.guessed for line in taken):
@@ -103,11 +105,13 @@ class _Reader:
         return None, WRONG if first else UNBALANCED, ""
 
     def _swallows(self, lines, reading):
-        """Whether a row of several lines is several rows: by themselves they have the right cells."""
-        if reading.lines == 1:
-            return False
+        """Whether a row of several lines is several rows: lines inside it are rows by themselves.
+
+        The last line of a description may look like one, as what follows the description is on it.
+        """
         alike = [self._is_row(lines.ahead(place).text) for place in range(reading.lines)]
-        return all(alike) if reading.regular and reading.fits(len(self.names)) else any(alike[1:])
+        inner = alike[1:-1] or alike
+        return reading.lines > 1 and (2 * sum(inner) >= len(inner) if reading.lines > 2 else all(alike))
 
     def _is_row(self, text):
         """Whether a line looks like a row by itself."""
@@ -121,10 +125,12 @@ class _Reader:
         self.look = self._look(reading) or self.look
 
     def _look(self, reading):
-        """What the cells of the picture's column have in common: an ending, or that they are numbers; else None."""
+        """What the cells of the picture's column have in common: an ending, or how they mix in digits; else None."""
         cell = reading.cells[self.key].strip(" \"'") if self.key is not None else ""
-        ending = EXTENSION.search(cell)
-        return ending.group().lower() if ending else "number" if cell.isdecimal() else None
+        if ending := EXTENSION.search(cell):
+            return ending.group().lower()
+        shape = re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell))
+        return shape if "0" in shape else None
 
     def _escapes(self, lines, reading):
         """What to say of a row that another reading would take backslashes out of."""

@@ -162,7 +162,7 @@ class _Row:
             elif found < 0 and self.dialect.escapes and self._is_escaped(self.end, start):
                 at = self.end
                 if not self._add_line():
-                    return None
+                    return self.end if self.one_line else None
             else:
                 return found if found >= 0 else self.end
 
@@ -234,17 +234,15 @@ def _quote_around(header):
 
 def _merit(lines, dialect, columns):
     """(lines that are read as they should be, evidence for what is unusual about the dialect)."""
-    right = evidence = at = 0
+    right = quoted = at = 0
     while at < len(lines):
         row = read_text(lambda place, at=at: lines[at + place] if at + place < len(lines) else None, dialect)
-        if row is None or not row.regular or not row.fits(columns):
-            at += 1
-            continue
-        right += row.lines
-        evidence += row.quoted
-        at += row.lines
+        good = row is not None and row.regular and row.fits(columns)
+        right += row.lines if good else 0
+        quoted += row.quoted if good else 0
+        at += row.lines if good else 1
+    if dialect.quote != '"' and not quoted:
+        return 0, 0  # apostrophes, perhaps
     if dialect.escapes:
-        evidence = len(lines) * sum("\\" + dialect.quote in line for line in lines) or -1
-    elif dialect.quote == '"':
-        evidence = evidence or 0.5  # what a file without a quote is
-    return right, evidence
+        return right, len(lines) * sum("\\" + dialect.quote in line for line in lines) or -1
+    return right, quoted or 0.5  # more than another quote that says nothing

@@ -17,7 +17,7 @@ MARKS = {  # the longer ones first: that of UTF-16 begins that of UTF-32
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 EASTERN = {  # the lead bytes of the characters that are in daily use
     "cp949": (0xB0, 0xC8),
     "gb18030": (0xB0, 0xD7),
