@@ -5,7 +5,7 @@ A row is what makes the number of cells come out right. Where no reading does, i
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from clip_finetuning.catalogue.dialect import Lines, choose_dialect, read_row, read_text
@@ -15,8 +15,9 @@ from clip_finetuning.catalogue.remarks import Remarks
 FIRST_LINES = 2_000  # that tell the dialect
 EXTENSION = re.compile(r"\.[a-z0-9]{2,5}(?=$|[?#&;,|\"'\s])", re.IGNORECASE)
 EXCEL_SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # a first line that Excel writes and hides
+ESCAPING = re.compile(r"\\[\\\"'\r\n]")
 NULL = "\\N"  # what databases export for a missing value
-STRAY = "have stray quotes, which are text"
+STRAY = "have stray or unusual quotes, and were read so that their cells come out right"
 FEWER = "have fewer cells than the header; those missing are blank"
 ESCAPES = "have backslashes before quotes or backslashes, which are text"
 UNBALANCED, WRONG = "inside an unbalanced quote", "wrong number of cells"
@@ -73,8 +74,9 @@ class _Reader:
                 if problem:
                     yield where, problem
                     continue
-                cells = dict.fromkeys(self.names, "") | dict(zip(self.names, reading.cells))
-                cells = {name: "" if cell == NULL else cell for name, cell in cells.items()}
+                cells = dict(zip_longest(self.names, reading.cells[: len(self.names)], fillvalue=""))
+                if NULL in reading.cells:
+                    cells = {name: "" if cell == NULL else cell for name, cell in cells.items()}
                 if remark:
                     self.remarks.count(remark, f"{where}: {''.join(line.text for line in taken)}")
                 if any(line.guessed for line in taken):
@@ -95,7 +97,7 @@ class _Reader:
             for reading in whole:
                 if reading.regular is regular and reading.fits(columns):
                     self._learn(reading)
-                    return reading, "", "" if regular else STRAY
+                    return reading, "", STRAY
         alone = read_row(lines, main, one_line=True)
         if alone.fits(columns):
             self._learn(alone)
@@ -109,14 +111,21 @@ class _Reader:
 
         The last line of a description may look like one, as what follows the description is on it.
         """
-        alike = [self._is_row(lines.ahead(place).text) for place in range(reading.lines)]
-        inner = alike[1:-1] or alike
-        return reading.lines > 1 and (2 * sum(inner) >= len(inner) if reading.lines > 2 else all(alike))
+
+        def is_row(place):
+            return self._is_row(lines.ahead(place).text)
+
+        if reading.lines <= 2:
+            return reading.lines == 2 and is_row(1) and is_row(0)
+        inner = range(1, reading.lines - 1)
+        return 2 * sum(map(is_row, inner)) >= len(inner)
 
     def _is_row(self, text):
         """Whether a line looks like a row by itself."""
+        if not text.strip() or text.count(self.variants[0].delimiter) < len(self.names) - 1:
+            return False
         row = read_text(lambda place: None if place else text, self.variants[0], one_line=True)
-        if not text.strip() or not row.fits(len(self.names)):
+        if not row.fits(len(self.names)):
             return False
         look = self._look(row)
         return look is not None and look == (self.look or look)
@@ -134,10 +143,9 @@ class _Reader:
 
     def _escapes(self, lines, reading):
         """What to say of a row that another reading would take backslashes out of."""
-        if self.variants[0].escapes:
-            return ""
         texts = (lines.ahead(place).text for place in range(reading.lines))
-        return ESCAPES if any("\\\\" in text or '\\"' in text for text in texts) else ""
+        escaping = any("\\" in text and ESCAPING.search(text) for text in texts)
+        return ESCAPES if escaping and not self.variants[0].escapes else ""
 
 
 def _peek(lines):

@@ -1,7 +1,9 @@
 """How a delimited file writes its cells: which delimiter, which quotes, and whether a backslash escapes."""
 
+import csv
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from clip_finetuning.runtime.text import text_of
@@ -10,6 +12,7 @@ MAX_LINES = 1_000  # of one row; a quote that closes nothing for so long is no o
 MAX_STRAY_LINES = 50  # the same once another quote was found where none belongs
 MAX_ROW = 16 << 20  # characters
 ENDS = ("\r\n", "\n", "\r")
+ESCAPED = r"(?<!\\)(?:\\\\)*\\"  # a backslash that no other one escapes
 CONTROL = {"n": "\n", "t": "\t", "r": "\r", "0": " "}  # what databases write for them after a backslash
 
 
@@ -89,8 +92,21 @@ def read_text(line_at, dialect: Dialect, one_line: bool = False) -> Reading | No
     plain = dialect.quote not in text and not (dialect.escapes and "\\" in text)
     if plain:
         return Reading(1, text[:end].split(dialect.delimiter))
-    row = _Row(line_at, dialect, one_line, text, end)
-    return row.read()
+    standard = dialect == Dialect(dialect.delimiter, dialect.quote) and not one_line
+    return (_regular_row(line_at, dialect) if standard else None) or _Row(line_at, dialect, one_line, text, end).read()
+
+
+def _regular_row(line_at, dialect):
+    """The Reading of a row without any irregularity, by Python's own reader, which is fast; else None."""
+    csv.field_size_limit(MAX_ROW)
+    texts = takewhile(lambda text: text is not None, map(line_at, range(MAX_LINES)))
+    reader = csv.reader(texts, delimiter=dialect.delimiter, quotechar=dialect.quote, strict=True)
+    try:
+        cells = next(reader)
+    except (csv.Error, StopIteration):
+        return None
+    signs = (dialect.delimiter, dialect.quote, "\n", "\r")
+    return Reading(reader.line_num, cells, True, any(sign in cell for cell in cells for sign in signs))
 
 
 class _Row:
@@ -182,13 +198,14 @@ class _Row:
     def _unquoted(self, text):
         quote = self.dialect.quote
         self.quoted = self.quoted or self.dialect.delimiter in text or quote in text or "\n" in text or "\r" in text
-        text = self._unescaped(text)
-        return text.replace(quote * 2, quote) if self.dialect.doubled else text
+        doubled = quote if self.dialect.doubled else ""
+        return self._unescaped(text, doubled) if self.dialect.escapes else text.replace(doubled * 2, doubled)
 
-    def _unescaped(self, text):
-        if not self.dialect.escapes or "\\" not in text:
+    def _unescaped(self, text, doubled=""):
+        if not self.dialect.escapes:
             return text
-        return re.sub(r"\\(.)", lambda match: CONTROL.get(match[1], match[1]), text, flags=re.DOTALL)
+        pairs = r"\\(.)" + (f"|{re.escape(doubled * 2)}" if doubled else "")
+        return re.sub(pairs, lambda pair: CONTROL.get(pair[1], pair[1] or doubled), text, flags=re.DOTALL)
 
 
 def _length_without_end(line):
@@ -244,5 +261,6 @@ def _merit(lines, dialect, columns):
     if dialect.quote != '"' and not quoted:
         return 0, 0  # apostrophes, perhaps
     if dialect.escapes:
-        return right, len(lines) * sum("\\" + dialect.quote in line for line in lines) or -1
+        escaped = re.compile(ESCAPED + dialect.quote)
+        return right, len(lines) * sum(escaped.search(line) is not None for line in lines) or -1
     return right, quoted or 0.5  # more than another quote that says nothing

@@ -76,9 +76,19 @@ def find_encoding(path: str | os.PathLike, given: str | None = None) -> Encoding
 
 @contextmanager
 def open_lines(path: str | os.PathLike, encoding: Encoding) -> Iterator[Iterator[Line]]:
-    """The lines of a file, each up to its CR, LF or CRLF. Bytes that the encoding does not have become U+FFFD."""
+    """The lines of a file, each with its end: LF or CRLF, or CR where that is what ends the first one.
+
+    Bytes that the encoding does not have become U+FFFD.
+    """
     name, errors = ("utf-8", "surrogateescape") if encoding.mixed else (encoding.name, "clip-unreadable")
-    with open(path, encoding=name, errors=errors, newline="") as file:
+    end = "\n"
+    try:
+        with open(path, encoding=name, errors=errors, newline="") as file:
+            first = file.readline()
+            end = "\r" if first.endswith("\r") else end
+    except UnicodeError:
+        pass  # comes again, and is said
+    with open(path, encoding=name, errors=errors, newline=end) as file:
         yield _lines(path, file, encoding)
 
 
