@@ -20,6 +20,8 @@ NULL = "\\N"  # what databases export for a missing value
 STRAY = "have stray or unusual quotes, and were read so that their cells come out right"
 FEWER = "have fewer cells than the header; those missing are blank"
 ESCAPES = "have backslashes before quotes or backslashes, which are text"
+APOSTROPHES = "have a cell in apostrophes, which are text"
+UNESCAPED = "had backslashes that escape what follows, and were taken out"
 UNBALANCED, WRONG = "inside an unbalanced quote", "wrong number of cells"
 
 
@@ -90,7 +92,7 @@ class _Reader:
         first = read_row(lines, main)
         if first and first.regular and first.fits(columns) and (first.lines == 1 or not self._swallows(lines, first)):
             self._learn(first)
-            return first, "", self._escapes(lines, first)
+            return first, "", self._ambiguity(lines, first)
         readings = [first, *(read_row(lines, variant) for variant in self.variants[1:])]
         whole = [reading for reading in readings if reading and not self._swallows(lines, reading)]
         for regular in (True, False):
@@ -141,11 +143,14 @@ class _Reader:
         shape = re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell))
         return shape if "0" in shape else None
 
-    def _escapes(self, lines, reading):
-        """What to say of a row that another reading would take backslashes out of."""
-        texts = (lines.ahead(place).text for place in range(reading.lines))
-        escaping = any("\\" in text and ESCAPING.search(text) for text in texts)
-        return ESCAPES if escaping and not self.variants[0].escapes else ""
+    def _ambiguity(self, lines, reading):
+        """What to say of a row with signs that other writers mean otherwise."""
+        if any(len(cell) > 1 and cell[0] == cell[-1] == "'" for cell in reading.cells):
+            return APOSTROPHES
+        texts = [lines.ahead(place).text for place in range(reading.lines)]
+        if not any("\\" in text and ESCAPING.search(text) for text in texts):
+            return ""
+        return UNESCAPED if self.variants[0].escapes else ESCAPES
 
 
 def _peek(lines):

@@ -12,6 +12,7 @@ MAX_LINES = 1_000  # of one row; a quote that closes nothing for so long is no o
 MAX_STRAY_LINES = 50  # the same once another quote was found where none belongs
 MAX_ROW = 16 << 20  # characters
 ENDS = ("\r\n", "\n", "\r")
+NO_QUOTE = "\ufdd0"  # no character, so in no text
 ESCAPED = r"(?<!\\)(?:\\\\)*\\"  # a backslash that no other one escapes
 CONTROL = {"n": "\n", "t": "\t", "r": "\r", "0": " "}  # what databases write for them after a backslash
 
@@ -105,8 +106,8 @@ def _regular_row(line_at, dialect):
         cells = next(reader)
     except (csv.Error, StopIteration):
         return None
-    signs = (dialect.delimiter, dialect.quote, "\n", "\r")
-    return Reading(reader.line_num, cells, True, any(sign in cell for cell in cells for sign in signs))
+    quoted = reader.line_num > 1 or dialect.quote * 2 in line_at(0) or any(dialect.delimiter in cell for cell in cells)
+    return Reading(reader.line_num, cells, True, quoted)
 
 
 class _Row:
@@ -222,7 +223,7 @@ def choose_dialect(lines: Sequence[str], needed: Sequence[str], usual: str) -> t
     """
     header = lines[0] if lines else ""
     signs = [sign for sign in dict.fromkeys(header) if not sign.isalnum() and sign not in "\"'`_.- \r\n\\"]
-    quotes = ['"', "'", *_quote_around(header)]
+    quotes = ['"', "'", NO_QUOTE, *_quote_around(header)]
     found = []
     for delimiter in signs:
         for quote in (quote for quote in quotes if quote != delimiter):
@@ -255,9 +256,15 @@ def _merit(lines, dialect, columns):
     while at < len(lines):
         row = read_text(lambda place, at=at: lines[at + place] if at + place < len(lines) else None, dialect)
         good = row is not None and row.regular and row.fits(columns)
+        if good and dialect.quote == NO_QUOTE:
+            good = not any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in row.cells)
         right += row.lines if good else 0
         quoted += row.quoted if good else 0
         at += row.lines if good else 1
+    if dialect.quote == NO_QUOTE:  # only where backslashes do what quotes would
+        escaped = re.compile(ESCAPED + rf"(?:{re.escape(dialect.delimiter)}|[\r\n]*\Z)")
+        signs = sum(escaped.search(line) is not None for line in lines) if dialect.escapes else 0
+        return (right, 2 * len(lines) * signs) if signs else (0, 0)
     if dialect.quote != '"' and not quoted:
         return 0, 0  # apostrophes, perhaps
     if dialect.escapes:
