@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from clip_finetuning.catalogue.caption_checks import caption_findings
 from clip_finetuning.catalogue.mapping import Mapping, read_mapping
 from clip_finetuning.catalogue.near_duplicates import can_fingerprint, close_pairs, fingerprint
 from clip_finetuning.pictures.decode import PictureError, load_picture, read_source
@@ -75,6 +76,7 @@ def audit(paths: Sequence[str], num_workers: int = 0) -> dict:
         "repeated_pictures": repeated_pictures(entries, pictures),
         "captions_of_several_products": captions_of_several_products(entries),
         "captions_over_77_tokens": long_captions(entries),
+        **questionable_captions(entries),
         "tiny_pictures": sized(pictures, lambda width, height: min(width, height) < TINY),
         "extreme_pictures": sized(pictures, lambda width, height: max(width, height) > EXTREME * min(width, height)),
         "unreadable_pictures": unreadable_pictures(unreadable),
@@ -234,6 +236,12 @@ def long_captions(entries: Entries) -> dict:
     return finding([{"tokens_about": count, "caption": caption[:1000]} for count, caption in found])
 
 
+def questionable_captions(entries: Entries) -> dict[str, dict]:
+    """Captions with markup, captions that are only a name, captions in another language than most."""
+    items = ((caption, entry.image_path, entry.product) for entry in entries for caption in entry.captions)
+    return {f"captions_{kind}": finding(found) for kind, found in caption_findings(items).items()}
+
+
 def about_tokens(caption: str) -> int:
     """About how many tokens CLIP's tokenizer makes of a caption, its two marks included.
 
@@ -328,6 +336,13 @@ def summary(report: dict) -> str:
         line("pictures more than once in one file", report["repeated_pictures"], "images"),
         line("captions of different products", report["captions_of_several_products"], "caption"),
         line("captions over 77 tokens, about", report["captions_over_77_tokens"], "caption"),
+        line("captions with markup", report["captions_markup"], "caption"),
+        line("captions that are only a file name or an id", report["captions_only_a_name"], "caption"),
+        line(
+            "captions of another language than most, by script and frequent words",
+            report["captions_other_language"],
+            "caption",
+        ),
         line(f"pictures under {TINY} pixels", report["tiny_pictures"], "image"),
         line(f"pictures longer than {EXTREME} : 1", report["extreme_pictures"], "image"),
     ]

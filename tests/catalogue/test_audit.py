@@ -74,7 +74,7 @@ def test_clean_mappings(clean):
     assert "2  are not in every file" in result.stdout
     counts = {name: found["count"] for name, found in report.items() if "count" in found}
     assert counts == dict.fromkeys(counts, 0)
-    assert len(counts) == 6
+    assert len(counts) == 9
     assert not leaks(report)
 
 
