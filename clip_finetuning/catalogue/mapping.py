@@ -79,6 +79,7 @@ def write_mapping(source: Source, output: str | os.PathLike) -> Summary:
                     before = "[\n" if summary.images == 1 else ",\n"
                     file.write(before + json.dumps(_object_of(row), ensure_ascii=False))
             file.write("\n]\n")
+        summary.remarks = source.remarks()
         if not summary.images:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())
             raise ValueError(f"{source.name}: no usable row ({reasons or 'it is empty'}); nothing was written")

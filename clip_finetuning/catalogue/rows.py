@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +29,15 @@ class Skipped(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An opened catalogue: its name, how many rows it has (None: unknown), and the rows themselves."""
+    """An opened catalogue: its name, how many rows it has (None: unknown), and the rows themselves.
+
+    `remarks`, called when all rows are read, says what was guessed on the way, a line each.
+    """
 
     name: str
     total: int | None
     rows: Iterator[Row | Skipped]
+    remarks: Callable[[], list[str]] = list
 
 
 class RowError(ValueError):

@@ -31,6 +31,7 @@ class Summary:
         self.caption_words: Counter[int] = Counter()  # number of words -> captions
         self.skipped: Counter[str] = Counter()  # reason -> rows
         self.examples: dict[str, list[str]] = {}  # reason -> names of the first such rows
+        self.remarks: list[str] = []  # what was guessed
 
     def add(self, row: Row | Skipped) -> None:
         """Count a Row or a Skipped."""
@@ -58,4 +59,5 @@ class Summary:
             lines.append(f"  {without_id:,} images have no product id: equal captions are one product")
         for reason, count in sorted(self.skipped.items()):
             lines.append(f"  {skipped_line(reason, count, self.examples[reason])}")
+        lines += [f"  {printable(remark)}" for remark in self.remarks]
         return "\n".join(lines)

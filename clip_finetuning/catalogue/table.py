@@ -3,39 +3,23 @@
 import csv
 import json
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_finetuning.catalogue.caption_template import fill_template, template_fields
-from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, picture_in_folder
+from clip_finetuning.catalogue.columns import Columns
+from clip_finetuning.catalogue.picture_folder import Found, PictureFolder
+from clip_finetuning.catalogue.rows import Source
+from clip_finetuning.catalogue.table_rows import TableRows
 from clip_finetuning.runtime.text import hash_of, text_of
 
-URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 MAX_CELL = 16 << 20  # characters; a longer one is an unbalanced quote that swallowed the rest of the file
 MAX_LINES = 1_000  # of one row of a CSV, for the same reason
 KEYS_FROM = 1_000  # lines of a JSON lines file that tell its columns: not every object has every key
 BATCH = 4096  # rows of a Parquet file that are read at a time
-
-
-class Columns(NamedTuple):
-    """Which column holds what. Several `captions` are wordings of the same; a `template` makes one of any columns."""
-
-    image: str
-    captions: tuple[str, ...] = ()
-    template: str = ""
-    product: str | None = None
-    category: str | None = None
-    subcategory: str | None = None
-
-    def named(self) -> list[str]:
-        """The names of all columns that are needed. Raises ValueError for a template that cannot be filled."""
-        fields = template_fields(self.template) if self.template else []
-        names = [self.image, *self.captions, *fields, self.product, self.category, self.subcategory]
-        return list(dict.fromkeys(filter(None, names)))
 
 
 class Table(NamedTuple):
@@ -56,12 +40,14 @@ def open_table(
     split: str | None = None,
     valid_fraction: float | None = None,
     allow_outside: bool = False,
+    test_fraction: float | None = None,
+    of_url: Callable[[str], Found] | None = None,
 ) -> Source:
-    """The rows of a table, in its order; with `valid_fraction`, only those of `split`.
+    """The rows of a table, in its order; with `valid_fraction` or `test_fraction`, only those of `split`.
 
     Pictures lie in the folder `images` (default: the table's own). Where a row has no product id, equal captions are
-    one product. Raises FileNotFoundError, and ValueError for a file of another kind, a missing column, or a Parquet
-    file without pyarrow.
+    one product. `of_url` gives the file of a picture that is named by a URL. Raises FileNotFoundError, and ValueError for
+    a file of another kind, a missing column, or a Parquet file without pyarrow.
     """
     path, needed = Path(path), columns.named()
     images = path.parent if images is None else Path(images)
@@ -76,56 +62,32 @@ def open_table(
         if table.names.count(name) != 1:
             problem = "more than one" if name in table.names else "no"
             raise ValueError(f"{path} has {problem} column {name}; it has {', '.join(table.names) or 'none'}")
-    if not columns.image or not (columns.captions or columns.template):
-        flag = "--caption-column or --caption-template" if columns.image else "--image-column"
+    if not columns.of_images() or not columns.of_captions():
+        flag = "--caption-column or --caption-template" if columns.of_images() else "--image-column"
         raise ValueError(f"{path} needs {flag}; its columns are {', '.join(table.names) or 'none'}")
-    name = f"{path} ({split}, --valid-fraction {valid_fraction})" if valid_fraction else str(path)
-    total = None if valid_fraction else table.total
-    return Source(name, total, _rows(table.records, columns, images, split, valid_fraction, allow_outside))
+    fractions = {"--valid-fraction": valid_fraction, "--test-fraction": test_fraction}
+    given = ", ".join(f"{flag} {fraction}" for flag, fraction in fractions.items() if fraction)
+    name, total, chosen = str(path), table.total, None
+    if given:
+        name, total = f"{path} ({split}, {given})", None
+        chosen = partial(_is_of, split, valid_fraction or 0.0, test_fraction or 0.0)
+    rows = TableRows(columns, PictureFolder(images, allow_outside, of_url), chosen)
+    return Source(name, total, rows.of(table.records), rows.remarks)
 
 
-def split_of_product(product_id: str, valid_fraction: float) -> str:
-    """Its split, by a hash of the id: the same on any machine, and whatever else the catalogue holds."""
-    return "valid" if hash_of(product_id) / 2**64 < valid_fraction else "train"
+def _is_of(split: str | None, valid_fraction: float, test_fraction: float, product_id: str) -> bool:
+    return split_of_product(product_id, valid_fraction, test_fraction) == split
 
 
-def _rows(records, columns, images, split, valid_fraction, allow_outside):
-    for where, values in records:
-        readable = not isinstance(values, str)
-        captions = _captions(values, columns) if readable else []
-        product_id = text_of(values.get(columns.product)) if readable else ""
-        product_id = product_id or caption_id(next(iter(captions), ""))
-        if valid_fraction and split_of_product(product_id or where, valid_fraction) != split:
-            continue
-        try:
-            if not readable:
-                raise RowError(values)
-            yield make_row(
-                *_image(values.get(columns.image), images, allow_outside),
-                captions=captions,
-                category=values.get(columns.category),
-                subcategory=values.get(columns.subcategory),
-                product_id=product_id,
-            )
-        except RowError as error:
-            yield Skipped(where, str(error))
+def split_of_product(product_id: str, valid_fraction: float, test_fraction: float = 0.0) -> str:
+    """Its split, by a hash of the id: the same on any machine, and whatever else the catalogue holds.
 
-
-def _captions(values, columns):
-    """The wordings of a row, none blank."""
-    if columns.template:
-        texts = [fill_template(columns.template, {name: text_of(value) for name, value in values.items()})]
-    else:
-        cells = [values.get(name) for name in columns.captions]
-        texts = [text_of(value) for cell in cells for value in (cell if isinstance(cell, list) else [cell])]
-    return [text for text in texts if text]
-
-
-def _image(cell, images, allow_outside):
-    name = text_of(cell)
-    if URL.match(name):
-        raise RowError("image is a URL (download it first)")
-    return picture_in_folder(images, name, allow_outside)
+    Validation and test lie side by side: products move between them and train only where both together grow or shrink.
+    """
+    place = hash_of(product_id) / 2**64
+    if place < valid_fraction:
+        return "valid"
+    return "test" if place < valid_fraction + test_fraction else "train"
 
 
 def _delimited(path, needed):
