@@ -13,6 +13,7 @@ from typing import NamedTuple
 from clip_finetuning.catalogue.columns import Columns
 from clip_finetuning.catalogue.picture_folder import Found, PictureFolder
 from clip_finetuning.catalogue.rows import Source
+from clip_finetuning.catalogue.stored_pictures import stored_columns, with_pictures
 from clip_finetuning.catalogue.table_rows import TableRows
 from clip_finetuning.runtime.text import hash_of, text_of
 
@@ -57,7 +58,8 @@ def open_table(
         raise FileNotFoundError(f"{images} is not a folder; --images must name the one that holds the pictures")
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path} is not a table of a known kind; its name must end in {', '.join(READERS)}")
-    table = READERS[path.suffix.lower()](path, needed)
+    stored = stored_columns(path, [columns.image, *columns.more_images])
+    table = READERS[path.suffix.lower()](path, [name for name in needed if name not in stored])
     for name in needed:
         if table.names.count(name) != 1:
             problem = "more than one" if name in table.names else "no"
@@ -72,7 +74,8 @@ def open_table(
         name, total = f"{path} ({split}, {given})", None
         chosen = partial(_is_of, split, valid_fraction or 0.0, test_fraction or 0.0)
     rows = TableRows(columns, PictureFolder(images, allow_outside, of_url), chosen)
-    return Source(name, total, rows.of(table.records), rows.remarks)
+    records = with_pictures(table.records, path, stored) if stored else table.records
+    return Source(name, total, rows.of(records), rows.remarks)
 
 
 def _is_of(split: str | None, valid_fraction: float, test_fraction: float, product_id: str) -> bool:
