@@ -22,8 +22,8 @@ PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 FLAGS = {
     "clip_prep": """
         --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
-        --hdf5 --help --image-column --images --num-workers --on-colab --output --product-column --split
-        --subcategory-column --table --valid-fraction
+        --drop-leaks --hdf5 --help --image-column --image-template --images --max-skipped --num-workers --on-colab --output
+        --preset --product-column --split --subcategory-column --table --test-fraction --valid-fraction
     """,
     "create_webdataset": """
         --allow-outside --caption-key --crop-margins --data-dir --dataset-name --debug --help --image-key --image-size

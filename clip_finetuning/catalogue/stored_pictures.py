@@ -72,8 +72,8 @@ def _names(file: "pyarrow.parquet.ParquetFile", group: int, column: str) -> Iter
     metadata = file.metadata.row_group(group)
     chunks = {chunk.path_in_schema: chunk for chunk in map(metadata.column, range(metadata.num_columns))}
     data = chunks.get(f"{column}.bytes") or chunks.get(column)
-    whole = data is not None and data.statistics is not None and data.statistics.has_null_count
-    if not whole or data.statistics.null_count:
+    counts = data.statistics if data is not None else None
+    if counts is None or not counts.has_null_count or counts.null_count:
         return repeat(..., metadata.num_rows)
     if f"{column}.path" not in chunks:
         return repeat(None, metadata.num_rows)

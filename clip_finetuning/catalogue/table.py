@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from clip_finetuning.catalogue import presets
 from clip_finetuning.catalogue.columns import Columns
 from clip_finetuning.catalogue.picture_folder import Found, PictureFolder
 from clip_finetuning.catalogue.rows import Source
@@ -42,40 +43,55 @@ def open_table(
     valid_fraction: float | None = None,
     allow_outside: bool = False,
     test_fraction: float | None = None,
+    preset: str | None = None,
     of_url: Callable[[str], Found] | None = None,
 ) -> Source:
     """The rows of a table, in its order; with `valid_fraction` or `test_fraction`, only those of `split`.
 
     Pictures lie in the folder `images` (default: the table's own). Where a row has no product id, equal captions are
-    one product. `of_url` gives the file of a picture that is named by a URL. Raises FileNotFoundError, and ValueError for
-    a file of another kind, a missing column, or a Parquet file without pyarrow.
+    one product. `columns` overrule those of the `preset`. `of_url` gives the file of a picture that is named by a URL.
+    Raises FileNotFoundError, and ValueError for a file of another kind, a missing column, or a Parquet file without
+    pyarrow.
     """
-    path, needed = Path(path), columns.named()
-    images = path.parent if images is None else Path(images)
+    path = Path(path)
+    columns.named()  # a template that cannot be filled is said before the file is read
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; --table takes a {', '.join(READERS)} file")
+    images = presets.image_folder(path.parent, preset) if images is None else Path(images)
     if not images.is_dir():
         raise FileNotFoundError(f"{images} is not a folder; --images must name the one that holds the pictures")
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path} is not a table of a known kind; its name must end in {', '.join(READERS)}")
-    stored = stored_columns(path, [columns.image, *columns.more_images])
-    table = READERS[path.suffix.lower()](path, [name for name in needed if name not in stored])
-    for name in needed:
-        if table.names.count(name) != 1:
-            problem = "more than one" if name in table.names else "no"
-            raise ValueError(f"{path} has {problem} column {name}; it has {', '.join(table.names) or 'none'}")
-    if not columns.of_images() or not columns.of_captions():
-        flag = "--caption-column or --caption-template" if columns.of_images() else "--image-column"
-        raise ValueError(f"{path} needs {flag}; its columns are {', '.join(table.names) or 'none'}")
+    reader, said = READERS[path.suffix.lower()], []
+    if preset:
+        columns, said = presets.with_preset(columns, preset, reader(path, []).names)
+    needed, stored = columns.named(), stored_columns(path, [columns.image, *columns.more_images])
+    table = reader(path, [name for name in needed if name not in stored])
+    _check_columns(path, columns, table.names)
     fractions = {"--valid-fraction": valid_fraction, "--test-fraction": test_fraction}
     given = ", ".join(f"{flag} {fraction}" for flag, fraction in fractions.items() if fraction)
-    name, total, chosen = str(path), table.total, None
-    if given:
-        name, total = f"{path} ({split}, {given})", None
-        chosen = partial(_is_of, split, valid_fraction or 0.0, test_fraction or 0.0)
+    chosen = partial(_is_of, split, valid_fraction or 0.0, test_fraction or 0.0) if given else None
     rows = TableRows(columns, PictureFolder(images, allow_outside, of_url), chosen)
     records = with_pictures(table.records, path, stored) if stored else table.records
-    return Source(name, total, rows.of(records), rows.remarks)
+    return Source(
+        f"{path} ({split}, {given})" if given else str(path),
+        None if given else table.total,
+        rows.of(records),
+        lambda: [*said, *rows.remarks()],
+    )
+
+
+def _check_columns(path: Path, columns: Columns, names: list[str]) -> None:
+    """Raise ValueError for columns that the table does not have, or has twice, and if no pictures or captions are named."""
+    preset = presets.fitting(names)
+    advice = f"{', '.join(names) or 'none'}{f'; --preset {preset} fits them' if preset else ''}"
+    for name in columns.named():
+        if names.count(name) != 1:
+            problem = "more than one" if name in names else "no"
+            raise ValueError(f"{path} has {problem} column {name}; it has {advice}")
+    if not columns.of_images() or not columns.of_captions():
+        flag = "--caption-column or --caption-template" if columns.of_images() else "--image-column"
+        raise ValueError(f"{path} needs {flag}; its columns are {advice}")
 
 
 def _is_of(split: str | None, valid_fraction: float, test_fraction: float, product_id: str) -> bool:
