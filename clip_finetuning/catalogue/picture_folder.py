@@ -67,7 +67,8 @@ class PictureFolder:
         found = [picture for part in parts for picture in self._find_pieces(part)]
         if found and (whole is None or any(isinstance(picture, tuple) for picture in found)):
             return found
-        return [self._find(name)]
+        whole = self._find(name)
+        return [whole] if isinstance(whole, tuple) or not found else found
 
     def _find(self, name: str, may_be_several: bool = False) -> Found | RowError:
         """The picture of a name, or why there is none."""
@@ -78,10 +79,13 @@ class PictureFolder:
                 return self.of_url(name)
             try:
                 return picture_in_folder(self.folder, name, self.allow_outside)
-            except RowError:
-                guess = None if self._is_file(name) else self._guess(name, may_be_several)
-                if guess is None:
+            except RowError as error:
+                # What the name says is there, though refused: nothing else is meant.
+                if not name or os.path.isfile(os.path.join(self.folder, name)):
                     raise
+                guess = self._guess(name, may_be_several)
+                if guess is None:
+                    raise RowError(MISSING) from error
             path, how = guess
             found = picture_in_folder(self.folder, path, self.allow_outside)
         except RowError as error:
@@ -93,10 +97,6 @@ class PictureFolder:
         self._guessed[how] += 1
         self._examples.setdefault(how, f"{name} -> {path}")
         return found
-
-    def _is_file(self, name: str) -> bool:
-        """Whether the name says a file as it is, though one that is refused: nothing else is meant then."""
-        return os.path.isfile(os.path.join(self.folder, name))
 
     def _guess(self, name: str, may_be_several: bool) -> tuple[str, str] | None:
         """(path in the folder, how it was found), or None. Raises AmbiguousName."""

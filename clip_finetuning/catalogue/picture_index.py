@@ -12,7 +12,8 @@ from clip_finetuning.catalogue.rows import RowError
 KEPT = 4  # files of one key that are kept: more of them are ambiguous anyway
 ALIKE = 0.5  # of a name's letters, for the nearest one to be worth naming
 COMPARED = 20_000  # names that are compared for it
-ENDED = re.compile(rf"(.+)({ENDING.pattern})", re.DOTALL)
+ENDED = re.compile(rf"(.+)({ENDING.pattern})", re.DOTALL | re.IGNORECASE)
+OTHER_KIND = re.compile(r".+\.[a-z][a-z0-9]{0,9}", re.DOTALL | re.IGNORECASE)  # what ends so is no picture
 SPELLED, NO_ENDING, OTHER_ENDING = "under another spelling", "without the ending", "under another ending"
 DEEPER = "in a subfolder"
 
@@ -96,7 +97,7 @@ def _pictures(folder: str, beginning: str) -> Iterator[str]:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _pictures(entry.path, f"{beginning}{entry.name}/")
-        elif split_ending(entry.name)[1] or "." not in entry.name:
+        elif split_ending(entry.name)[1] or not OTHER_KIND.fullmatch(entry.name):
             yield beginning + entry.name
 
 

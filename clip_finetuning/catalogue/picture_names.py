@@ -17,6 +17,7 @@ ENDED = re.compile(rf"(.+?{ENDING.pattern})(?=$|[^\w/\\.-])[^\w/\\.-]*", re.IGNO
 SEPARATORS = ("|", ";", ",")  # the first that is there stands between the names: the others may be part of one
 OBJECT_KEYS = ("path", "file_name", "filename", "src", "url", "href", "image", "name", "link")
 QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+DEEPEST = 5  # lists and objects within each other
 LONGEST_LIST = 100_000  # characters of a cell that are read as a list
 
 
@@ -25,18 +26,20 @@ def is_url(name: str) -> bool:
     return URL.match(name) is not None
 
 
-def names_of(cell: object) -> list[str]:
+def names_of(cell: object, depth: int = 0) -> list[str]:
     """The texts of a cell that each name a picture, or several (see `pieces`); of lists and objects, as JSON too."""
+    if depth > DEEPEST:
+        return []
     if isinstance(cell, list | tuple):
-        return [name for item in cell for name in names_of(item)]
+        return [name for item in cell for name in names_of(item, depth + 1)]
     if isinstance(cell, dict):
-        return next((names for key in OBJECT_KEYS if (names := names_of(cell.get(key)))), [])
+        return next((names for key in OBJECT_KEYS if (names := names_of(cell.get(key), depth + 1))), [])
     if isinstance(cell, str):
         items = _listed(cell.strip())
         if items is not None:
-            return names_of(items)
+            return names_of(items, depth + 1)
         if "\n" in cell or "\r" in cell:
-            return [name for line in cell.splitlines() for name in names_of(line)]
+            return [name for line in cell.splitlines() for name in names_of(line, depth + 1)]
     name = text_of(cell)
     return [name] if name else []
 
