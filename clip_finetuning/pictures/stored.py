@@ -56,7 +56,9 @@ def read_stored(place: StoredRow) -> bytes:
         raise FileNotFoundError(place.file)
     if not place.file.lower().endswith(".parquet"):
         return _hdf5_picture(place.file, place.row)
-    value = _parquet_column(place.file, place.column).value(place.row)
+    state = os.stat(place.file)
+    version = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+    value = _parquet_column(place.file, place.column, version).value(place.row)
     if place.item is not None:
         value = value[place.item] if isinstance(value, list) and place.item < len(value) else None
     data = value.get("bytes") if isinstance(value, dict) else value
@@ -136,8 +138,8 @@ class ParquetColumn:
 
 
 @functools.lru_cache(maxsize=4)
-def _parquet_column(path: str, column: str | None) -> ParquetColumn:
-    """It stays open: opening reads what the file says of all its row groups."""
+def _parquet_column(path: str, column: str | None, version: tuple[int, ...]) -> ParquetColumn:
+    """It stays open, as long as the file is the same one: opening reads what it says of all its row groups."""
     return ParquetColumn(path, column)
 
 

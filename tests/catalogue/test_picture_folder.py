@@ -166,7 +166,7 @@ def test_what_was_guessed_and_the_nearest_name_are_said(photos):
 def test_a_folder_is_listed_only_for_what_is_not_there_as_it_is(photos, monkeypatch):
     monkeypatch.setattr(os, "scandir", lambda _: pytest.fail("listed"))
     assert found(photos, "a.jpg") == ["a.jpg"]
-    assert found(photos, "a.jpg|sub/2/c.jpeg".split("|")) == ["a.jpg", "sub/2/c.jpeg"]
+    assert found(photos, ["a.jpg", "sub/2/c.jpeg"]) == ["a.jpg", "sub/2/c.jpeg"]
 
 
 URLS = "https://a.example/w_3,h_4/1.jpg, https://a.example/2.jpg"
