@@ -5,12 +5,14 @@
     python clip_prep.py --hdf5 fashiongen_256_256_train.h5
     python clip_prep.py --table products.csv --images photos --image-column photo --product-column sku \\
         --category-column kind --caption-template "{title}. {colour} {material}." --valid-fraction 0.1
-    python clip_prep.py --audit clip_dataset_train.json clip_dataset_valid.json
+    python clip_prep.py --table products_export.csv --preset shopify --valid-fraction 0.1 --test-fraction 0.1
+    python clip_prep.py --audit clip_dataset_train.json clip_dataset_valid.json --drop-leaks
 
 Writes `clip_dataset_{split}.json`: a list of objects with image_path, image_name, caption, category and product_id, and
 subcategory and captions where there are any. The same catalogue gives the same bytes on any machine. `--audit` checks
 such files for what harms training or flatters evaluation, and writes `audit.json`; its exit code is 1 if products or
-pictures are in more than one of them.
+pictures are in more than one of them. With `--drop-leaks` these leave the training split: what is left is written to
+`{name}_clean.json`, and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ if TYPE_CHECKING:
     from clip_finetuning.catalogue.rows import Source
     from clip_finetuning.catalogue.summary import Summary
 
-SPLITS = ("train", "valid")
+SPLITS = ("train", "valid", "test")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
 TABLE_OPTIONS = (
-    *("images", "image_column", "caption_column", "caption_template", "product_column", "category_column"),
-    *("subcategory_column", "valid_fraction", "encoding", "keep_markup"),
+    *("preset", "images", "image_column", "image_template", "caption_column", "caption_template", "product_column"),
+    *("category_column", "subcategory_column", "valid_fraction", "test_fraction", "encoding", "keep_markup"),
 )
 
 
@@ -41,9 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     """Write the JSON mapping of each split that is asked for, or audit those there are."""
     args = parse_arguments(argv)
     if args.audit:
-        return audit_mappings(args.audit, args.output, args.num_workers)
-    for split, source in open_sources(args).items():
-        write(source, args.output.replace("{split}", split))
+        return audit_mappings(args.audit, args.output, args.num_workers, args.drop_leaks)
+    write(
+        {args.output.replace("{split}", split): source for split, source in open_sources(args).items()},
+        args.max_skipped,
+    )
     return 0
 
 
@@ -60,10 +64,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--split",
         choices=(*SPLITS, "all"),
-        help="which split to write [train; --hdf5: as the file's name says; --valid-fraction: all]",
+        help="which split to write [train; --hdf5: as the file's name says; with a fraction: all]",
+    )
+    parser.add_argument("--output", help=f"the JSON file; {{split}} stands for the split [{OUTPUT}; --audit: {AUDIT}]")
+    parser.add_argument(
+        "--max-skipped", type=float, metavar="0.05", help="write nothing if more than this share of the rows is skipped"
     )
     parser.add_argument(
-        "--output", help=f"the JSON file; {{split}} in it stands for train or valid [{OUTPUT}; --audit: {AUDIT}]"
+        "--drop-leaks", action="store_true", help="with --audit: write the files without what others hold as well"
     )
     parser.add_argument("--allow-outside", action="store_true", help="take pictures outside the image folder too")
 
@@ -71,12 +79,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     hdf5.add_argument("--caption-fields", metavar="FIELD,...", help="what makes the caption [description]")
 
     table = parser.add_argument_group("with --table")
+    table.add_argument(
+        "--preset",
+        choices=tuple(catalogue.presets.PRESETS),
+        metavar="NAME",
+        help=f"columns of a known export, which flags overrule: {', '.join(catalogue.presets.PRESETS)}",
+    )
     table.add_argument("--images", metavar="DIR", help="folder of the pictures [that of the table]")
-    table.add_argument("--image-column", metavar="NAME", help="the picture's path in it")
+    image = table.add_mutually_exclusive_group()
+    image.add_argument("--image-column", metavar="NAME", nargs="+", help="the picture's path in it; several: views")
+    image.add_argument("--image-template", metavar="TEXT", help="such as '{id:0>10|:3}/{id:0>10}.jpg'")
     caption = table.add_mutually_exclusive_group()
     caption.add_argument("--caption-column", metavar="NAME", nargs="+", help="several: wordings of the same")
     caption.add_argument("--caption-template", metavar="TEXT", help="such as '{title}. {colour} {material}.'")
-    table.add_argument("--product-column", metavar="NAME", help="without: equal captions are one product")
+    table.add_argument(
+        "--product-column",
+        metavar="NAME",
+        nargs="+",
+        help="several: the first that is not blank; without: equal captions are one product",
+    )
     table.add_argument("--category-column", metavar="NAME")
     table.add_argument("--subcategory-column", metavar="NAME")
     table.add_argument(
@@ -85,6 +106,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="0.1",
         help="share of the products, by a hash of their ids, to validate on",
     )
+    table.add_argument("--test-fraction", type=float, metavar="0.1", help="share of them to test on, likewise")
     table.add_argument(
         "--encoding", metavar="NAME", help="of a text file, such as gbk [UTF-8, or a guess that is said]"
     )
@@ -102,17 +124,22 @@ def check_arguments(parser: command_line.Parser, args: argparse.Namespace) -> No
         for name in names:
             if getattr(args, name) is not None and not getattr(args, kind):
                 parser.error(f"--{name.replace('_', '-')} belongs to --{kind}")
-    if args.valid_fraction is not None and not 0 < args.valid_fraction < 1:
-        parser.error(f"--valid-fraction {args.valid_fraction} is not allowed: it takes a number between 0 and 1")
+    check_shares(parser, args)
     if args.audit and args.split:
         parser.error("--split does not go with --audit: name the JSON files")
+    if args.drop_leaks and len(args.audit or ()) < 2:
+        parser.error("--drop-leaks belongs to --audit of two JSON files or more")
+    if args.split == "test" and not args.table:
+        parser.error("--split test is of a --table: Fashion-Gen has train and valid")
     if args.hdf5:
         args.split = args.split or catalogue.hdf5.split_of_file(args.hdf5)
         if args.split not in SPLITS:
             parser.error(f"--hdf5 {args.hdf5} is one split; say which with --split train or --split valid")
-    if args.table and args.split == "all" and not args.valid_fraction:
+    if args.table and args.split == "all" and len(splits_of(args)) == 1:
         parser.error("--split all of a table needs --valid-fraction, the share of its products to validate on")
-    args.split = args.split or ("all" if args.valid_fraction else "train")
+    if args.split in ("valid", "test") and len(splits_of(args)) > 1 and args.split not in splits_of(args):
+        parser.error(f"--split {args.split} needs --{args.split}-fraction beside the other")
+    args.split = args.split or ("all" if args.valid_fraction or args.test_fraction else "train")
     args.output = args.output or (AUDIT if args.audit else OUTPUT)
     if args.split == "all" and "{split}" not in args.output:
         parser.error(f"--output {args.output} would be written twice: with --split all it needs {{split}} in its name")
@@ -120,24 +147,51 @@ def check_arguments(parser: command_line.Parser, args: argparse.Namespace) -> No
         parser.error(f"--output {args.output} is a folder; name a file in it, such as {args.output}/dataset.json")
 
 
+def check_shares(parser: command_line.Parser, args: argparse.Namespace) -> None:
+    """Refuse shares that are none."""
+    for name, least in (("valid_fraction", "above 0"), ("test_fraction", "above 0"), ("max_skipped", "from 0")):
+        share = getattr(args, name)
+        if share is not None and not (0 <= share < 1 and (share or least == "from 0")):
+            what = "between 0 and 1" if least == "above 0" else "from 0 to below 1"
+            parser.error(f"--{name.replace('_', '-')} {share} is not allowed: it takes a number {what}")
+    if (args.valid_fraction or 0) + (args.test_fraction or 0) >= 1:
+        parser.error("--valid-fraction and --test-fraction leave nothing to train on: together they must be below 1")
+
+
+def splits_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The splits that the catalogue has: a table as many as there are fractions."""
+    if not args.table:
+        return ("train", "valid")
+    return ("train", *(["valid"] if args.valid_fraction else []), *(["test"] if args.test_fraction else []))
+
+
 def open_sources(args: argparse.Namespace) -> dict[str, Source]:
     """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read."""
-    splits = SPLITS if args.split == "all" else (args.split,)
+    splits = splits_of(args) if args.split == "all" else (args.split,)
     if args.hdf5:
         fields = [field.strip() for field in (args.caption_fields or catalogue.hdf5.DESCRIPTION).split(",")]
         return {split: catalogue.hdf5.open_hdf5(args.hdf5, fields) for split in splits}
     if args.table:
-        columns = catalogue.table.Columns(
-            image=args.image_column,
+        (image, *more_images), (product, *other_products) = args.image_column or [None], args.product_column or [None]
+        columns = catalogue.columns.Columns(
+            image=image,
             captions=tuple(args.caption_column or ()),
             template=args.caption_template,
-            product=args.product_column,
+            product=product,
             category=args.category_column,
             subcategory=args.subcategory_column,
+            image_template=args.image_template,
+            more_images=tuple(more_images),
+            other_products=tuple(other_products),
         )
-        read = partial(catalogue.table.open_table, args.table, columns, args.images)
-        options = {"encoding": args.encoding, "keep_markup": bool(args.keep_markup)}
-        return {split: read(split, args.valid_fraction, args.allow_outside, **options) for split in splits}
+        read = partial(catalogue.table.open_table, args.table, columns, args.images, preset=args.preset)
+        options = {
+            "allow_outside": args.allow_outside,
+            "encoding": args.encoding,
+            "keep_markup": bool(args.keep_markup),
+        }
+        fractions = {"valid_fraction": args.valid_fraction, "test_fraction": args.test_fraction}
+        return {split: read(split, **fractions, **options) for split in splits}
     read = partial(catalogue.pai.open_pai, num_workers=args.num_workers, allow_outside=args.allow_outside)
     return {split: read(args.data_dir, split) for split in splits}
 
@@ -150,27 +204,33 @@ def create_clip_dataset(split: str, output: str, data_dir: str | None = None, nu
     """
     if data_dir is None:
         data_dir = runtime.knobs.value(settings, "DATA_DIR")
-    return write(catalogue.pai.open_pai(data_dir, split, num_workers), output)
+    return write({output: catalogue.pai.open_pai(data_dir, split, num_workers)})[output]
 
 
-def write(source: Source, output: str) -> Summary:
-    """Write the JSON mapping of a catalogue and say what was written."""
-    summary = catalogue.mapping.write_mapping(source, output)
-    print(f"{output}: {summary}")
-    return summary
+def write(sources: dict[str, Source], max_skipped: float | None = None) -> dict[str, Summary]:
+    """Write the JSON mappings of catalogues, {file: Source}, all or none, and say what was written -> {file: Summary}."""
+    summaries = catalogue.mapping.write_mappings(sources, max_skipped)
+    for output, summary in summaries.items():
+        print(f"{output}: {summary}")
+    if warning := catalogue.skips.many_skipped(summaries.values()):
+        print(warning)
+    return summaries
 
 
-def audit_mappings(paths: list[str], output: str, num_workers: int) -> int:
-    """Check JSON mappings, print what was found and write it as JSON -> exit code, 1 for leakage."""
+def audit_mappings(paths: list[str], output: str, num_workers: int, drop_leaks: bool = False) -> int:
+    """Check JSON mappings, print what was found and write it as JSON -> exit code, 1 for leakage that stays."""
     if Path(output).resolve() in [Path(path).resolve() for path in paths]:
         raise ValueError(f"--output {output} is one of the files to audit; name another")
-    report = catalogue.audit.audit(paths, num_workers)
+    inspected = catalogue.audit.inspect(paths, num_workers)
+    report = catalogue.audit.report(inspected)
     with runtime.atomic_write.atomic_write(output) as temporary:
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate's escape in JSON
     print(catalogue.audit.summary(report))
     print(f"{output}: all of it")
-    return int(catalogue.audit.leaks(report))
+    if drop_leaks:
+        print(catalogue.leaks.drop_leaks(inspected))
+    return int(catalogue.audit.leaks(report) and not drop_leaks)
 
 
 if __name__ == "__main__":

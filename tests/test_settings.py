@@ -21,9 +21,10 @@ PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 # The command line of each script: what is added or taken away here is a decision, and documented.
 FLAGS = {
     "clip_prep": """
-        --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug --encoding
-        --hdf5 --help --image-column --images --keep-markup --num-workers --on-colab --output --product-column --split
-        --subcategory-column --table --valid-fraction
+        --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
+        --drop-leaks --encoding --hdf5 --help --image-column --image-template --images --keep-markup --max-skipped
+        --num-workers --on-colab --output --preset --product-column --split --subcategory-column --table --test-fraction
+        --valid-fraction
     """,
     "create_webdataset": """
         --allow-outside --caption-key --crop-margins --data-dir --dataset-name --debug --help --image-key --image-size

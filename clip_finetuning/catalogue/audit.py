@@ -23,6 +23,7 @@ TINY = 64  # pixels of the shorter side: a model sees a blur
 EXTREME = 3  # longer side by shorter side: the square crop that a model sees misses most of it
 LISTED = 1_000  # findings of a kind that the report lists; all are counted
 EXAMPLES = 3  # of them in the summary
+SHOWN = 60  # characters of an example
 TOKEN = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
 
 
@@ -49,8 +50,18 @@ Entries = Sequence[FileEntry]
 Pictures = dict[str, Picture]  # by path
 
 
-def audit(paths: Sequence[str], num_workers: int = 0) -> dict:
-    """Check mappings, together and each by itself -> the report, a dict for JSON.
+class Inspected(NamedTuple):
+    """What mappings hold, and what their pictures were found to be."""
+
+    names: list[str]
+    mappings: list[Mapping]
+    entries: list[FileEntry]  # the usable ones of all mappings, in order
+    pictures: Pictures
+    unreadable: dict[str, str]  # path -> reason
+
+
+def inspect(paths: Sequence[str], num_workers: int = 0) -> Inspected:
+    """Read mappings and look at each of their pictures once.
 
     Raises FileNotFoundError, and ValueError for a file that is no list of objects or is named twice.
     """
@@ -64,7 +75,17 @@ def audit(paths: Sequence[str], num_workers: int = 0) -> dict:
         for number, mapping in enumerate(mappings)
         for entry in mapping.entries
     ]
-    pictures, unreadable = inspect_pictures(entries, num_workers)
+    return Inspected(names, mappings, entries, *inspect_pictures(entries, num_workers))
+
+
+def audit(paths: Sequence[str], num_workers: int = 0) -> dict:
+    """Check mappings, together and each by itself -> the report, a dict for JSON. Raises as `inspect` does."""
+    return report(inspect(paths, num_workers))
+
+
+def report(inspected: Inspected) -> dict:
+    """What was found in mappings, a dict for JSON."""
+    names, mappings, entries, pictures, unreadable = inspected
     return {
         "files": {name: describe(mapping, unreadable) for name, mapping in zip(names, mappings)},
         "leakage": {
@@ -359,10 +380,31 @@ def line(title: str, found: dict, field: str) -> str:
         shown = item[field] if field else item
         if isinstance(shown, dict):
             shown = [paths[0] for paths in shown.values()]
-        shown = " = ".join(map(text_of, shown)) if isinstance(shown, list) else text_of(shown)
-        examples.append(shown if len(shown) <= 60 else shown[:57] + "...")
+        examples.append(" = ".join(told_apart(shown)) if isinstance(shown, list) else cut_between_words(text_of(shown)))
     more = ", ..." if found["count"] > EXAMPLES else ""
     return printable(f"  {found['count']:>9,}  {title}" + (f" ({', '.join(examples)}{more})" if examples else ""))
+
+
+def told_apart(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of paths, whole folders and names, by which they differ."""
+    parts = [text_of(path).split("/") for path in dict.fromkeys(paths)]
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(part[-length:]) for part in parts]
+        if len(set(ends)) == len(ends):
+            break
+    return ends
+
+
+def cut_between_words(text: str) -> str:
+    """The beginning of a long text, or the end of a long path, in whole words or folders."""
+    if len(text) <= SHOWN:
+        return text
+    if " " in text[:SHOWN]:
+        return text[:SHOWN].rpartition(" ")[0] + " ..."
+    end = text.split("/")
+    while len(end) > 1 and len("/".join(end)) > SHOWN:
+        del end[0]
+    return "/".join(end)
 
 
 def category_lines(categories: dict[str, dict], files: int, shown: int = 8) -> list[str]:

@@ -7,16 +7,19 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 from clip_finetuning.catalogue.rows import Row, Source, caption_id, is_caption_id
+from clip_finetuning.catalogue.skips import check_skipped
 from clip_finetuning.catalogue.summary import Summary
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import printable, text_of
 
+File = TypeVar("File", str, Path)
 FIELDS = ("product_id", "category", "subcategory", "image_name")  # what an entry says beside its picture and captions
 
 
@@ -64,25 +67,40 @@ class Mapping(NamedTuple):
         return lines
 
 
-def write_mapping(source: Source, output: str | os.PathLike) -> Summary:
+def write_mappings(sources: dict[File, Source], max_skipped: float | None = None) -> dict[File, Summary]:
+    """Write the rows of catalogues, {file: Source}, as JSON, and count them. All files are written, or none.
+
+    Raises ValueError if a catalogue has no row that can be used, or if more than the share `max_skipped` of all rows is
+    skipped.
+    """
+    summaries = {}
+    with ExitStack() as stack:
+        for output, source in sources.items():
+            summaries[output] = write_rows(source, stack.enter_context(atomic_write(output)))
+        if max_skipped is not None:
+            check_skipped(summaries.values(), max_skipped)
+    return summaries
+
+
+def write_rows(source: Source, output: str | os.PathLike) -> Summary:
     """Write the rows of a catalogue as JSON, one line each, and count them.
 
     Rows are written as they come: memory does not grow with the catalogue. Raises ValueError if no row can be used.
     """
     summary = Summary()
     rows = tqdm(source.rows, total=source.total, unit=" rows", desc=Path(source.name).name, disable=None)
-    with atomic_write(output) as temporary:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                summary.add(row)
-                if isinstance(row, Row):
-                    before = "[\n" if summary.images == 1 else ",\n"
-                    file.write(before + json.dumps(_object_of(row), ensure_ascii=False))
-            file.write("\n]\n")
-        summary.remarks = source.remarks()
-        if not summary.images:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())
-            raise ValueError(f"{source.name}: no usable row ({reasons or 'it is empty'}); nothing was written")
+    with open(output, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            summary.add(row)
+            if isinstance(row, Row):
+                before = "[\n" if summary.images == 1 else ",\n"
+                file.write(before + json.dumps(_object_of(row), ensure_ascii=False))
+        file.write("\n]\n")
+    summary.remarks = source.remarks()
+    if not summary.images:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())
+        remarks = "".join(f"; {remark}" for remark in summary.remarks)
+        raise ValueError(f"{source.name}: no usable row ({reasons or 'it is empty'}{remarks}); nothing was written")
     return summary
 
 

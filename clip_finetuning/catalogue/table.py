@@ -1,39 +1,24 @@
 """Rows of a shop's own table: CSV, TSV, JSON, Excel or Parquet, with the pictures in a folder."""
 
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_finetuning.catalogue.caption_template import template_fields
+from clip_finetuning.catalogue import presets
 from clip_finetuning.catalogue.cells import Cells
+from clip_finetuning.catalogue.columns import Columns
 from clip_finetuning.catalogue.delimited import read_delimited
 from clip_finetuning.catalogue.json_tables import read_json
 from clip_finetuning.catalogue.parquet import read_parquet
+from clip_finetuning.catalogue.picture_folder import Found, PictureFolder
 from clip_finetuning.catalogue.remarks import Remarks
-from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, picture_in_folder
+from clip_finetuning.catalogue.rows import Source
 from clip_finetuning.catalogue.spreadsheets import read_xlsx
-from clip_finetuning.runtime.text import hash_of, text_of
-
-URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-
-
-class Columns(NamedTuple):
-    """Which column holds what. Several `captions` are wordings of the same; a `template` makes one of any columns."""
-
-    image: str
-    captions: tuple[str, ...] = ()
-    template: str = ""
-    product: str | None = None
-    category: str | None = None
-    subcategory: str | None = None
-
-    def named(self) -> list[str]:
-        """The names of all columns that are needed. Raises ValueError for a template that cannot be filled."""
-        fields = template_fields(self.template) if self.template else []
-        names = [self.image, *self.captions, *fields, self.product, self.category, self.subcategory]
-        return list(dict.fromkeys(filter(None, names)))
+from clip_finetuning.catalogue.stored_pictures import stored_columns, with_pictures
+from clip_finetuning.catalogue.table_rows import TableRows
+from clip_finetuning.runtime.text import hash_of
 
 
 class Table(NamedTuple):
@@ -56,76 +41,74 @@ def open_table(
     allow_outside: bool = False,
     encoding: str | None = None,
     keep_markup: bool = False,
+    test_fraction: float | None = None,
+    preset: str | None = None,
+    of_url: Callable[[str], Found] | None = None,
 ) -> Source:
-    """The rows of a table, in its order; with `valid_fraction`, only those of `split`.
+    """The rows of a table, in its order; with `valid_fraction` or `test_fraction`, only those of `split`.
 
     Pictures lie in the folder `images` (default: the table's own). Where a row has no product id, equal captions are
-    one product. A text file's `encoding` is guessed unless given; markup is taken out of captions and categories unless
-    it is to be kept. Raises FileNotFoundError, and ValueError for a file of another kind or that is damaged, a missing
-    column, or a file that needs a package which is not installed.
+    one product. `columns` overrule those of the `preset`. A text file's `encoding` is guessed unless given; markup is
+    taken out of captions and categories unless it is to be kept. `of_url` gives the file of a picture that is named by a
+    URL. Raises FileNotFoundError, and ValueError for a file of another kind or that is damaged, a missing column, or a
+    file that needs a package which is not installed.
     """
-    path, needed = Path(path), columns.named()
-    images = path.parent if images is None else Path(images)
+    path = Path(path)
+    columns.named()  # a template that cannot be filled is said before the file is read
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; --table takes a {', '.join(READERS)} file")
+    images = presets.image_folder(path.parent, preset) if images is None else Path(images)
     if not images.is_dir():
         raise FileNotFoundError(f"{images} is not a folder; --images must name the one that holds the pictures")
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path} is not a table of a known kind; its name must end in {', '.join(READERS)}")
     if encoding and path.suffix.lower() not in TEXT:
         raise ValueError(f"--encoding {encoding} does not go with {path}: only {', '.join(TEXT)} files have one")
-    remarks = Remarks()
-    table = READERS[path.suffix.lower()](path, needed, remarks, encoding)
-    for name in needed:
-        if table.names.count(name) != 1:
-            problem = "more than one" if name in table.names else "no"
-            raise ValueError(f"{path} has {problem} column {name}; it has {', '.join(table.names) or 'none'}")
-    if not columns.image or not (columns.captions or columns.template):
-        flag = "--caption-column or --caption-template" if columns.image else "--image-column"
-        raise ValueError(f"{path} needs {flag}; its columns are {', '.join(table.names) or 'none'}")
-    name = f"{path} ({split}, --valid-fraction {valid_fraction})" if valid_fraction else str(path)
-    total = None if valid_fraction else table.total
-    cells = Cells(remarks, keep_markup)
-    rows = _rows(table.records, columns, cells, images, split, valid_fraction, allow_outside)
-    return Source(name, total, rows, remarks.lines)
+    reader, said, remarks = READERS[path.suffix.lower()], [], Remarks()
+    if preset:
+        columns, said = presets.with_preset(columns, preset, reader(path, [], Remarks(), encoding).names)
+    needed, stored = columns.named(), stored_columns(path, [columns.image, *columns.more_images])
+    table = reader(path, [name for name in needed if name not in stored], remarks, encoding)
+    _check_columns(path, columns, table.names)
+    fractions = {"--valid-fraction": valid_fraction, "--test-fraction": test_fraction}
+    given = ", ".join(f"{flag} {fraction}" for flag, fraction in fractions.items() if fraction)
+    chosen = partial(_is_of, split, valid_fraction or 0.0, test_fraction or 0.0) if given else None
+    rows = TableRows(columns, PictureFolder(images, allow_outside, of_url), Cells(remarks, keep_markup), chosen)
+    records = with_pictures(table.records, path, stored) if stored else table.records
+    return Source(
+        f"{path} ({split}, {given})" if given else str(path),
+        None if given else table.total,
+        rows.of(records),
+        lambda: [*said, *remarks.lines(), *rows.remarks()],
+    )
 
 
-def split_of_product(product_id: str, valid_fraction: float) -> str:
-    """Its split, by a hash of the id: the same on any machine, and whatever else the catalogue holds."""
-    return "valid" if hash_of(product_id) / 2**64 < valid_fraction else "train"
+def _check_columns(path: Path, columns: Columns, names: list[str]) -> None:
+    """Raise ValueError for columns that the table does not have, or has twice, and if no pictures or captions are named."""
+    preset = presets.fitting(names)
+    advice = f"{', '.join(names) or 'none'}{f'; --preset {preset} fits them' if preset else ''}"
+    for name in columns.named():
+        if names.count(name) != 1:
+            problem = "more than one" if name in names else "no"
+            raise ValueError(f"{path} has {problem} column {name}; it has {advice}")
+    if not columns.of_images() or not columns.of_captions():
+        flag = "--caption-column or --caption-template" if columns.of_images() else "--image-column"
+        raise ValueError(f"{path} needs {flag}; its columns are {advice}")
 
 
-def _rows(records, columns, cells, images, split, valid_fraction, allow_outside):
-    for where, values in records:
-        problem, captions, product_id = values if isinstance(values, str) else "", [], ""
-        try:
-            if not problem:
-                product_id = cells.product_id(where, values.get(columns.product))
-                captions = cells.captions(where, values, columns.captions, columns.template)
-        except RowError as error:
-            problem = str(error)
-        product_id = product_id or caption_id(next(iter(captions), ""))
-        if valid_fraction and split_of_product(product_id or where, valid_fraction) != split:
-            continue
-        try:
-            if problem:
-                raise RowError(problem)
-            yield make_row(
-                *_image(values.get(columns.image), images, allow_outside),
-                captions=captions,
-                category=cells.label(where, "category", values.get(columns.category)),
-                subcategory=cells.label(where, "subcategory", values.get(columns.subcategory)),
-                product_id=product_id,
-            )
-        except RowError as error:
-            yield Skipped(where, str(error))
+def _is_of(split: str | None, valid_fraction: float, test_fraction: float, product_id: str) -> bool:
+    return split_of_product(product_id, valid_fraction, test_fraction) == split
 
 
-def _image(cell, images, allow_outside):
-    name = text_of(cell)
-    if URL.match(name):
-        raise RowError("image is a URL (download it first)")
-    return picture_in_folder(images, name, allow_outside)
+def split_of_product(product_id: str, valid_fraction: float, test_fraction: float = 0.0) -> str:
+    """Its split, by a hash of the id: the same on any machine, and whatever else the catalogue holds.
+
+    Validation and test lie side by side: products move between them and train only where both together grow or shrink.
+    """
+    place = hash_of(product_id) / 2**64
+    if place < valid_fraction:
+        return "valid"
+    return "test" if place < valid_fraction + test_fraction else "train"
 
 
 def _delimited(path, needed, remarks, encoding):

@@ -4,19 +4,15 @@ Transparency is laid on white, as shops show their products; EXIF rotation is ap
 pictures become 8-bit RGB; of an animation the first frame counts. A JPEG that needs none of this stays as it is.
 """
 
-import functools
 import io
 import os
 import stat
 import warnings
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-if TYPE_CHECKING:
-    import h5py
-
 from clip_finetuning.pictures.jpeg_markers import plain_jpeg_size
+from clip_finetuning.pictures.stored import read_stored, stored_row
 
 MAX_PIXELS = 100_000_000  # more is a decompression bomb or a scan that belongs scaled down first
 NEAR_WHITE = 240  # a border pixel with all channels at least this bright is background
@@ -31,23 +27,17 @@ class PictureError(ValueError):
         self.reason = reason
 
 
-def hdf5_row(image_path: str) -> tuple[str, int] | None:
-    """(file, row) of `fashiongen.h5#123`, else None."""
-    path, mark, row = image_path.rpartition("#")
-    return (path, int(row)) if mark and row.isdecimal() and path.endswith((".h5", ".hdf5")) else None
-
-
 def read_source(image_path: str, folder: str | os.PathLike | None = None) -> bytes:
-    """The encoded bytes of a picture file, or of one row of an HDF5 file: `fashiongen.h5#123`. Raises PictureError.
+    """The encoded bytes of a picture file, or of one row of a file: `fashiongen.h5#123`. Raises PictureError.
 
     With a `folder`, files outside it are refused, links followed.
     """
-    row = hdf5_row(image_path)
+    row = stored_row(image_path)
     try:
-        if folder is not None and not lies_in(folder, row[0] if row else image_path):
+        if folder is not None and not lies_in(folder, row.file if row else image_path):
             raise PictureError("image outside --data-dir (--allow-outside takes it)", image_path)
         if row:
-            return _read_hdf5_row(*row)
+            return read_stored(row)
         # Asked before opening: a pipe would block, /dev/zero never end.
         if not stat.S_ISREG(os.stat(image_path).st_mode):
             raise PictureError("missing image" if os.path.isdir(image_path) else "not a file", image_path)
@@ -179,30 +169,3 @@ def _sixteen_bit_to_grey(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture, dtype=np.float64)
     scale = 257.0 if picture.mode.startswith("I;16") or values.max() > 255 else 1.0
     return Image.fromarray(np.clip(values / scale + 0.5, 0, 255).astype(np.uint8))
-
-
-def _read_hdf5_row(path: str, row: int) -> bytes:
-    if not os.path.isfile(path):
-        raise PictureError("missing image", path)
-    try:
-        images = _hdf5_images(path)
-        if row >= len(images):
-            raise PictureError("missing image", f"{path} has {len(images)} rows, not row {row}")
-        encoded = io.BytesIO()
-        Image.fromarray(images[row]).save(encoded, "PPM")  # no compression: it is read again at once
-        return encoded.getvalue()
-    except (KeyError, TypeError) as error:
-        raise PictureError("unreadable file", f"{path} has no pictures in input_image ({error})") from error
-
-
-@functools.lru_cache(maxsize=4)
-def _hdf5_images(path: str) -> "h5py.Dataset":
-    """The pictures of an HDF5 file, which stays open: opening costs more than reading a row."""
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError(f"{path} needs the package h5py; install it with: pip install h5py") from None
-    images = h5py.File(path, "r", rdcc_nbytes=64 * 2**20)["input_image"]
-    if not isinstance(images, h5py.Dataset):
-        raise TypeError("input_image is a group")
-    return images

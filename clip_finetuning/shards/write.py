@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,17 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from clip_finetuning.pictures.decode import PictureError, hdf5_row, read_source, to_jpeg
+from clip_finetuning.pictures.decode import PictureError, read_source, to_jpeg
+from clip_finetuning.pictures.stored import file_of, stored_row
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.shards.manifest import ShardSet
 from clip_finetuning.shards.plan import Sample, Shard
 from clip_finetuning.shards.tar_writer import TarWriter
 
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no quotas on Windows
+
+
+HELD = 64 << 20  # bytes of pictures that wait in memory for their turn; more wait on the disk
 
 
 class PictureSettings(NamedTuple):
@@ -111,9 +116,8 @@ def sources_digest(samples: Sequence[Sample]) -> str | None:
     """A hash of the sizes and times of the pictures' files; None if there is none of them."""
     states = []
     for sample in samples:
-        row = hdf5_row(sample.image_path)
         try:
-            status = os.stat(row[0] if row else sample.image_path)
+            status = os.stat(file_of(sample.image_path))
             states.append((status.st_size, status.st_mtime_ns))
         except (OSError, ValueError):
             states.append(None)
@@ -123,15 +127,45 @@ def sources_digest(samples: Sequence[Sample]) -> str | None:
 def write_samples(tar: TarWriter, shard: Shard, pictures: PictureSettings) -> dict:
     """Append a shard's samples to a tar -> what its record says of them."""
     count, untouched, skipped = 0, 0, defaultdict(list)
-    for key, sample in enumerate(shard.samples, shard.first_key):
-        try:
-            source = read_source(sample.image_path, pictures.inside)
-            picture, same = to_jpeg(source, pictures.quality, pictures.image_size, pictures.crop_margins)
-        except PictureError as error:
-            skipped[error.reason].append(printable(sample.image_path))
+    encoded = encoded_pictures([sample.image_path for sample in shard.samples], pictures)
+    for key, (sample, (picture, same)) in enumerate(zip(shard.samples, encoded), shard.first_key):
+        if isinstance(picture, PictureError):
+            skipped[picture.reason].append(printable(sample.image_path))
             continue
         files = {"jpg": picture, "txt": sample.caption.encode(), "json": sample.metadata.encode()}
         tar.add({f"{key:09d}.{suffix}": data for suffix, data in files.items()})
         count += 1
         untouched += same
     return {"samples": count, "untouched_jpegs": untouched, "skipped": skipped}
+
+
+def encoded_pictures(paths: Sequence[str], settings: PictureSettings) -> Iterator[tuple[bytes | PictureError, bool]]:
+    """Yield (JPEG bytes, whether they are the file's own) of each path in order, or why there are none.
+
+    Rows of one file are read in the file's order, as a Parquet file is only fast forward; what is early waits on the disk.
+    """
+    rows = [stored_row(path) for path in paths]
+    if not any(rows):
+        yield from (encoded_picture(path, settings) for path in paths)
+        return
+    order = sorted(range(len(paths)), key=lambda place: tuple(rows[place] or ())[:2])
+    places: dict[int, tuple[PictureError | None, int, int, bool]] = {}
+    with tempfile.SpooledTemporaryFile(HELD) as waiting:
+        for place in order:
+            picture, same = encoded_picture(paths[place], settings)
+            error, data = (picture, b"") if isinstance(picture, PictureError) else (None, picture)
+            places[place] = error, waiting.tell(), len(data), same
+            waiting.write(data)
+        for place in range(len(paths)):
+            error, begin, size, same = places[place]
+            waiting.seek(begin)
+            yield error or waiting.read(size), same
+
+
+def encoded_picture(path: str, settings: PictureSettings) -> tuple[bytes | PictureError, bool]:
+    """(JPEG bytes of a picture, whether they are the file's own), or (why there are none, False)."""
+    try:
+        source = read_source(path, settings.inside)
+        return to_jpeg(source, settings.quality, settings.image_size, settings.crop_margins)
+    except PictureError as error:
+        return error, False

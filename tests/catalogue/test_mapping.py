@@ -5,8 +5,7 @@ import json
 import pytest
 
 from clip_finetuning.catalogue import audit
-from clip_finetuning.catalogue.mapping import check_entries, read_mapping
-from clip_finetuning.catalogue.mapping import write_mapping as write_rows
+from clip_finetuning.catalogue.mapping import check_entries, read_mapping, write_mappings
 from clip_finetuning.catalogue.table import Columns, open_table
 from tests.helpers import encoded_picture, entry, read_records, shards_in, write_mapping, write_shards
 
@@ -112,7 +111,8 @@ def test_nothing_is_said_of_a_sound_mapping(tmp_path, picture, capsys):
 def test_no_product_id_is_the_same_id_in_every_stage(tmp_path, picture):
     """A table without ids, a mapping without ids: the same caption is the same product, told by name."""
     (tmp_path / "shop.csv").write_text(f"photo,text\n{picture.name},A hat\n", encoding="utf-8")
-    summary = write_rows(open_table(tmp_path / "shop.csv", Columns("photo", ("text",))), tmp_path / "table.json")
+    source = open_table(tmp_path / "shop.csv", Columns("photo", ("text",)))
+    (summary,) = write_mappings({tmp_path / "table.json": source}).values()
     assert "1 images have no product id: equal captions are one product" in str(summary)
     bare = write_mapping(tmp_path / "bare.json", [{"image_path": str(picture), "caption": "A  hat"}])
     ids = set()
