@@ -8,7 +8,7 @@
     python clip_prep.py --audit clip_dataset_train.json clip_dataset_valid.json
 
 Writes `clip_dataset_{split}.json`: a list of objects with image_path, image_name, caption, category and product_id, and
-subcategory and captions where there are any. The same catalogue gives the same bytes on any machine. `--audit` checks
+subcategory and captions where there are any. Where a table names pictures by URL, `--download DIR` fetches them. The same catalogue gives the same bytes on any machine. `--audit` checks
 such files for what harms training or flatters evaluation, and writes `audit.json`; its exit code is 1 if products or
 pictures are in more than one of them.
 """
@@ -26,14 +26,16 @@ from clip_finetuning import catalogue, runtime
 from clip_finetuning.runtime import command_line, console
 
 if TYPE_CHECKING:
+    from clip_finetuning.catalogue.download import Downloads, Wanted
     from clip_finetuning.catalogue.rows import Source
     from clip_finetuning.catalogue.summary import Summary
 
 SPLITS = ("train", "valid")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
+DOWNLOAD_RATE, DOWNLOAD_MEGABYTES = 20, 20
 TABLE_OPTIONS = (
     *("images", "image_column", "caption_column", "caption_template", "product_column", "category_column"),
-    *("subcategory_column", "valid_fraction"),
+    *("subcategory_column", "valid_fraction", "download"),
 )
 
 
@@ -42,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     if args.audit:
         return audit_mappings(args.audit, args.output, args.num_workers)
-    for split, source in open_sources(args).items():
+    downloads = fetch_pictures(args) if args.download else None
+    for split, source in open_sources(args, downloads).items():
         write(source, args.output.replace("{split}", split))
     return 0
 
@@ -85,6 +88,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="0.1",
         help="share of the products, by a hash of their ids, to validate on",
     )
+    table.add_argument("--download", metavar="DIR", help="fetch pictures that are URLs into DIR, each once")
+    table.add_argument(
+        "--download-rate", type=positive, metavar="N", help=f"requests a second to one host [{DOWNLOAD_RATE}]"
+    )
+    table.add_argument(
+        "--download-limit", type=positive, metavar="MB", help=f"the largest picture [{DOWNLOAD_MEGABYTES}]"
+    )
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     return args
@@ -96,6 +106,9 @@ def check_arguments(parser: command_line.Parser, args: argparse.Namespace) -> No
         for name in names:
             if getattr(args, name) is not None and not getattr(args, kind):
                 parser.error(f"--{name.replace('_', '-')} belongs to --{kind}")
+    for name in ("download_rate", "download_limit"):
+        if getattr(args, name) is not None and not args.download:
+            parser.error(f"--{name.replace('_', '-')} belongs to --download")
     if args.valid_fraction is not None and not 0 < args.valid_fraction < 1:
         parser.error(f"--valid-fraction {args.valid_fraction} is not allowed: it takes a number between 0 and 1")
     if args.audit and args.split:
@@ -114,8 +127,32 @@ def check_arguments(parser: command_line.Parser, args: argparse.Namespace) -> No
         parser.error(f"--output {args.output} is a folder; name a file in it, such as {args.output}/dataset.json")
 
 
-def open_sources(args: argparse.Namespace) -> dict[str, Source]:
-    """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read."""
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: it takes a number above 0")
+    return number
+
+
+def fetch_pictures(args: argparse.Namespace) -> Downloads:
+    """Read the table for its URLs and fetch their pictures into the folder --download, as far as they can be had."""
+    wanted, downloads = catalogue.download.Wanted(), catalogue.download.Downloads(args.download)
+    for source in open_sources(args, wanted).values():
+        wanted.read(source)
+    rate, megabytes = args.download_rate or DOWNLOAD_RATE, args.download_limit or DOWNLOAD_MEGABYTES
+    print(downloads.fetch(wanted.urls, catalogue.fetch.Manners(rate, int(megabytes * 1e6))))
+    return downloads
+
+
+def open_sources(args: argparse.Namespace, urls: Downloads | Wanted | None = None) -> dict[str, Source]:
+    """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read.
+
+    `urls` says which files are the pictures of a table's URLs.
+    """
     splits = SPLITS if args.split == "all" else (args.split,)
     if args.hdf5:
         fields = [field.strip() for field in (args.caption_fields or catalogue.hdf5.DESCRIPTION).split(",")]
@@ -130,7 +167,7 @@ def open_sources(args: argparse.Namespace) -> dict[str, Source]:
             subcategory=args.subcategory_column,
         )
         read = partial(catalogue.table.open_table, args.table, columns, args.images)
-        return {split: read(split, args.valid_fraction, args.allow_outside) for split in splits}
+        return {split: read(split, args.valid_fraction, args.allow_outside, urls) for split in splits}
     read = partial(catalogue.pai.open_pai, num_workers=args.num_workers, allow_outside=args.allow_outside)
     return {split: read(args.data_dir, split) for split in splits}
 

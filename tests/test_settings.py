@@ -22,7 +22,7 @@ PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 FLAGS = {
     "clip_prep": """
         --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
-        --hdf5 --help --image-column --images --num-workers --on-colab --output --product-column --split
+        --download --download-limit --download-rate --hdf5 --help --image-column --images --num-workers --on-colab --output --product-column --split
         --subcategory-column --table --valid-fraction
     """,
     "create_webdataset": """

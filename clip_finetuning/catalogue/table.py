@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_finetuning.catalogue.caption_template import fill_template, template_fields
+from clip_finetuning.catalogue.download import Downloads, Wanted
 from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, picture_in_folder
 from clip_finetuning.runtime.text import hash_of, text_of
 
@@ -56,10 +57,11 @@ def open_table(
     split: str | None = None,
     valid_fraction: float | None = None,
     allow_outside: bool = False,
+    urls: Wanted | Downloads | None = None,
 ) -> Source:
     """The rows of a table, in its order; with `valid_fraction`, only those of `split`.
 
-    Pictures lie in the folder `images` (default: the table's own). Where a row has no product id, equal captions are
+    Pictures lie in the folder `images` (default: the table's own), or are URLs and known to `urls`. Where a row has no product id, equal captions are
     one product. Raises FileNotFoundError, and ValueError for a file of another kind, a missing column, or a Parquet
     file without pyarrow.
     """
@@ -81,7 +83,7 @@ def open_table(
         raise ValueError(f"{path} needs {flag}; its columns are {', '.join(table.names) or 'none'}")
     name = f"{path} ({split}, --valid-fraction {valid_fraction})" if valid_fraction else str(path)
     total = None if valid_fraction else table.total
-    return Source(name, total, _rows(table.records, columns, images, split, valid_fraction, allow_outside))
+    return Source(name, total, _rows(table.records, columns, images, split, valid_fraction, allow_outside, urls))
 
 
 def split_of_product(product_id: str, valid_fraction: float) -> str:
@@ -89,7 +91,7 @@ def split_of_product(product_id: str, valid_fraction: float) -> str:
     return "valid" if hash_of(product_id) / 2**64 < valid_fraction else "train"
 
 
-def _rows(records, columns, images, split, valid_fraction, allow_outside):
+def _rows(records, columns, images, split, valid_fraction, allow_outside, urls):
     for where, values in records:
         readable = not isinstance(values, str)
         captions = _captions(values, columns) if readable else []
@@ -101,7 +103,7 @@ def _rows(records, columns, images, split, valid_fraction, allow_outside):
             if not readable:
                 raise RowError(values)
             yield make_row(
-                *_image(values.get(columns.image), images, allow_outside),
+                *_image(values.get(columns.image), images, allow_outside, urls),
                 captions=captions,
                 category=values.get(columns.category),
                 subcategory=values.get(columns.subcategory),
@@ -121,10 +123,12 @@ def _captions(values, columns):
     return [text for text in texts if text]
 
 
-def _image(cell, images, allow_outside):
+def _image(cell, images, allow_outside, urls):
     name = text_of(cell)
     if URL.match(name):
-        raise RowError("image is a URL (download it first)")
+        if urls is None:
+            raise RowError("image is a URL (--download DIR fetches it)")
+        return urls.picture(name)
     return picture_in_folder(images, name, allow_outside)
 
 
