@@ -26,7 +26,7 @@ from clip_finetuning import catalogue, runtime
 from clip_finetuning.runtime import command_line, console
 
 if TYPE_CHECKING:
-    from clip_finetuning.catalogue.download import Downloads, Wanted
+    from clip_finetuning.catalogue.download import Downloads, OfUrl
     from clip_finetuning.catalogue.rows import Source
     from clip_finetuning.catalogue.summary import Summary
 
@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     if args.audit:
         return audit_mappings(args.audit, args.output, args.num_workers)
-    downloads = fetch_pictures(args) if args.download else None
-    for split, source in open_sources(args, downloads).items():
+    of_url = fetch_pictures(args).picture if args.download else None
+    for split, source in open_sources(args, of_url).items():
         write(source, args.output.replace("{split}", split))
     return 0
 
@@ -141,17 +141,17 @@ def positive(text: str) -> float:
 def fetch_pictures(args: argparse.Namespace) -> Downloads:
     """Read the table for its URLs and fetch their pictures into the folder --download, as far as they can be had."""
     wanted, downloads = catalogue.download.Wanted(), catalogue.download.Downloads(args.download)
-    for source in open_sources(args, wanted).values():
+    for source in open_sources(args, wanted.picture).values():
         wanted.read(source)
     rate, megabytes = args.download_rate or DOWNLOAD_RATE, args.download_limit or DOWNLOAD_MEGABYTES
     print(downloads.fetch(wanted.urls, catalogue.fetch.Manners(rate, int(megabytes * 1e6))))
     return downloads
 
 
-def open_sources(args: argparse.Namespace, urls: Downloads | Wanted | None = None) -> dict[str, Source]:
+def open_sources(args: argparse.Namespace, of_url: OfUrl | None = None) -> dict[str, Source]:
     """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read.
 
-    `urls` says which files are the pictures of a table's URLs.
+    `of_url` gives the file of a picture that a table names by URL.
     """
     splits = SPLITS if args.split == "all" else (args.split,)
     if args.hdf5:
@@ -167,7 +167,7 @@ def open_sources(args: argparse.Namespace, urls: Downloads | Wanted | None = Non
             subcategory=args.subcategory_column,
         )
         read = partial(catalogue.table.open_table, args.table, columns, args.images)
-        return {split: read(split, args.valid_fraction, args.allow_outside, urls) for split in splits}
+        return {split: read(split, args.valid_fraction, args.allow_outside, of_url) for split in splits}
     read = partial(catalogue.pai.open_pai, num_workers=args.num_workers, allow_outside=args.allow_outside)
     return {split: read(args.data_dir, split) for split in splits}
 

@@ -1,10 +1,10 @@
 """The pictures of a table's URLs in a folder: each URL is fetched once, and never again while its file is there.
 
     wanted = Wanted()
-    wanted.read(open_table(..., urls=wanted))
+    wanted.read(open_table(..., of_url=wanted.picture))
     downloads = Downloads("pictures")
     print(downloads.fetch(wanted.urls, Manners(rate=20, most_bytes=20_000_000)))
-    open_table(..., urls=downloads)  # has files where the URLs were
+    open_table(..., of_url=downloads.picture)  # has files where the URLs were
 
 `failures.jsonl` in the folder says which could not be had, a line each, and whether another attempt may help: of these,
 the next run tries those alone.
@@ -13,18 +13,20 @@ the next run tries those alone.
 import collections
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from clip_finetuning.catalogue.fetch import Failure, Manners, fetch_all
-from clip_finetuning.catalogue.remote_picture import file_name, too_large
+from clip_finetuning.catalogue.remote_picture import absolute, file_name, too_large
 from clip_finetuning.catalogue.rows import RowError, Source
 from clip_finetuning.catalogue.summary import skipped_lines
 from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 from clip_finetuning.runtime.text import printable
 
+OfUrl = Callable[[str], tuple[str, str]]  # (path, file name) of a URL's picture; raises RowError
 FAILURES = "failures.jsonl"
 
 
@@ -35,13 +37,13 @@ class Wanted:
         self.urls: dict[str, None] = {}  # each once, in the table's order
 
     def read(self, source: Source) -> None:
-        """Read a table that was opened with this for its `urls`."""
+        """Read a table that was opened with `of_url=self.picture`."""
         rows = tqdm(source.rows, total=source.total, unit=" rows", desc="looking for URLs", disable=None)
         collections.deque(rows, maxlen=0)
 
     def picture(self, url: str) -> tuple[str, str]:
         """Note a URL. Raises RowError."""
-        self.urls[url] = None
+        self.urls[absolute(url)] = None
         raise RowError("not downloaded yet")
 
 
@@ -54,6 +56,7 @@ class Downloads:
 
     def picture(self, url: str) -> tuple[str, str]:
         """(path, file name) of a URL's picture. Raises RowError with the reason why there is none."""
+        url = absolute(url)
         path = self.folder / file_name(url)
         if not path.is_file():
             failure = self.failures.get(url)
@@ -118,7 +121,7 @@ def read_failures(path: Path) -> tuple[dict[str, Failure], int]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             values = None
-        fields = [values.get(name) for name in Failure._fields] if isinstance(values, dict) else []
+        fields: list[Any] = [values.get(name) for name in Failure._fields] if isinstance(values, dict) else []
         if list(map(type, fields)) == [str, str, str, bool] and fields[1].strip():
             failures[fields[0]] = Failure(*fields)
         else:

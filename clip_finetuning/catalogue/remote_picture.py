@@ -24,7 +24,6 @@ def file_name(url: str) -> str:
 
     It has letters, digits, `-`, `_` and `.` alone, begins with a letter or digit, and is no other URL's.
     """
-    url = url.partition("#")[0]
     try:
         last = PurePosixPath(unquote(urlsplit(url).path)).name
     except ValueError:
@@ -35,11 +34,17 @@ def file_name(url: str) -> str:
     return f"{stem}-{digest}{suffix if suffix in SUFFIXES else ''}"
 
 
+def absolute(url: str) -> str:
+    """A URL as web pages write it, `//cdn.shop.example/1.jpg`, with its scheme; without the place in a page, `#top`."""
+    url = url.partition("#")[0]
+    return f"https:{url}" if url.startswith("//") else url
+
+
 def fetch_picture(url: str, most_bytes: int, sleep: Callable[[float, OSError], object] | None = None) -> bytes:
     """The bytes of a picture. Raises HttpError, after the attempts that may help."""
     if scheme_of(url) not in SCHEMES:
         raise HttpError("not an http or https URL", url)
-    file = HttpFile(url.partition("#")[0])
+    file = HttpFile(url)
     with ResumingStream(file, WAITS, sleep) as stream:
         if (file.length or 0) > most_bytes:
             raise too_large(most_bytes)

@@ -4,14 +4,13 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from clip_finetuning.catalogue.caption_template import fill_template, template_fields
-from clip_finetuning.catalogue.download import Downloads, Wanted
 from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row, picture_in_folder
 from clip_finetuning.runtime.text import hash_of, text_of
 
@@ -57,11 +56,11 @@ def open_table(
     split: str | None = None,
     valid_fraction: float | None = None,
     allow_outside: bool = False,
-    urls: Wanted | Downloads | None = None,
+    of_url: Callable[[str], tuple[str, str]] | None = None,
 ) -> Source:
     """The rows of a table, in its order; with `valid_fraction`, only those of `split`.
 
-    Pictures lie in the folder `images` (default: the table's own), or are URLs and known to `urls`. Where a row has no product id, equal captions are
+    Pictures lie in the folder `images` (default: the table's own). `of_url` gives the file of a picture that is named by a URL. Where a row has no product id, equal captions are
     one product. Raises FileNotFoundError, and ValueError for a file of another kind, a missing column, or a Parquet
     file without pyarrow.
     """
@@ -83,7 +82,7 @@ def open_table(
         raise ValueError(f"{path} needs {flag}; its columns are {', '.join(table.names) or 'none'}")
     name = f"{path} ({split}, --valid-fraction {valid_fraction})" if valid_fraction else str(path)
     total = None if valid_fraction else table.total
-    return Source(name, total, _rows(table.records, columns, images, split, valid_fraction, allow_outside, urls))
+    return Source(name, total, _rows(table.records, columns, images, split, valid_fraction, allow_outside, of_url))
 
 
 def split_of_product(product_id: str, valid_fraction: float) -> str:
@@ -91,7 +90,7 @@ def split_of_product(product_id: str, valid_fraction: float) -> str:
     return "valid" if hash_of(product_id) / 2**64 < valid_fraction else "train"
 
 
-def _rows(records, columns, images, split, valid_fraction, allow_outside, urls):
+def _rows(records, columns, images, split, valid_fraction, allow_outside, of_url):
     for where, values in records:
         readable = not isinstance(values, str)
         captions = _captions(values, columns) if readable else []
@@ -103,7 +102,7 @@ def _rows(records, columns, images, split, valid_fraction, allow_outside, urls):
             if not readable:
                 raise RowError(values)
             yield make_row(
-                *_image(values.get(columns.image), images, allow_outside, urls),
+                *_image(values.get(columns.image), images, allow_outside, of_url),
                 captions=captions,
                 category=values.get(columns.category),
                 subcategory=values.get(columns.subcategory),
@@ -123,12 +122,12 @@ def _captions(values, columns):
     return [text for text in texts if text]
 
 
-def _image(cell, images, allow_outside, urls):
+def _image(cell, images, allow_outside, of_url):
     name = text_of(cell)
     if URL.match(name):
-        if urls is None:
+        if of_url is None:
             raise RowError("image is a URL (--download DIR fetches it)")
-        return urls.picture(name)
+        return of_url(name)
     return picture_in_folder(images, name, allow_outside)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import clip_prep
 from clip_finetuning.catalogue import download, fetch, remote_picture, schedule
+from clip_finetuning.catalogue.rows import RowError
 from clip_finetuning.runtime import resuming
 from tests.helpers import ROOT, encoded_picture, run_create
 from tests.web_server import WebServer, file_page
@@ -255,7 +256,11 @@ def test_file_names_are_safe_and_no_two_alike():
     names = [remote_picture.file_name(url) for url in HOSTILE]
     assert len({name.lower() for name in names}) == len(HOSTILE)
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,90}(\.[a-z0-9]{2,4})?", name) for name in names)
-    assert remote_picture.file_name("http://h/a.jpg#top") == remote_picture.file_name("http://h/a.jpg")
+    wanted = download.Wanted()
+    for url in ("https://h/a.jpg", "//h/a.jpg", "https://h/a.jpg#top"):
+        with pytest.raises(RowError):
+            wanted.picture(url)
+    assert list(wanted.urls) == ["https://h/a.jpg"]
     assert (
         remote_picture.file_name("https://shop.example/i/Red%20Dress.JPG?v=1") == "Red-Dress-e1774677a5ddb90871e6.jpg"
     )
