@@ -28,6 +28,7 @@ class ResumingStream(io.RawIOBase):
     ) -> None:
         self._connect, self._waits, self._sleep = connect, waits, sleep or _sleep
         self._stream: Any = None
+        self._given_up: OSError | None = None
         self._position = 0
         self._attempt(0)
 
@@ -45,6 +46,8 @@ class ResumingStream(io.RawIOBase):
         super().close()
 
     def _attempt(self, size: int) -> bytes:
+        if self._given_up:
+            raise self._given_up
         waits = WAITS if self._waits is None else self._waits
         attempts = 0
         while True:
@@ -57,6 +60,7 @@ class ResumingStream(io.RawIOBase):
                 wait = getattr(error, "wait", None) or 0.0
                 allowed = len(waits) if self._position or getattr(error, "answered", True) else UNREACHED
                 if not is_temporary(error) or attempts >= allowed or wait > PATIENCE:
+                    self._given_up = error
                     raise
                 self._sleep(max(wait, waits[attempts]), error)
                 attempts += 1
