@@ -95,6 +95,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     table.add_argument(
         "--download-limit", type=positive, metavar="MB", help=f"the largest picture [{DOWNLOAD_MEGABYTES}]"
     )
+    table.add_argument("--ray", metavar="ADDRESS", help="download on a Ray cluster: HOST:6379, auto or local")
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     return args
@@ -106,7 +107,7 @@ def check_arguments(parser: command_line.Parser, args: argparse.Namespace) -> No
         for name in names:
             if getattr(args, name) is not None and not getattr(args, kind):
                 parser.error(f"--{name.replace('_', '-')} belongs to --{kind}")
-    for name in ("download_rate", "download_limit"):
+    for name in ("download_rate", "download_limit", "ray"):
         if getattr(args, name) is not None and not args.download:
             parser.error(f"--{name.replace('_', '-')} belongs to --download")
     if args.valid_fraction is not None and not 0 < args.valid_fraction < 1:
@@ -144,7 +145,10 @@ def fetch_pictures(args: argparse.Namespace) -> Downloads:
     for source in open_sources(args, wanted.picture).values():
         wanted.read(source)
     rate, megabytes = args.download_rate or DOWNLOAD_RATE, args.download_limit or DOWNLOAD_MEGABYTES
-    print(downloads.fetch(wanted.urls, catalogue.fetch.Manners(rate, int(megabytes * 1e6))))
+    fetch_all = catalogue.fetch.fetch_all
+    if args.ray:
+        fetch_all = partial(catalogue.fetch_on_ray.fetch_on_ray, args.ray)
+    print(downloads.fetch(wanted.urls, catalogue.fetch.Manners(rate, int(megabytes * 1e6)), fetch_all))
     return downloads
 
 

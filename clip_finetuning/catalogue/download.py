@@ -13,7 +13,7 @@ the next run tries those alone.
 import collections
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 from clip_finetuning.runtime.text import printable
 
 OfUrl = Callable[[str], tuple[str, str]]  # (path, file name) of a URL's picture; raises RowError
+FetchAll = Callable[[Sequence[str], Path, Manners], Iterator[Failure | None]]
 FAILURES = "failures.jsonl"
 
 
@@ -63,8 +64,11 @@ class Downloads:
             raise RowError(f"download: {failure.reason if failure else 'not tried'}")
         return path.as_posix(), path.name
 
-    def fetch(self, urls: Iterable[str], manners: Manners) -> str:
-        """Fetch what is not there -> what was done, in lines. Raises OSError if the folder cannot be written."""
+    def fetch(self, urls: Iterable[str], manners: Manners, fetch_all: FetchAll = fetch_all) -> str:
+        """Fetch what is not there -> what was done, in lines. Raises OSError if the folder cannot be written.
+
+        `fetch_all` is `fetch.fetch_all`, or another one that does it elsewhere.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         urls = list(urls)
