@@ -9,7 +9,7 @@
     python clip_prep.py --audit clip_dataset_train.json clip_dataset_valid.json --drop-leaks
 
 Writes `clip_dataset_{split}.json`: a list of objects with image_path, image_name, caption, category and product_id, and
-subcategory and captions where there are any. The same catalogue gives the same bytes on any machine. `--audit` checks
+subcategory and captions where there are any. Where a table names pictures by URL, `--download DIR` fetches them. The same catalogue gives the same bytes on any machine. `--audit` checks
 such files for what harms training or flatters evaluation, and writes `audit.json`; its exit code is 1 if products or
 pictures are in more than one of them. With `--drop-leaks` these leave the training split: what is left is written to
 `{name}_clean.json`, and the exit code is 0.
@@ -28,14 +28,24 @@ from clip_finetuning import catalogue, runtime
 from clip_finetuning.runtime import command_line, console
 
 if TYPE_CHECKING:
+    from clip_finetuning.catalogue.download import Downloads, OfUrl
     from clip_finetuning.catalogue.rows import Source
     from clip_finetuning.catalogue.summary import Summary
 
 SPLITS = ("train", "valid", "test")
 OUTPUT, AUDIT = "clip_dataset_{split}.json", "audit.json"
+DOWNLOAD_RATE, DOWNLOAD_MEGABYTES = 20, 20
 TABLE_OPTIONS = (
     *("preset", "images", "image_column", "image_template", "caption_column", "caption_template", "product_column"),
-    *("category_column", "subcategory_column", "valid_fraction", "test_fraction", "encoding", "keep_markup"),
+    *(
+        "category_column",
+        "subcategory_column",
+        "valid_fraction",
+        "test_fraction",
+        "encoding",
+        "keep_markup",
+        "download",
+    ),
 )
 
 
@@ -44,10 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     if args.audit:
         return audit_mappings(args.audit, args.output, args.num_workers, args.drop_leaks)
-    write(
-        {args.output.replace("{split}", split): source for split, source in open_sources(args).items()},
-        args.max_skipped,
-    )
+    of_url = fetch_pictures(args).picture if args.download else None
+    sources = open_sources(args, of_url)
+    write({args.output.replace("{split}", split): source for split, source in sources.items()}, args.max_skipped)
     return 0
 
 
@@ -113,6 +122,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     table.add_argument(
         "--keep-markup", action="store_true", default=None, help="leave HTML tags and entities in captions"
     )
+    table.add_argument("--download", metavar="DIR", help="fetch pictures that are URLs into DIR, each once")
+    table.add_argument(
+        "--download-rate", type=positive, metavar="N", help=f"requests a second to one host [{DOWNLOAD_RATE}]"
+    )
+    table.add_argument(
+        "--download-limit", type=positive, metavar="MB", help=f"the largest picture [{DOWNLOAD_MEGABYTES}]"
+    )
+    table.add_argument("--ray", metavar="ADDRESS", help="download on a Ray cluster: HOST:6379, auto or local")
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     return args
@@ -124,6 +141,9 @@ def check_arguments(parser: command_line.Parser, args: argparse.Namespace) -> No
         for name in names:
             if getattr(args, name) is not None and not getattr(args, kind):
                 parser.error(f"--{name.replace('_', '-')} belongs to --{kind}")
+    for name in ("download_rate", "download_limit", "ray"):
+        if getattr(args, name) is not None and not args.download:
+            parser.error(f"--{name.replace('_', '-')} belongs to --download")
     check_shares(parser, args)
     if args.audit and args.split:
         parser.error("--split does not go with --audit: name the JSON files")
@@ -165,8 +185,35 @@ def splits_of(args: argparse.Namespace) -> tuple[str, ...]:
     return ("train", *(["valid"] if args.valid_fraction else []), *(["test"] if args.test_fraction else []))
 
 
-def open_sources(args: argparse.Namespace) -> dict[str, Source]:
-    """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read."""
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: it takes a number above 0")
+    return number
+
+
+def fetch_pictures(args: argparse.Namespace) -> Downloads:
+    """Read the table for its URLs and fetch their pictures into the folder --download, as far as they can be had."""
+    wanted, downloads = catalogue.download.Wanted(), catalogue.download.Downloads(args.download)
+    for source in open_sources(args, wanted.picture).values():
+        wanted.read(source)
+    rate, megabytes = args.download_rate or DOWNLOAD_RATE, args.download_limit or DOWNLOAD_MEGABYTES
+    fetch_all = catalogue.fetch.fetch_all
+    if args.ray:
+        fetch_all = partial(catalogue.fetch_on_ray.fetch_on_ray, args.ray)
+    print(downloads.fetch(wanted.urls, catalogue.fetch.Manners(rate, int(megabytes * 1e6)), fetch_all))
+    return downloads
+
+
+def open_sources(args: argparse.Namespace, of_url: OfUrl | None = None) -> dict[str, Source]:
+    """The catalogue of each split that is asked for, {split: Source}; all are opened before the first is read.
+
+    `of_url` gives the file of a picture that a table names by URL.
+    """
     splits = splits_of(args) if args.split == "all" else (args.split,)
     if args.hdf5:
         fields = [field.strip() for field in (args.caption_fields or catalogue.hdf5.DESCRIPTION).split(",")]
@@ -184,7 +231,7 @@ def open_sources(args: argparse.Namespace) -> dict[str, Source]:
             more_images=tuple(more_images),
             other_products=tuple(other_products),
         )
-        read = partial(catalogue.table.open_table, args.table, columns, args.images, preset=args.preset)
+        read = partial(catalogue.table.open_table, args.table, columns, args.images, preset=args.preset, of_url=of_url)
         options = {
             "allow_outside": args.allow_outside,
             "encoding": args.encoding,

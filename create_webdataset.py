@@ -2,11 +2,12 @@
 
     python create_webdataset.py --json clip_dataset_valid.json --output-dir webdataset_shards --shard-size 1000
     python create_webdataset.py --json clip_dataset_train.json --output-dir webdataset_shards --part 3/16
+    python create_webdataset.py --json clip_dataset_train.json --output-dir /shared/shards --ray HOST:6379
     python create_webdataset.py --verify --json clip_dataset_valid.json --output-dir webdataset_shards
 
 Each sample is `{key}.jpg`, `{key}.txt` (the caption) and `{key}.json` (product_id, category, ...). The views of one
 product stay in one shard and products are shuffled with a fixed seed, so that any range of shards is a fair sample and
-two ranges share no product. The same input gives the same bytes, whatever the number of processes or parts. A run that
+two ranges share no product. The same input gives the same bytes, whatever the number of processes, parts or machines. A run that
 was stopped goes on where it was when the same command is given again.
 
 Relative paths of the JSON are the caller's. With --data-dir, those that do not begin with that folder are below it, and
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     seed, pictures = None if args.no_shuffle else args.seed, picture_settings(args)
     whole_plan = shards.plan.plan_shards(samples, args.shard_size, seed, pictures)
     plan = whole_plan[: args.max_shards]
-    written = shards.write.write_shards(shard_set, plan, pictures, args.part, args.num_workers)
+    on_cluster = partial(shards.on_ray.write_on_ray, args.ray) if args.ray else None
+    written = shards.write.write_shards(shard_set, plan, pictures, args.part, args.num_workers, on_cluster)
     summary = shard_set.summary(plan, about(args, mapping, whole_plan))
     skipped = {reason: found["paths"] for reason, found in summary["skipped"].items()}
     for line in mapping.remarks() + catalogue.summary.skipped_lines(skipped):
@@ -61,6 +64,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output-dir", required=True, help="folder of the shards, or a URL that fsspec knows")
     parser.add_argument("--max-shards", type=whole_number, help="write only the first so many shards")
     parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="write the I-th of N parts [1/1]")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="write on a Ray cluster (HOST:6379, auto, local) instead of --num-workers processes",
+    )
     parser.add_argument("--verify", action="store_true", help="check the shards against their manifest, write nothing")
     parser.add_argument("--image-size", type=whole_number, help="bound of the shorter side, in pixels; never enlarges")
     parser.add_argument("--crop-margins", action="store_true", help="crop near-white borders first")

@@ -25,7 +25,18 @@ MAY_IMPORT = {
 }
 TORCH_FREE = {"pictures", "catalogue", "shards", "clip_prep", "create_webdataset"}
 TORCH = {"torch", "torchvision", "open_clip", "webdataset"}
-SLOW_TO_LOAD = TORCH | {"PIL", "numpy", "tqdm", "h5py", "pyarrow", "fsspec", "imagehash", "jinja2", "concurrent"}
+SLOW_TO_LOAD = TORCH | {
+    "PIL",
+    "numpy",
+    "tqdm",
+    "h5py",
+    "pyarrow",
+    "fsspec",
+    "imagehash",
+    "jinja2",
+    "concurrent",
+    "urllib3",
+}
 
 
 def module_name(path):

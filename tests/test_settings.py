@@ -22,13 +22,13 @@ PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 FLAGS = {
     "clip_prep": """
         --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
-        --drop-leaks --encoding --hdf5 --help --image-column --image-template --images --keep-markup --max-skipped
-        --num-workers --on-colab --output --preset --product-column --split --subcategory-column --table --test-fraction
-        --valid-fraction
+        --download --download-limit --download-rate --drop-leaks --encoding --hdf5 --help --image-column --image-template
+        --images --keep-markup --max-skipped --num-workers --on-colab --output --preset --product-column --ray --split
+        --subcategory-column --table --test-fraction --valid-fraction
     """,
     "create_webdataset": """
         --allow-outside --caption-key --crop-margins --data-dir --dataset-name --debug --help --image-key --image-size
-        --json --max-shards --no-shuffle --num-workers --on-colab --output-dir --part --quality --seed --shard-size --verify
+        --json --max-shards --no-shuffle --num-workers --on-colab --output-dir --part --quality --ray --seed --shard-size --verify
     """,
     "clipFineTuner": """
         --batch-size --beta1 --beta2 --checkpoint-dir --checkpoint-interval --debug --device --ema-decay --epochs --eps

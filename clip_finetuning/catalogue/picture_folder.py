@@ -75,7 +75,7 @@ class PictureFolder:
         try:
             if is_url(name):
                 if self.of_url is None:
-                    raise RowError("image is a URL (download it first)")
+                    raise RowError("image is a URL (--download DIR fetches it)")
                 return self.of_url(name)
             try:
                 return picture_in_folder(self.folder, name, self.allow_outside)

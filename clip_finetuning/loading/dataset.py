@@ -25,7 +25,7 @@ from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.source import Group, Options, Source
 from clip_finetuning.loading.streaming import StreamedBatches
 from clip_finetuning.runtime.accounting import Guessed, Skipped, reason_of
-from clip_finetuning.runtime.text import same_caption_key
+from clip_finetuning.runtime.text import printable, same_caption_key
 
 REMEMBERED_CAPTIONS = 100_000  # 60 MB of tokens at 77 a caption
 MOST_CAPTIONS = 8  # of a sample, by which `identities` tell what it shares with others
@@ -239,4 +239,5 @@ def _no_data_message(pattern: str, source: Source, world_size: int) -> str:
     for skipped in source.skipped:
         reasons[skipped.reason] += skipped.count
     why = ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "the shards are empty"
+    why += f", first of all {printable(source.skipped[0].where)}" if source.skipped else ""
     return f"no usable sample in {pattern!r} ({why}); a sample needs KEY.jpg (or .png, .webp) and KEY.txt"

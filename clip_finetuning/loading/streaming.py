@@ -13,12 +13,13 @@ import os
 import random
 import sys
 import tarfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
-import fsspec
 import numpy as np
 from webdataset.filters import shuffle
 from webdataset.gopen import Pipe, gopen, gopen_schemes
@@ -30,6 +31,10 @@ from clip_finetuning.loading.sizes import listed_sizes
 from clip_finetuning.loading.source import Group, Options
 from clip_finetuning.loading.tar_index import FEWER, TRUNCATED, ShardDamage, group_members
 from clip_finetuning.runtime.accounting import Guessed, Skipped
+from clip_finetuning.runtime.http import SCHEMES, HttpFile
+from clip_finetuning.runtime.remote import RemoteFile
+from clip_finetuning.runtime.resuming import ResumingStream
+from clip_finetuning.runtime.text import printable
 
 SHUFFLE_BUFFER = 2000  # samples of a reader; they are still encoded, so this is tens of megabytes
 HELD_BACK = 20  # batches that may wait because their products are in the present one
@@ -157,14 +162,24 @@ class StreamedBatches:
                 )
 
 
-def open_shard(shard: str) -> BinaryIO | Pipe:
-    """A binary stream of a local path, or of any URL that webdataset or fsspec knows."""
+def open_shard(shard: str) -> Any:
+    """A binary stream of a local path, or of any URL that webdataset or fsspec knows. Raises OSError and ValueError.
+
+    Where a connection breaks, the stream goes on at the same byte; `pipe:` and what webdataset leaves to a command end there.
+    """
     if not is_url(shard):
         return open(shard, "rb")
-    if urlparse(shard).scheme in gopen_schemes:
+    scheme = urlparse(shard).scheme
+    if scheme in SCHEMES:
+        return ResumingStream(HttpFile(shard), sleep=partial(_say_and_sleep, shard))
+    if scheme in gopen_schemes:
         return gopen(shard)
-    file_system, path = fsspec.core.url_to_fs(shard)
-    return file_system.open(path, "rb")
+    return ResumingStream(RemoteFile(shard), sleep=partial(_say_and_sleep, shard))
+
+
+def _say_and_sleep(shard: str, seconds: float, error: OSError) -> None:
+    log.warning("%s: %s; trying again in %g seconds", printable(shard), printable(error), seconds)
+    time.sleep(seconds)
 
 
 def shard_samples(shard: str, report: Report, expected: int | None = None) -> Iterator[RawSample]:

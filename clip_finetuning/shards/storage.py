@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from clip_finetuning.runtime.atomic_write import TEMPORARY, atomic_write, remove_leftovers, temporary_name
+from clip_finetuning.runtime.remote import RemoteFile, file_system, patiently
+from clip_finetuning.runtime.resuming import ResumingStream
 
 # A remote file has no lock that tells whether somebody is still sending it.
 ABANDONED = timedelta(days=1)
+MAKES_BUCKETS = {"s3", "gs"}  # they have no folders, and would make a bucket of a misspelt name
 
 
 def open_folder(path: str | os.PathLike) -> LocalFolder | RemoteFolder:
@@ -74,14 +78,7 @@ class RemoteFolder:
     """A folder behind a URL. A file is made on this machine, sent under a hidden name and renamed there."""
 
     def __init__(self, url: str):
-        try:
-            from fsspec.core import url_to_fs
-
-            self.files, self.path = url_to_fs(url)
-        except ImportError as error:
-            raise ValueError(f"{url}: {error}; install fsspec and the package of this protocol, such as s3fs") from None
-        except ValueError as error:
-            raise ValueError(f"{url}: {error}; fsspec must know the protocol of an output URL") from None
+        self.files, self.path = file_system(url)
         self.url = url
 
     def _at(self, name: str) -> str:
@@ -94,44 +91,53 @@ class RemoteFolder:
             temporary = Path(folder, "file")
             yield temporary
             try:
-                folder, _, file = self._at(name).rpartition("/")
-                sent = f"{folder}/{temporary_name(file)}"
-                self.files.makedirs(folder, exist_ok=True)
-                self.files.put_file(str(temporary), sent)
-                self.files.mv(sent, f"{folder}/{file}")
-            except Exception as error:  # each protocol has errors of its own
-                with suppress(Exception):
-                    self.files.rm_file(sent)
+                patiently(self.url, partial(self._send, temporary, self._at(name)))
+            except OSError as error:
                 raise OSError(f"cannot write {name} to {self.url}: {error}") from error
+
+    def _send(self, temporary: Path, path: str) -> None:
+        folder, _, file = path.rpartition("/")
+        sent = f"{folder}/{temporary_name(file)}"
+        try:
+            if not MAKES_BUCKETS & set(_protocols(self.files)):
+                self.files.makedirs(folder, exist_ok=True)
+            self.files.put_file(str(temporary), sent)
+            self.files.mv(sent, path)
+        except BaseException:
+            with suppress(Exception):
+                self.files.rm_file(sent)
+            raise
 
     def read_text(self, name: str) -> str | None:
         """The text of a file, or None if there is none."""
         try:
-            return self.files.cat_file(self._at(name)).decode("utf-8")
+            return patiently(self.url, partial(self.files.cat_file, self._at(name))).decode("utf-8")
         except FileNotFoundError:
             return None
 
     def open(self, name: str) -> BinaryIO:
-        return self.files.open(self._at(name), "rb")
+        return cast(BinaryIO, ResumingStream(RemoteFile(f"{self.url.rstrip('/')}/{name}")))
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None if there is none."""
         self.files.invalidate_cache()
         try:
-            return self.files.size(self._at(name))
+            return patiently(self.url, partial(self.files.size, self._at(name)))
         except FileNotFoundError:
             return None
 
     def remove(self, name: str) -> None:
         if self.size(name) is not None:
-            self.files.rm_file(self._at(name))
+            with suppress(FileNotFoundError):  # a removal that went well though its answer was lost
+                patiently(self.url, partial(self.files.rm_file, self._at(name)))
 
     def names(self) -> list[str]:
         self.files.invalidate_cache()
         try:
-            return sorted(path.rstrip("/").rpartition("/")[2] for path in self.files.ls(self.path, detail=False))
+            listed = patiently(self.url, partial(self.files.ls, self.path, detail=False))
         except FileNotFoundError:
             return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in listed)
 
     def clean(self, names: Collection[str]) -> None:
         """Delete what killed runs left of these files a day ago or earlier; a younger one may be on its way right now."""
@@ -147,3 +153,7 @@ class RemoteFolder:
         modified = self.files.modified(path)
         zone = modified.tzinfo or timezone.utc
         return datetime.now(zone) - modified.replace(tzinfo=zone) > ABANDONED
+
+
+def _protocols(files: Any) -> Sequence[str]:
+    return [files.protocol] if isinstance(files.protocol, str) else files.protocol

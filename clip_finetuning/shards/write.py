@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, parent_process
@@ -51,20 +51,27 @@ def write_shards(
     pictures: PictureSettings,
     part: tuple[int, int] = (1, 1),
     num_workers: int = 0,
+    on_cluster: Callable[[Sequence[Job]], Iterator[bool]] | None = None,
 ) -> int:
-    """Write the shards of a part (I, N) of a plan that are not finished, one process each -> how many were written."""
+    """Write the shards of a part (I, N) of a plan that are not finished, one process each -> how many were written.
+
+    `on_cluster` does it elsewhere: `write_shard` of each job.
+    """
     number, count = part
     mine = plan[number - 1 :: count]
     shards.clean(mine)
     jobs = [Job(shards, shard, pictures) for shard in mine]
     workers = min(num_workers, len(jobs))
     with explained_errors(shards.output_dir), contextlib.ExitStack() as stack:
-        run = map
-        if workers > 1:
+        if on_cluster:
+            written = on_cluster(jobs)
+        elif workers > 1:
             pool = ProcessPoolExecutor(workers, initializer=end_with_parent)
             stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.map
-        return sum(tqdm(run(write_shard, jobs), total=len(jobs), unit=" shards", disable=None))
+            written = pool.map(write_shard, jobs)
+        else:
+            written = map(write_shard, jobs)
+        return sum(tqdm(written, total=len(jobs), unit=" shards", disable=None))
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ CELLS = {
     "blank": ("", 0, {"no image name": 1}),
     "no text": (None, 0, {"no image name": 1}),
     "object": ({"a": 1}, 0, {"no image name": 1}),
-    "URL": ("https://a.example/1.jpg", 0, {"image is a URL (download it first)": 1}),
+    "URL": ("https://a.example/1.jpg", 0, {"image is a URL (--download DIR fetches it)": 1}),
     "outside": ("../t.jsonl", 0, {"image outside its folder (--allow-outside takes it)": 1}),
     "nested": ([[[[[[["0.jpg"]]]]]]], 0, {"no image name": 1}),
 }

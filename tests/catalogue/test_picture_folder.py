@@ -69,7 +69,7 @@ def test_a_picture_is_found(photos, cell, file):
     if file:
         assert found(photos, cell) == [file]
     else:
-        assert found(photos, cell) == ["image is a URL (download it first)"]
+        assert found(photos, cell) == ["image is a URL (--download DIR fetches it)"]
 
 
 @pytest.mark.parametrize(

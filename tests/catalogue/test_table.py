@@ -169,7 +169,7 @@ def test_rows_that_cannot_be_used_are_skipped_with_their_line(tmp_path, photos):
         Skipped("t.csv:6", "blank caption"),
         Skipped("t.csv:7", "no image name"),
         Skipped("t.csv:8", "missing image"),
-        Skipped("t.csv:9", "image is a URL (download it first)"),
+        Skipped("t.csv:9", "image is a URL (--download DIR fetches it)"),
     ]
 
 
