@@ -5,7 +5,7 @@ from typing import Any
 
 from clip_finetuning.loading.sample import SampleError, parse_sample
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
-from clip_finetuning.loading.streaming import shard_samples
+from clip_finetuning.loading.stream_reader import shard_samples
 from clip_finetuning.loading.tar_index import TarIndex
 
 
