@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from clip_finetuning.loading import named_fields
 from clip_finetuning.loading.failure import Failure, failures_as_values
 from clip_finetuning.loading.local import LocalBatches
 from clip_finetuning.loading.sample import ShardSample, parse_sample, product_hash
@@ -88,6 +89,7 @@ class ClipDataset(IterableDataset):
         shards = expand_pattern(pattern)
         kind = StreamedBatches if any(is_url(shard) for shard in shards) else LocalBatches
         self.source: Source = kind(shards, options)
+        named_fields.check(pattern, shards, self.source, options.fields)
         if not self.source.num_samples or (options.train and not self.source.num_batches):
             raise ValueError(_no_data_message(pattern, self.source, options.world_size))
         if options.train and self.source.batch_size < options.batch_size:
@@ -243,4 +245,4 @@ def _no_data_message(pattern: str, source: Source, world_size: int) -> str:
     for skipped in source.skipped:
         reasons[skipped.reason] += skipped.count
     why = ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "the shards are empty"
-    return f"no usable sample in {pattern!r} ({why}); a sample needs KEY.jpg (or .png, .webp) and KEY.txt"
+    return f"no usable sample in {pattern!r} ({why}); a sample needs KEY.jpg (or .png, .webp ...) and KEY.txt"

@@ -100,7 +100,7 @@ def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL) -> ShardSample:
     if not captions:
         named = NO_NAMED_CAPTION if names.caption else NO_CAPTION
         raise SampleError(DAMAGED_JSON_ALONE if is_damaged else named)
-    product_id = text_of(value_at(fields, names.product or "product_id"))
+    product_id = text_of(_product(fields, names.product))
     guess = DAMAGED_JSON if is_damaged else NO_NAMED_PRODUCT if names.product and not product_id else None
     return ShardSample(
         key=raw["__key__"],
@@ -125,10 +125,26 @@ def value_at(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
+def has_text_at(fields: Mapping[str, Any], name: str) -> bool:
+    """Whether a field holds a text or a number, or a list of some."""
+    return bool(_named_captions(fields, name))
+
+
+def _product(fields: Mapping[str, Any], name: str | None) -> Any:
+    """What stands for the product: `product_id`, or a named field, of which a list of one is that one."""
+    value = value_at(fields, name or "product_id")
+    return value[0] if name and isinstance(value, list) and len(value) == 1 else value
+
+
 def product_hash(product_id: str) -> int:
     """A stable 64-bit number for a product, or any text (the same on every machine and in every process)."""
     digest = hashlib.blake2b(product_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def record_of(data: bytes | None) -> dict[str, Any]:
+    """The JSON object of a sample, empty where there is none or it is damaged."""
+    return _fields(data)[0]
 
 
 def _fields(data: bytes | None, product: str | None = None) -> tuple[dict[str, Any], bool]:
@@ -141,7 +157,7 @@ def _fields(data: bytes | None, product: str | None = None) -> tuple[dict[str, A
         fields = None
     if not isinstance(fields, dict):
         return {}, True
-    return fields, isinstance(value_at(fields, product or "product_id"), list | dict | bool)
+    return fields, isinstance(_product(fields, product), list | dict | bool)
 
 
 def _captions(raw: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:

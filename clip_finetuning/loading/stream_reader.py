@@ -18,7 +18,16 @@ import fsspec
 from webdataset.gopen import Pipe, gopen, gopen_schemes
 
 from clip_finetuning.loading.members import Grouped, resolve, root_of, runs
-from clip_finetuning.loading.sample import FURTHER, USUAL, Fields, SampleError, parse_sample, product_hash, split_name
+from clip_finetuning.loading.sample import (
+    FURTHER,
+    USUAL,
+    Fields,
+    SampleError,
+    parse_sample,
+    product_hash,
+    record_of,
+    split_name,
+)
 from clip_finetuning.loading.shard_list import is_url
 from clip_finetuning.loading.tar_format import AFTER_END, TRUNCATED, ForwardFile, ShardDamage, tar_members
 from clip_finetuning.loading.tar_index import described, shortfall
@@ -90,6 +99,16 @@ def shard_samples(
     where = f"{shard} ({problem})" if problem else shard
     for entry in shortfall(where, shard, expected, found, damage, lost):
         report(entry)
+
+
+def shard_records(shard: str) -> Iterator[dict[str, Any]]:
+    """What the `.json` of each sample says, usable or not, as far as the shard can be read."""
+    with (
+        contextlib.suppress(ShardDamage, OSError, ValueError, ImportError),
+        contextlib.closing(open_shard(shard)) as stream,
+    ):
+        for run in runs(_members(_bytes_of(stream), shard)):
+            yield from (record_of(sample.files.get("json")) for sample in resolve(run))
 
 
 class Unusable:
