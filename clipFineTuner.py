@@ -122,6 +122,7 @@ def load_data(args: argparse.Namespace, ranks: Ranks, clip_model: ClipModel) -> 
     """(training loader, validation loader or None), each giving this process its share."""
     size = args.batch_size // ranks.world_size
     mine = {"rank": ranks.rank, "world_size": ranks.world_size, "num_workers": args.num_workers}
+    mine |= {"caption_key": args.caption_key, "product_key": args.product_key}
     loader = loading.loader.train_loader(
         args.train_dataset_pattern,
         model.clip_model.image_transform(clip_model, train=True, reduced_decode=args.reduced_decode),

@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # at run time a room's modules are imported when they are fir
 RECALLS = (5, 10)  # always reported at the top level of the results
 KNOBS = [
     "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "TEST_DATASET_PATTERN",
-    "IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION", "CHECKPOINT_DIR", "EVAL_CHECKPOINT", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
+    "IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION", "CHECKPOINT_DIR", "EVAL_CHECKPOINT",
+    "CAPTION_KEY", "PRODUCT_KEY", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
 ]  # fmt: skip
 
 
@@ -148,6 +149,8 @@ def embed_shards(
         rank=ranks.rank,
         world_size=ranks.world_size,
         max_samples=args.max_samples,
+        caption_key=args.caption_key,
+        product_key=args.product_key,
     )
     seen = runtime.distributed.gather_objects(loader.num_samples)
     if len(set(seen)) > 1:
@@ -205,7 +208,7 @@ def write_report(
     examples = retrieval.report.pick_examples(embeddings, seed=args.seed)
     keys, found = examples.keys(embeddings), {}
     try:
-        found = loading.lookup.read_pictures(args.dataset_path, keys.values())
+        found = loading.lookup.read_pictures(args.dataset_path, keys.values(), args.caption_key)
     except FileNotFoundError as error:
         print(f"the report has no pictures: {error}", file=sys.stderr)
     pictures = {image: found[key] for image, key in keys.items() if key in found}

@@ -90,6 +90,12 @@ BATCH_SIZE: AtLeast1 = 256
 NUM_WORKERS: AtLeast0 = 0 if sys.platform == "win32" else 2
 """processes that load data or write shards; 0: none but the main one"""
 
+CAPTION_KEY: str | None = None
+"""field of the samples' .json that holds the caption, dotted as in meta.title; none: the .txt, or caption"""
+
+PRODUCT_KEY: str | None = None
+"""the same for the product's id; none: product_id"""
+
 VIEWS: Literal["all", "random"] = "all"
 """an epoch shows every view of a product, or one drawn at random"""
 

@@ -17,7 +17,8 @@ from PIL import Image
 from clip_finetuning.loading import dataset
 from clip_finetuning.loading.dataset import RememberedTokens
 from clip_finetuning.loading.sample import NO_PICTURE
-from clip_finetuning.loading.tar_index import CUT, TRUNCATED
+from clip_finetuning.loading.tar_format import TRUNCATED
+from clip_finetuning.loading.tar_index import CUT
 from clip_finetuning.model.preprocessing import ImageTransform
 from clip_finetuning.runtime import accounting
 from clip_finetuning.training.losses import positives

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from clip_finetuning.loading import named_fields
 from clip_finetuning.loading.failure import Failure, failures_as_values
 from clip_finetuning.loading.local import LocalBatches
 from clip_finetuning.loading.sample import ShardSample, parse_sample, product_hash
@@ -88,6 +89,7 @@ class ClipDataset(IterableDataset):
         shards = expand_pattern(pattern)
         kind = StreamedBatches if any(is_url(shard) for shard in shards) else LocalBatches
         self.source: Source = kind(shards, options)
+        named_fields.check(pattern, shards, self.source, options.fields)
         if not self.source.num_samples or (options.train and not self.source.num_batches):
             raise ValueError(_no_data_message(pattern, self.source, options.world_size))
         if options.train and self.source.batch_size < options.batch_size:
@@ -127,7 +129,9 @@ class ClipDataset(IterableDataset):
         """Decode straight into one uint8 tensor, in shared memory if the batch is to leave this process."""
         images: Any = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
         rows: list[Loaded] = []
-        skipped, spares = list(group.skipped), iter(group.spares)
+        skipped = [entry for entry in group.skipped if isinstance(entry, Skipped)]
+        guessed = [entry for entry in group.skipped if isinstance(entry, Guessed)]
+        spares = iter(group.spares)
         for sample in group.samples:
             loaded = self._load(sample, epoch)
             while isinstance(loaded, Skipped):
@@ -147,12 +151,12 @@ class ClipDataset(IterableDataset):
             for repeated in range(len(group.samples) - len(rows)):
                 images[len(rows)].copy_(images[repeated])
                 rows.append(rows[repeated])
-        return self._collate(images[: len(rows)], rows, skipped)
+        return self._collate(images[: len(rows)], rows, skipped, guessed)
 
     def _load(self, sample: Any, epoch: int) -> Loaded | Skipped:
         source = self.source
         try:
-            parsed = parse_sample(source.read(sample))
+            parsed = parse_sample(source.read(sample), self.options.fields)
             seed = sample_seed(self.options.seed, epoch, source.number(sample)) if self.train else 0
             image = self.transform(parsed.picture, seed)
         except (ValueError, OSError) as error:
@@ -162,7 +166,9 @@ class ClipDataset(IterableDataset):
             guessed = Guessed(1, parsed.guess, source.name(sample), source.identity(sample))
         return Loaded(image, parsed, parsed.captions[seed % len(parsed.captions)], guessed)
 
-    def _collate(self, images: torch.Tensor, rows: list[Loaded], skipped: list[Skipped]) -> Batch:
+    def _collate(
+        self, images: torch.Tensor, rows: list[Loaded], skipped: list[Skipped], guessed: list[Guessed]
+    ) -> Batch:
         samples, captions = [row.sample for row in rows], [row.caption for row in rows]
         return Batch(
             images=images,
@@ -177,7 +183,7 @@ class ClipDataset(IterableDataset):
             subcategories=[sample.subcategory for sample in samples],
             image_names=[sample.image_name for sample in samples],
             lost=skipped,
-            guessed=[row.guessed for row in rows if row.guessed],
+            guessed=guessed + [row.guessed for row in rows if row.guessed],
         )
 
     def _identity(self, sample: ShardSample, caption: str) -> list[int]:
@@ -240,4 +246,4 @@ def _no_data_message(pattern: str, source: Source, world_size: int) -> str:
         reasons[skipped.reason] += skipped.count
     why = ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "the shards are empty"
     why += f", first of all {printable(source.skipped[0].where)}" if source.skipped else ""
-    return f"no usable sample in {pattern!r} ({why}); a sample needs KEY.jpg (or .png, .webp) and KEY.txt"
+    return f"no usable sample in {pattern!r} ({why}); a sample needs KEY.jpg (or .png, .webp ...) and KEY.txt"

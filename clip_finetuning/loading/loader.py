@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from clip_finetuning.loading.batch_sampler import ORDER, is_planned_alike
 from clip_finetuning.loading.dataset import Batch, ClipDataset
 from clip_finetuning.loading.failure import Failure
+from clip_finetuning.loading.sample import Fields
 from clip_finetuning.loading.source import Options
 from clip_finetuning.runtime.accounting import Account, count_lost, majority_warning
 
@@ -151,13 +152,16 @@ def train_loader(
     views: str = "all",
     rank: int = 0,
     world_size: int = 1,
+    caption_key: str | None = None,
+    product_key: str | None = None,
 ) -> Loader:
     """A Loader of training batches: full, seeded, without two samples of one product (see ClipDataset).
 
     Every rank gets the same number of batches of `batch_size` samples; together those of a rank's `batch_size` times
-    `world_size` in one process.
+    `world_size` in one process. `caption_key` and `product_key` are fields of the `.json` files (see `sample.Fields`).
     """
-    options = Options(batch_size, train=True, seed=seed, views=views, rank=rank, world_size=world_size)
+    fields = Fields(caption_key, product_key)
+    options = Options(batch_size, True, seed, views, rank, world_size, fields=fields)
     return Loader(ClipDataset(pattern, transform, tokenizer, options), num_workers)
 
 
@@ -171,12 +175,15 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     max_samples: int | None = None,
+    caption_key: str | None = None,
+    product_key: str | None = None,
 ) -> Loader:
     """A Loader of every sample once, in order, with the first caption; ranks take consecutive parts.
 
     `max_samples` takes the first ones alone.
     """
-    options = Options(batch_size, train=False, rank=rank, world_size=world_size, max_samples=max_samples)
+    fields = Fields(caption_key, product_key)
+    options = Options(batch_size, train=False, rank=rank, world_size=world_size, max_samples=max_samples, fields=fields)
     return Loader(ClipDataset(pattern, transform, tokenizer, options), num_workers)
 
 

@@ -22,7 +22,7 @@ class LocalBatches:
     max_workers: int | None = None
 
     def __init__(self, shards: Sequence[str], options: Options) -> None:
-        self.options, self.index = options, TarIndex(shards)
+        self.options, self.index = options, TarIndex(shards, options.fields)
         self.products = self.index.products
         self.most_captions = self.index.most_captions
         self.skipped, self.guessed = self.index.skipped, self.index.guessed

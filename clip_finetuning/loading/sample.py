@@ -1,26 +1,49 @@
 """What one sample of a shard says - picture, captions, product, metadata - whoever wrote the shard.
 
 A raw sample is a dict of file suffix -> bytes, with `__key__` and `__url__`, as webdataset makes it. Taken are our own
-shards (`.jpg`, `.txt`, `.json`) and others': `.jpeg`, `.png`, `.webp`; captions in `.txt0`, `.txt1` ... or
-`.txt0.txt` ..., or under `caption` in the `.json` (img2dataset); no `.json` at all. A field that says `NaN` or the like,
-as pandas writes it, is a missing one (`text.text_of`).
+shards (`.jpg`, `.txt`, `.json`) and others': pictures of any kind; captions in `.txt0`, `.txt1` ... or
+`.txt0.txt` ..., or under `caption` in the `.json` (img2dataset), or in a field that `Fields` names; no `.json` at all. A
+field that says `NaN` or the like, as pandas writes it, is a missing one (`text.text_of`).
 """
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from clip_finetuning.runtime.text import text_of
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+# What Pillow reads, alone or with a plugin; the first of them counts where a sample has several.
+PICTURE_SUFFIXES = (
+    "jpg", "jpeg", "png", "webp", "jpe", "jfif", "avif", "avifs", "heic", "heif", "hif", "gif", "bmp", "dib", "tif", "tiff",
+    "apng", "jp2", "j2k", "jpx", "jxl", "ppm", "pgm", "pbm", "pnm", "tga", "psd",
+)  # fmt: skip
+IS_PICTURE = frozenset(PICTURE_SUFFIXES)
 CAPTION_SUFFIX = re.compile(r"(?:txt|text|caption)(\d*)(?:\.txt)?")
+KNOWN_SUFFIX = re.compile(
+    rf"(.+?)\.({'|'.join(PICTURE_SUFFIXES)}|json|(?:txt|text|caption)\d*(?:\.txt)?)", re.IGNORECASE | re.DOTALL
+)
 NO_PICTURE, NO_CAPTION = "no image in the shard", "no caption in the shard"
 DAMAGED_JSON, DAMAGED_JSON_ALONE = (
     "damaged .json, so the product is told by its caption",
     "damaged .json and no caption beside it",
 )
+NO_NAMED_CAPTION = "no text in the .json under CAPTION_KEY"
+NO_NAMED_PRODUCT = "no id in the .json under PRODUCT_KEY, so the product is told by its caption"
+FURTHER_FILES = "several pictures or texts under its name, of which the first is used"
+FURTHER = "__further__"  # in a raw sample: it has such files
+
+
+class Fields(NamedTuple):
+    """The fields of a `.json` that a user names, dotted where they lie deeper (`meta.title`, `titles.0`); None: the usual."""
+
+    caption: str | None = None
+    product: str | None = None
+
+
+USUAL = Fields()
 
 
 class SampleError(ValueError):
@@ -41,40 +64,76 @@ class ShardSample(NamedTuple):
     category: str
     subcategory: str
     image_name: str
-    guess: str | None = None  # what was guessed since the `.json` is damaged; it would have told the product
+    guess: str | None = None  # what is used although something is missing, damaged or left over
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(key, lower-case suffix) of a tar member, split at the first dot of its file name as webdataset does."""
+    """(key, lower-case suffix) of a tar member, split before the longest suffix that is known.
+
+    Without a known one it is split at the first dot of the file name, as webdataset does; so is a hidden file (`._x.jpg`).
+    """
     folder, slash, file_name = name.rpartition("/")
     stem, _, suffix = file_name.partition(".")
+    if "." in suffix and stem and (match := KNOWN_SUFFIX.fullmatch(file_name)):
+        stem, suffix = match.groups()
     return folder + slash + stem, suffix.lower()
 
 
+def is_picture(suffix: str) -> bool:
+    """Whether a file of this suffix is a picture that may be read."""
+    return suffix in IS_PICTURE
+
+
+@functools.lru_cache(maxsize=1024)
 def is_text(suffix: str) -> bool:
     """Whether a file of this suffix says something about its sample in words."""
     return suffix == "json" or CAPTION_SUFFIX.fullmatch(suffix) is not None
 
 
-def parse_sample(raw: Mapping[str, Any]) -> ShardSample:
+def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL) -> ShardSample:
     """The ShardSample of a raw sample. Raises SampleError if it has no picture or no caption."""
     picture = next((raw[suffix] for suffix in PICTURE_SUFFIXES if suffix in raw), None)
     if picture is None:
         raise SampleError(NO_PICTURE)
-    fields, is_damaged = _fields(raw.get("json"))
-    captions = _captions(raw, fields)
+    fields, is_damaged = _fields(raw.get("json"), names.product)
+    captions = _named_captions(fields, names.caption) if names.caption else _captions(raw, fields)
     if not captions:
-        raise SampleError(DAMAGED_JSON_ALONE if is_damaged else NO_CAPTION)
+        named = NO_NAMED_CAPTION if names.caption else NO_CAPTION
+        raise SampleError(DAMAGED_JSON_ALONE if is_damaged else named)
+    product_id = text_of(_product(fields, names.product))
+    guess = DAMAGED_JSON if is_damaged else NO_NAMED_PRODUCT if names.product and not product_id else None
     return ShardSample(
         key=raw["__key__"],
         picture=picture,
         captions=captions,
-        product_id=text_of(fields.get("product_id")) or captions[0],
+        product_id=product_id or captions[0],
         category=text_of(fields.get("category")),
         subcategory=text_of(fields.get("subcategory")),
         image_name=text_of(fields.get("image_name")),
-        guess=DAMAGED_JSON if is_damaged else None,
+        guess=guess or (FURTHER_FILES if raw.get(FURTHER) or sum(map(is_picture, raw)) > 1 else None),
     )
+
+
+def value_at(fields: Mapping[str, Any], name: str) -> Any:
+    """The value of a field: of exactly this name, else along its dots through objects and lists; None if there is none."""
+    value: Any = fields
+    for part in [name] if name in fields else name.split("."):
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def has_text_at(fields: Mapping[str, Any], name: str) -> bool:
+    """Whether a field holds a text or a number, or a list of some."""
+    return bool(_named_captions(fields, name))
+
+
+def _product(fields: Mapping[str, Any], name: str | None) -> Any:
+    """What stands for the product: `product_id`, or a named field, of which a list of one is that one."""
+    value = value_at(fields, name or "product_id")
+    return value[0] if name and isinstance(value, list) and len(value) == 1 else value
 
 
 def product_hash(product_id: str) -> int:
@@ -83,7 +142,12 @@ def product_hash(product_id: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _fields(data: bytes | None) -> tuple[dict[str, Any], bool]:
+def record_of(data: bytes | None) -> dict[str, Any]:
+    """The JSON object of a sample, empty where there is none or it is damaged."""
+    return _fields(data)[0]
+
+
+def _fields(data: bytes | None, product: str | None = None) -> tuple[dict[str, Any], bool]:
     """(the JSON object of a sample, whether it is damaged): no object, or one whose product id is no text and no number."""
     if data is None:
         return {}, False
@@ -93,7 +157,7 @@ def _fields(data: bytes | None) -> tuple[dict[str, Any], bool]:
         fields = None
     if not isinstance(fields, dict):
         return {}, True
-    return fields, isinstance(fields.get("product_id"), list | dict | bool)
+    return fields, isinstance(_product(fields, product), list | dict | bool)
 
 
 def _captions(raw: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
@@ -103,7 +167,16 @@ def _captions(raw: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
     texts = [data.decode("utf-8", "replace") for _, data in files]
     alternatives = fields.get("captions")
     texts += alternatives if isinstance(alternatives, list) else []
-    captions = [caption for caption in (" ".join(text_of(text).split()) for text in texts) if caption]
-    if not captions:
-        captions = [" ".join(text_of(fields.get("caption")).split())]
-    return [caption for caption in dict.fromkeys(captions) if caption]
+    return _lines(texts) or _lines([fields.get("caption")])
+
+
+def _named_captions(fields: Mapping[str, Any], name: str) -> list[str]:
+    """Those of the field that CAPTION_KEY names: a list is several wordings."""
+    value = value_at(fields, name)
+    return _lines(value if isinstance(value, list) else [value])
+
+
+def _lines(texts: Iterable[Any]) -> list[str]:
+    """The distinct captions among some values, on one line each."""
+    lines = (" ".join(text_of(text).split()) for text in texts)
+    return [line for line in dict.fromkeys(lines) if line]

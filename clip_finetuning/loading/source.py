@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from clip_finetuning.loading.sample import USUAL, Fields
 from clip_finetuning.runtime.accounting import Guessed, Skipped
 
 
@@ -20,6 +21,7 @@ class Options:
     rank: int = 0
     world_size: int = 1
     max_samples: int | None = None  # the first ones alone; in evaluation
+    fields: Fields = USUAL  # where a `.json` has its caption and product
 
 
 class Group(NamedTuple):
@@ -27,7 +29,7 @@ class Group(NamedTuple):
 
     samples: Sequence[Any]
     spares: Iterable[Any] = ()  # to replace what turns out to be unreadable, in training
-    skipped: Sequence[Skipped] = ()  # what the source could not use on the way to these samples
+    skipped: Sequence[Skipped | Guessed] = ()  # what the source could not use on the way to these samples
 
 
 class Source(Protocol):

@@ -12,35 +12,20 @@ import logging
 import os
 import random
 import sys
-import tarfile
-import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, BinaryIO
-from urllib.parse import urlparse
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from webdataset.filters import shuffle
-from webdataset.gopen import Pipe, gopen, gopen_schemes
 
-from clip_finetuning.loading.sample import SampleError, parse_sample, product_hash
+from clip_finetuning.loading.sample import product_hash
 from clip_finetuning.loading.seeds import lap_random, reader_random
-from clip_finetuning.loading.shard_list import is_url
 from clip_finetuning.loading.sizes import listed_sizes
 from clip_finetuning.loading.source import Group, Options
-from clip_finetuning.loading.tar_index import FEWER, TRUNCATED, ShardDamage, group_members
+from clip_finetuning.loading.stream_reader import RawSample, Report, open_shard, shard_samples
 from clip_finetuning.runtime.accounting import Guessed, Skipped
-from clip_finetuning.runtime.http import SCHEMES, HttpFile
-from clip_finetuning.runtime.remote import RemoteFile
-from clip_finetuning.runtime.resuming import ResumingStream
-from clip_finetuning.runtime.text import printable
 
 SHUFFLE_BUFFER = 2000  # samples of a reader; they are still encoded, so this is tens of megabytes
 HELD_BACK = 20  # batches that may wait because their products are in the present one
-UNREADABLE = "unreadable shard"
-RawSample = dict[str, Any]
-Report = Callable[[Skipped], object]  # takes what breaks a shard off
 log = logging.getLogger(__name__)
 
 
@@ -54,9 +39,10 @@ class StreamedBatches:
     def __init__(self, shards: Sequence[str], options: Options) -> None:
         self.shards, self.options = shards, options
         self.skipped: list[Skipped] = []
+        self.guessed: list[Guessed] = []
         # A worker without a shard of its own could only read what another one reads, as any second one in shard order.
         self.max_workers: int | None = max(1, len(shards) // options.world_size) if options.train else 1
-        self.sizes, self.guessed = self._sizes(options.train and options.views == "random")
+        self.sizes = self._sizes(options.train and options.views == "random")
         self.num_samples, self.batch_size = sum(self.sizes), options.batch_size
         rank, world_size = options.rank, options.world_size
         if options.train:
@@ -69,16 +55,20 @@ class StreamedBatches:
         self._mine = range(len(shards) * rank // world_size, len(shards) * (rank + 1) // world_size)
         self.num_batches = -(-sum(self._wanted[shard] for shard in self._mine) // self.batch_size)
 
-    def _sizes(self, products_alone: bool) -> tuple[list[int], list[Guessed]]:
+    def _note(self, entry: Skipped | Guessed) -> None:
+        (self.guessed if isinstance(entry, Guessed) else self.skipped).append(entry)
+
+    def _sizes(self, products_alone: bool) -> list[int]:
         """Samples of each shard, from `sizes.json` beside it; without one, every shard has to be read once."""
-        listed, guessed = ({}, []) if products_alone else remote_sizes(self.shards)
+        listed, damaged = ({}, []) if products_alone else remote_sizes(self.shards)
+        self.guessed += damaged
         unlisted = [shard for shard in self.shards if shard not in listed]
         if unlisted:
             why = "--views random needs the number of products" if products_alone else "no sizes.json lists them"
             log.warning("counting the samples of %d streamed shards, since %s", len(unlisted), why)
         places: collections.Counter[int] = collections.Counter()  # product -> runs of neighbouring views
         for shard in unlisted:
-            samples = with_product(shard_samples(shard, self.skipped.append))
+            samples = shard_samples(shard, self._note, fields=self.options.fields)
             if products_alone:
                 runs = [product for product, _ in itertools.groupby(sample["__product__"] for sample in samples)]
                 places.update(runs)
@@ -91,7 +81,7 @@ class StreamedBatches:
                 "only among the views that come first; write the shards with a product's views together",
                 scattered,
             )
-        return [listed[shard] for shard in self.shards], guessed
+        return [listed[shard] for shard in self.shards]
 
     def fingerprint(self) -> list[list[str | int]]:
         return [[os.path.basename(shard), size] for shard, size in zip(self.shards, self.sizes)]
@@ -109,7 +99,7 @@ class StreamedBatches:
         return product_hash(f"{os.path.basename(sample['__url__'])}/{sample['__key__']}")
 
     def groups(self, epoch: int, start: int, worker: int, num_workers: int) -> Iterator[Group]:
-        skipped: list[Skipped] = []  # since the last group
+        skipped: list[Skipped | Guessed] = []  # since the last group
         chosen = self._in_training if self.options.train else self._in_order
         for group in chosen(epoch, start, worker, num_workers, skipped.append):
             yield group._replace(skipped=tuple(skipped))
@@ -131,7 +121,7 @@ class StreamedBatches:
         return (Group(batch, spares_for(batch, after)) for number, (batch, after) in numbered if number >= start)
 
     def _samples(self, shard: int, report: Report) -> Iterator[RawSample]:
-        return shard_samples(self.shards[shard], report, self.sizes[shard])
+        return shard_samples(self.shards[shard], report, self.sizes[shard], self.options.fields)
 
     def _endless(self, epoch: int, worker: int, num_workers: int, report: Report) -> Iterator[RawSample]:
         """This reader's samples in random order, lap after lap: it may hold fewer than its share of an epoch.
@@ -142,11 +132,17 @@ class StreamedBatches:
         reader, readers = self.options.rank * num_workers + worker, self.options.world_size * num_workers
         by_shard = len(self.shards) >= readers
         generator = reader_random(seed, epoch, reader, readers)
+        reasons: dict[str, None] = {}
+
+        def noted(entry: Skipped | Guessed) -> None:
+            reasons[entry.reason] = None
+            report(entry)
+
         for lap in itertools.count():
             order = list(range(len(self.shards)))
             lap_random(seed, epoch, lap).shuffle(order)
             mine = order[reader::readers] if by_shard else order
-            samples = (sample for shard in mine for sample in with_product(self._samples(shard, report)))
+            samples = (sample for shard in mine for sample in self._samples(shard, noted))
             if not by_shard:
                 samples = (sample for sample in samples if sample["__product__"] % readers == reader)
             if self.options.views == "random":
@@ -158,104 +154,8 @@ class StreamedBatches:
             if not met:
                 raise ValueError(
                     f"reader {reader + 1} of {readers} found no sample in {len(self.shards)} streamed shards "
-                    f"({self.shards[0]} ...): are they empty, or out of reach?"
+                    f"({self.shards[0]} ...): are they empty, or out of reach?{''.join(f' ({reason})' for reason in reasons)}"
                 )
-
-
-def open_shard(shard: str) -> Any:
-    """A binary stream of a local path, or of any URL that webdataset or fsspec knows. Raises OSError and ValueError.
-
-    Where a connection breaks, the stream goes on at the same byte; `pipe:` and what webdataset leaves to a command end there.
-    """
-    if not is_url(shard):
-        return open(shard, "rb")
-    scheme = urlparse(shard).scheme
-    if scheme in SCHEMES:
-        return ResumingStream(HttpFile(shard), sleep=partial(_say_and_sleep, shard))
-    if scheme in gopen_schemes:
-        return gopen(shard)
-    return ResumingStream(RemoteFile(shard), sleep=partial(_say_and_sleep, shard))
-
-
-def _say_and_sleep(shard: str, seconds: float, error: OSError) -> None:
-    log.warning("%s: %s; trying again in %g seconds", printable(shard), printable(error), seconds)
-    time.sleep(seconds)
-
-
-def shard_samples(shard: str, report: Report, expected: int | None = None) -> Iterator[RawSample]:
-    """The raw samples of one shard, in order. What breaks it off goes to `report` as a Skipped."""
-    found, problem = 0, None
-    try:
-        stream = open_shard(shard)
-    except (OSError, ValueError, ImportError) as error:
-        report(Skipped(expected or 1, UNREADABLE, f"{shard} ({error})", shard))
-        return
-    try:
-        for key, sample in group_members(_members(_bytes_of(stream))):
-            found += 1
-            yield {"__key__": key, "__url__": shard, "__place__": found, **sample}
-    except ShardDamage as damage:
-        problem = damage.reason
-    except GeneratorExit:  # whoever reads wants no more: the rest is not worth its transfer
-        _close(stream)
-        raise
-    problem = _failure_at_end(stream) or problem
-    if problem or found < (expected or 0):
-        reason = FEWER if not problem else TRUNCATED if found else UNREADABLE
-        missing = 1 if expected is None else max(expected - found, 0)
-        report(Skipped(missing, reason, f"{shard} ({problem})" if problem else shard, shard))
-
-
-def _bytes_of(stream: BinaryIO | Pipe) -> Any:
-    """webdataset's Pipe raises once its command has failed, although samples may still wait in the pipe."""
-    return stream.stream if isinstance(stream, Pipe) else stream
-
-
-def _failure_at_end(stream: BinaryIO | Pipe) -> str | None:
-    """Read the rest, since a command fails if nobody takes its output, and close -> what failed, or None."""
-    try:
-        while _bytes_of(stream).read(1 << 16):
-            pass
-        if isinstance(stream, Pipe) and stream.proc.wait() not in stream.ignore_status:
-            return f"exit code {stream.proc.returncode}"
-        return None
-    except OSError as error:
-        return str(error)
-    finally:
-        _close(stream)
-
-
-def _close(stream: BinaryIO | Pipe) -> None:
-    with contextlib.suppress(OSError):
-        stream.close()
-
-
-class _StrictHeader(tarfile.TarInfo):
-    """tarfile takes a stream that ends without the end marker for a whole one."""
-
-    @classmethod
-    def fromtarfile(cls, tar):
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # pyright: ignore[reportAttributeAccessIssue]
-            raise tarfile.ReadError("unexpected end of data") from None
-
-
-def _members(stream: Any) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the regular files in a tar, plain or compressed. Raises ShardDamage."""
-    name = None
-    try:
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
-            for header in tar:
-                if header.isfile():
-                    name = header.name
-                    content: Any = tar.extractfile(header)
-                    data = content.read()
-                    name = None
-                    yield header.name, data
-                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  it would keep every header
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise ShardDamage(str(error.args[0] if error.args else error), name) from None
 
 
 def remote_sizes(shards: Sequence[str]) -> tuple[dict[str, int], list[Guessed]]:
@@ -276,16 +176,6 @@ def remote_sizes(shards: Sequence[str]) -> tuple[dict[str, int], list[Guessed]]:
         sizes |= listed
         damaged += unusable
     return sizes, damaged
-
-
-def with_product(samples: Iterable[RawSample]) -> Iterator[RawSample]:
-    """Add `__product__`, the hash of each sample's product; unusable samples pass, to be counted where they are used."""
-    for sample in samples:
-        try:
-            product = parse_sample(sample).product_id
-        except SampleError:
-            product = sample["__key__"]
-        yield {**sample, "__product__": product_hash(product)}
 
 
 def one_view(samples: Iterable[RawSample], generator: random.Random) -> Iterator[RawSample]:

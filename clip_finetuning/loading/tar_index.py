@@ -9,46 +9,32 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from clip_finetuning.loading.members import Grouped, Joined, are_related, join, resolve, root_of, runs
 from clip_finetuning.loading.sample import (
-    PICTURE_SUFFIXES,
+    FURTHER,
+    USUAL,
+    Fields,
     SampleError,
+    is_picture,
     is_text,
     parse_sample,
     product_hash,
     split_name,
 )
 from clip_finetuning.loading.sizes import expected_sizes
+from clip_finetuning.loading.tar_format import AFTER_END, BLOCK, Member, ShardDamage, tar_members
 from clip_finetuning.runtime.accounting import Guessed, Skipped
 
-BLOCK = 512
-ZEROS = bytes(BLOCK)
-REGULAR, LONG_NAME, EXTENDED, NO_DATA = b"0\0007", b"L", b"x", b"123456"
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 MAX_OPEN_FILES = 256  # a process may have 1,024 on most systems
-TRUNCATED, DAMAGED, FEWER = "truncated shard", "damaged shard", "fewer samples than sizes.json says"
+FEWER = "fewer samples than sizes.json says"
+AMBIGUOUS = "files of one name lie apart in the tar, and it has not as many of each kind"
 CUT, CHANGED = "shard cut short while it was in use", "shard changed while it was in use"
-T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-class Member(NamedTuple):
-    """Where the bytes of a file in a tar lie."""
-
-    offset: int
-    size: int
-
-
-class ShardDamage(Exception):
-    """A tar that ends, or turns into something else, before its end marker; `.member`: the name of a file cut short."""
-
-    def __init__(self, reason: str, member: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.member = reason, member
 
 
 class ShardReadError(OSError):
@@ -73,8 +59,8 @@ class TarIndex:
     be guessed, a sample under its number. Raises ValueError for a file that is no tar.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[str], fields: Fields = USUAL) -> None:
+        self.paths, self.fields = list(paths), fields
         self.skipped: list[Skipped] = []
         self.most_captions = 1
         self._keys, self._shards, products = [], array.array("l"), array.array("q")
@@ -126,7 +112,7 @@ class TarIndex:
         for member in range(self._first[i], self._first[i + 1]):
             offset, size = self._member_offset[member], self._member_size[member]
             suffix = self._suffixes[self._member_suffix[member]]
-            if layout is not None and layout.get(offset) != ((self._keys[i], suffix), size):
+            if layout is not None and not _is_same(layout.get(offset), self._keys[i], suffix, size):
                 raise ShardReadError(CUT if os.fstat(file.fileno()).st_size < offset + size else CHANGED)
             file.seek(offset)
             files[suffix] = read_exactly(file, size)
@@ -153,34 +139,36 @@ class TarIndex:
         return {**self.__dict__, "_files": {}}
 
     def _add_shard(self, shard, path, expected, products):
-        found, damage = 0, None
         with open(path, "rb", buffering=8 * BLOCK) as file:
             self._stamps.append(stamp(file))
-            samples = group_members(tar_members(file, path))
+            contents = contents_of(file, path)
+            found, damage, lost = 0, contents.damage, contents.lost
             try:
-                for key, members in samples:
+                for sample in contents.samples:
                     found += 1
-                    self._add_sample(shard, path, (key, found), members, file, products)
-            except (ShardDamage, ShardReadError) as error:
-                damage = error
-        if damage or found < (expected or 0):
-            reason = damage.reason if damage else FEWER
-            missing = 1 if expected is None else max(expected - found, 0)
-            self.skipped.append(Skipped(missing, reason, path, path))
+                    self._add_sample(shard, path, found, sample, file, products)
+            except ShardReadError as error:
+                damage, lost = error.reason, len(contents.samples) - found + 1
+        for key in contents.ambiguous:
+            found += 1
+            self.skipped.append(Skipped(1, AMBIGUOUS, f"{os.path.basename(path)}: {key}", (path, key, found)))
+        for entry in shortfall(path, path, expected, found, damage, lost):
+            (self.guessed if isinstance(entry, Guessed) else self.skipped).append(entry)
 
-    def _add_sample(self, shard, path, place, members, file, products):
-        key = place[0]
-        raw = {"__key__": key, "__url__": path}
+    def _add_sample(self, shard, path, number, grouped, file, products):
+        key, members = grouped.key, grouped.files
+        raw = {"__key__": key, "__url__": path, FURTHER: grouped.has_more}
         for suffix, member in members.items():
-            if suffix in PICTURE_SUFFIXES:
+            if is_picture(suffix):
                 raw[suffix] = b""  # pictures are not read here
             elif is_text(suffix):
                 file.seek(member.offset)
                 raw[suffix] = read_exactly(file, member.size)
         try:
-            sample = parse_sample(raw)
+            sample = parse_sample(raw, self.fields)
         except SampleError as error:
-            self.skipped.append(Skipped(1, error.reason, f"{os.path.basename(path)}: {key}", (path, *place)))
+            where = f"{os.path.basename(path)}: {described(grouped)}"
+            self.skipped.append(Skipped(1, error.reason, where, (path, key, number)))
             return
         if sample.guess:
             number = len(self._keys)
@@ -220,120 +208,66 @@ def layout_of(file: BinaryIO | io.FileIO, path: str) -> dict[int, tuple[tuple[st
     """Offset -> ((key, suffix), size) of the files in a tar, as far as it is one."""
     layout = {}
     with contextlib.suppress(ShardDamage, ValueError):
-        for name, member in tar_members(file, path):
+        for name, member in tar_members(file, path, os.fstat(file.fileno()).st_size):
             layout[member.offset] = (split_name(name), member.size)
     return layout
 
 
-def group_members(members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
-    """(name, value) of a tar's files -> (key, suffix -> value) of its samples: neighbours of one key are a sample.
+def _is_same(there, key, suffix, size):
+    """Whether a file of a layout can be that file of a sample; a text may be that of a name which the key goes on from."""
+    return there is not None and there[0][1] == suffix and there[1] == size and are_related(there[0][0], key)
 
-    A suffix met twice begins another sample, as in open_clip_train. If the tar breaks off, a last sample that may be
-    incomplete is dropped.
-    """
-    key, sample, complete = "", {}, set()
+
+class Contents(NamedTuple):
+    """What a tar holds."""
+
+    samples: list[Grouped[Member]]
+    ambiguous: list[str]  # the key of each sample whose files cannot be told apart
+    damage: str | None  # what breaks it off
+    lost: int  # samples that are known to be lost by that; there may be more
+
+
+def contents_of(file: BinaryIO | io.FileIO, path: str) -> Contents:
+    """Every sample of a tar, whole or not, wherever its files lie. Raises ValueError for what is no tar."""
+    all_runs, damage = [], None
     try:
-        for name, value in members:
-            this_key, suffix = split_name(name)
-            if this_key.endswith("/") or not this_key or name.startswith("__"):  # ._x.jpg, __meta__: not samples
-                continue
-            if sample and (this_key != key or suffix in sample):
-                yield key, sample
-                sample, complete = {}, set(sample)
-            key = this_key
-            sample[suffix] = value
-    except ShardDamage as damage:
-        cut_key = split_name(damage.member)[0] if damage.member else None
-        if sample and cut_key != key and (cut_key or (complete and complete <= set(sample))):
-            yield key, sample
-        raise
-    if sample:
-        yield key, sample
+        for run in runs(tar_members(file, path, os.fstat(file.fileno()).st_size)):
+            all_runs.append(run)
+    except ShardDamage as error:
+        damage = error
+    together: Joined[Member] = join(all_runs)
+    samples = [sample for run in together.runs for sample in resolve(run)]
+    ambiguous = [key for key, count in together.ambiguous for _ in range(count)]
+    if damage is None or damage.reason == AFTER_END:
+        return Contents(samples, ambiguous, damage and damage.reason, 0)
+    whole = list(_without_torn(samples, together.joined))
+    is_new = damage.member is None or root_of(split_name(damage.member)[0]) not in {root_of(s.key) for s in samples}
+    return Contents(whole, ambiguous, damage.reason, len(samples) - len(whole) + is_new)
 
 
-def tar_members(file: BinaryIO | io.FileIO, path: str) -> Iterator[tuple[str, Member]]:
-    """(name, Member) of the regular files in an uncompressed tar (ustar, GNU or pax). Raises ShardDamage, ValueError.
+def _without_torn(samples: Sequence[Grouped], joined: set[str]) -> Iterator[Grouped]:
+    """Of samples whose files lie apart in a tar that breaks off, those that have all that the first of them has.
 
-    tarfile reads the same formats but takes ten times as long for each header.
+    Else the others would be used without their `.json`, say, which is where the tar ends.
     """
-    end = os.fstat(file.fileno()).st_size
-    offset, next_name, next_size = 0, None, None
-    while True:
-        file.seek(offset)
-        header = file.read(BLOCK)
-        if header == ZEROS:
-            return
-        if len(header) < BLOCK:
-            raise ShardDamage(TRUNCATED)
-        size = _size(header)
-        if size is None or not _is_header(header):
-            if offset == 0:
-                raise ValueError(_no_tar_message(path, header))
-            raise ShardDamage(DAMAGED)
-        kind = header[156:157]
-        data = offset + BLOCK
-        if kind in REGULAR:
-            size = size if next_size is None else next_size
-            name = next_name or _name(header)
-            if data + size > end:
-                raise ShardDamage(TRUNCATED, name)
-            yield name, Member(data, size)
-            next_name, next_size = None, None
-        elif data + size > end and kind not in NO_DATA:
-            raise ShardDamage(TRUNCATED)
-        elif kind == LONG_NAME:
-            next_name = file.read(size).rstrip(b"\0").decode("utf-8", "replace")
-        elif kind == EXTENDED:
-            records = _extended_records(file.read(size))
-            next_name, next_size = records.get("path", next_name), records.get("size")
-        if kind in NO_DATA:  # links and folders
-            size, next_name, next_size = 0, None, None
-        offset = data + (size + BLOCK - 1) // BLOCK * BLOCK
+    first = next((set(sample.files) for sample in samples if root_of(sample.key) in joined), set())
+    return (sample for sample in samples if not first or first <= set(sample.files))
 
 
-def _is_header(header):
-    if header[257:262] == b"ustar":
-        return True
-    stored = header[148:156].strip(b"\0 ")  # the old format has no magic word, only a checksum
-    return stored.isdigit() and int(stored, 8) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
+def described(grouped: Grouped) -> str:
+    """The key of an unusable sample, with those of its suffixes that say nothing to us."""
+    unknown = [f".{suffix}" for suffix in grouped.files if suffix and not is_picture(suffix) and not is_text(suffix)]
+    return f"{grouped.key} ({', '.join(unknown)})" if unknown else grouped.key
 
 
-def _size(header):
-    """The size field, octal or (from 8 GiB) base 256, or None if it is neither."""
-    field = header[124:136]
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        return None
+def shortfall(
+    where: str, shard: str, expected: int | None, found: int, damage: str | None, lost: int
+) -> Iterator[Skipped | Guessed]:
+    """What is to be said of a shard with `found` samples, usable or not, if it breaks off or should have more.
 
-
-def _name(header):
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "replace")
-
-
-def _extended_records(data):
-    """`path` and `size` of a pax header, whose records are `LENGTH KEY=VALUE` lines."""
-    records = {}
-    while data:
-        length, _, rest = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
-            break
-        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
-        if key == b"path":
-            records["path"] = value.decode("utf-8", "replace")
-        elif key == b"size" and value.isdigit():
-            records["size"] = int(value)
-        data = data[int(length) :]
-    return records
-
-
-def _no_tar_message(path, header):
-    if header.startswith(COMPRESSED):
-        return (
-            f"{path} is compressed, and pictures gain nothing by that; unpack it, or stream it: 'pipe:gzip -dc {path}'"
-        )
-    return f"{path} is not a tar file"
+    `lost`: samples that are known to be lost, which counts where no `sizes.json` says how many it should have.
+    """
+    if damage == AFTER_END:
+        yield Guessed(1, AFTER_END, where, (shard, AFTER_END))
+    if found < (expected or 0) or damage not in (None, AFTER_END):
+        yield Skipped(lost if expected is None else max(expected - found, 0), damage or FEWER, where, shard)

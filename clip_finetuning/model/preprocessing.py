@@ -8,6 +8,7 @@ open_clip's.
 import io
 import math
 import random
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -167,7 +168,12 @@ def _is_plain_jpeg(data: bytes, pixels: int, colorspace: str) -> bool:
         return False
     if not _has_exif(data):
         return True
-    return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) == 1  # the orientation tag
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged Exif: a line for each picture
+            return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) == 1  # the orientation tag
+    except Exception:  # what a damaged segment may raise; `load_picture` makes the best of it
+        return False
 
 
 def _has_exif(data: bytes) -> bool:

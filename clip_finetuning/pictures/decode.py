@@ -11,10 +11,13 @@ import warnings
 
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from clip_finetuning.pictures.formats import missing_reader, special_format
 from clip_finetuning.pictures.jpeg_markers import plain_jpeg_size
+from clip_finetuning.pictures.metadata import without_metadata
 from clip_finetuning.pictures.stored import read_stored, stored_row
 
 MAX_PIXELS = 100_000_000  # more is a decompression bomb or a scan that belongs scaled down first
+BOMB, DAMAGED = "decompression bomb", "truncated or damaged image"
 NEAR_WHITE = 240  # a border pixel with all channels at least this bright is background
 SMALLEST_CROP = 4  # a crop keeps at least this fraction (1/n) of each side: a white shirt may leave only its label
 
@@ -63,12 +66,27 @@ def load_picture(data: bytes, shorter_side: int | None = None) -> Image.Image:
     """
     if not data:
         raise PictureError("empty file")
+    if missing := missing_reader(data):
+        raise PictureError(missing)
+    try:
+        return _decoded(data, shorter_side)
+    except PictureError as error:
+        bare = None if error.reason == BOMB else without_metadata(data)
+        if bare is None:
+            raise
+        try:
+            return _decoded(bare, shorter_side)
+        except PictureError:
+            raise error from None
+
+
+def _decoded(data: bytes, shorter_side: int | None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bomb is refused below, by our own limit
             picture = Image.open(io.BytesIO(data))
             if picture.width * picture.height > MAX_PIXELS:
-                raise PictureError("decompression bomb", f"{picture.width} x {picture.height} pixels")
+                raise PictureError(BOMB, f"{picture.width} x {picture.height} pixels")
             if shorter_side is not None and min(picture.size) > 4 * shorter_side:
                 scale = 2 * shorter_side / min(picture.size)  # twice the size that is wanted keeps its sharpness
                 picture.draft("RGB", (int(picture.width * scale), int(picture.height * scale)))
@@ -77,11 +95,11 @@ def load_picture(data: bytes, shorter_side: int | None = None) -> Image.Image:
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError("not an image") from error
+        raise PictureError(DAMAGED if special_format(data) else "not an image") from error
     except Image.DecompressionBombError as error:
-        raise PictureError("decompression bomb") from error
+        raise PictureError(BOMB) from error
     except Exception as error:  # a damaged file may fail anywhere inside a decoder
-        raise PictureError("truncated or damaged image", str(error)) from error
+        raise PictureError(DAMAGED, str(error)) from error
 
 
 def to_jpeg(data: bytes, quality: int, shorter_side: int | None = None, crop: bool = False) -> tuple[bytes, bool]:

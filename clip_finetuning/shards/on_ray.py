@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from clip_finetuning.pictures.decode import hdf5_row
+from clip_finetuning.pictures.stored import file_of
 from clip_finetuning.runtime import ray_tasks
 from clip_finetuning.shards.write import Job, write_shard
 
@@ -41,8 +41,7 @@ def _write_as_witnessed(witnessed: WitnessedJob) -> bool:
 
 def _witnessed(job: Job) -> WitnessedJob:
     for sample in job.shard.samples:
-        row = hdf5_row(sample.image_path)
-        path = row[0] if row else sample.image_path
+        path = file_of(sample.image_path)
         if (size := _size(path)) is not None:
             return WitnessedJob(job, path, size)
     return WitnessedJob(job, None, None)

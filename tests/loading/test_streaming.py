@@ -11,8 +11,10 @@ import fsspec
 import pytest
 import torch
 
-from clip_finetuning.loading.streaming import UNREADABLE, distinct_batches, shard_samples
-from clip_finetuning.loading.tar_index import FEWER, TRUNCATED, TarIndex
+from clip_finetuning.loading.stream_reader import UNREADABLE, shard_samples
+from clip_finetuning.loading.streaming import distinct_batches
+from clip_finetuning.loading.tar_format import TRUNCATED
+from clip_finetuning.loading.tar_index import FEWER, TarIndex
 from clip_finetuning.model.preprocessing import ImageTransform
 from dBManagement import eval_loader, train_loader
 from tests.helpers import (
@@ -286,7 +288,7 @@ def test_an_unreadable_picture_is_replaced_and_counted(tmp_path, caplog):
     write_shard(tmp_path / "a.tar", samples)
     loader = training(f"pipe:cat {tmp_path}/a.tar", 10)
     batches = epoch(loader)
-    assert [len(set(batch.product_ids)) for batch in batches] == [10] * 9
+    assert [len(set(batch.product_ids)) for batch in batches] == [10] * 8  # of 89 samples, as from local shards
     assert not {"000000040", "000000050"} & set(keys(batches))
     whole = evaluation(f"pipe:cat {tmp_path}/a.tar")
     assert keys(whole) == [key for key in ALL if key not in ("000000040", "000000050")]

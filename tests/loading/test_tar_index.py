@@ -12,7 +12,8 @@ import webdataset as wds
 
 from clip_finetuning.loading.sample import NO_CAPTION, NO_PICTURE, parse_sample
 from clip_finetuning.loading.sizes import expected_sizes
-from clip_finetuning.loading.tar_index import CHANGED, CUT, DAMAGED, FEWER, TRUNCATED, TarIndex
+from clip_finetuning.loading.tar_format import DAMAGED, TRUNCATED
+from clip_finetuning.loading.tar_index import CHANGED, CUT, FEWER, TarIndex
 from tests.helpers import add_file, catalogue_sample, encoded_picture, write_shard
 
 
