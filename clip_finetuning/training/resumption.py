@@ -22,7 +22,7 @@ class Resumed(NamedTuple):
 
     values: dict[str, Any]  # {knob: value}
     given: set[str]  # the knobs that were set: for this call, or in the checkpoint
-    remarks: list[str]  # what to say
+    remarks: list[str]  # what to say, lines
 
 
 def take_up(
@@ -59,11 +59,10 @@ def take_up(
     if complaints:
         raise ValueError(printable(f"the settings in {path} cannot be used: {'; '.join(complaints)}"))
     differing = [name for name, value in taken.items() if value != values[name] and values[name] != _open(name)]
-    remarks = []
-    if differing:
-        listed = ", ".join(f"{name}={as_text(taken[name])} (not {as_text(values[name])})" for name in differing)
-        remarks.append(printable(f"as the checkpoint says, not settings.py: {listed}; a flag overrules both"))
-    return Resumed({**values, **taken}, {*given, *(taken.keys() & set(LENGTH))}, remarks)
+    remarks = [f"  {name}={as_text(taken[name])} (not {as_text(values[name])})" for name in differing]
+    if remarks:
+        remarks.insert(0, "as the checkpoint says, not settings.py; a flag overrules both:")
+    return Resumed({**values, **taken}, {*given, *(taken.keys() & set(LENGTH))}, list(map(printable, remarks)))
 
 
 def _open(name):
