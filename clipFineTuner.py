@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             loader.close()
         if outcome == "stopped":
             return say_stopped(run, stop, args)
+        say_next(run, args)
         return 0
 
 
@@ -133,10 +135,10 @@ def take_settings_of(checkpoint: dict[str, Any] | None, args: argparse.Namespace
 
 
 def look_for_shards(args: argparse.Namespace) -> None:
-    """FileNotFoundError for shards that were named and are not there: known before a model is built or downloaded."""
-    loading.shard_list.expand_pattern(args.train_dataset_pattern)
+    """FileNotFoundError or ValueError for shards that do not serve: known before a model is built or downloaded."""
+    loading.first_look.check_contrast(args.train_dataset_pattern)
     if args.eval_interval is not None and "VALID_DATASET_PATTERN" in args.given:
-        loading.shard_list.expand_pattern(args.valid_dataset_pattern)
+        loading.first_look.check_shards(args.valid_dataset_pattern)
 
 
 def load_start(args: argparse.Namespace, checkpoint: dict[str, Any] | None, device: Any) -> ClipModel:
@@ -256,7 +258,9 @@ def train(run: Run, stop: StopSignals) -> str:
             bar.update()
             step, last = progress.step, progress.step == plan.total_steps
             if step % plan.log_interval == 0 or last:
-                run.recorder.log_training(done.record, clock.lap(), progress, plan.total_steps)
+                left = clock.seconds_left(plan.total_steps - step)
+                epochs = math.ceil(plan.total_steps / len(run.loader))
+                run.recorder.log_training(done.record, clock.lap(), progress, plan.total_steps, epochs, left)
             # ---- the evaluation, unless a signal came
             due = plan.evaluation_is_due(step)
             stopped = stop.wished() and (due or not last)  # after the last step just an evaluation takes its time
@@ -295,14 +299,31 @@ def evaluate(run: Run, stop: StopSignals) -> bool:
     score = sum(results["recall@10"].values()) / 2
     better = progress.score(score)
     run.recorder.log_evaluation(results, score, progress)
-    if progress.step > 0 and progress.first_score is not None and score < progress.first_score:
-        console.warn(
-            f"step {progress.step}: mean Recall@10 is {score:.4f}, below the {progress.first_score:.4f} before training; "
-            "LEARNING_RATE may be too high for these weights"
-        )
+    by_product = retrieval.drop.by_product(results)
+    if progress.step == 0:
+        run.first_evaluation = by_product
+    else:
+        warn_of_drop(run, score, by_product)
     if better:
         training.state.save(run, run.folder.path / training.run_folder.BEST)
     return True
+
+
+def warn_of_drop(run: Run, score: float, by_product: dict[str, Any] | None) -> None:
+    """Warn if an evaluation is worse than the one before training, by more than chance."""
+    first, how_sure = run.progress.first_score, ""
+    if first is None or score >= first:
+        return
+    if by_product is not None:  # else no sample has an embedding, and nothing is left to chance
+        difference = retrieval.drop.difference(run.first_evaluation or {}, by_product)
+        if difference is None or difference[1][1] >= 0:
+            return
+        gain, (low, high) = difference
+        how_sure = f" ({gain:+.4f} [{low:+.4f}, {high:+.4f}])"
+    console.warn(
+        f"step {run.progress.step}: mean Recall@10 is {score:.4f}, below the {first:.4f} before training{how_sure}; "
+        "LEARNING_RATE may be too high for these weights"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- ends of a run
@@ -326,6 +347,19 @@ def say_stopped(run: Run, stop: StopSignals, args: argparse.Namespace) -> int:
     print(f"stopped by {signal.name} at step {run.progress.step}; go on with --resume:")
     print(runtime.next_command.again("clipFineTuner.py", arguments), flush=True)
     return runtime.signals.exit_code(signal)
+
+
+def say_next(run: Run, args: argparse.Namespace) -> None:
+    """The last lines of a run that is over: how to measure what it made."""
+    values, page = run.plan.settings, args.page.values({})
+    best = run.folder.path / training.run_folder.BEST
+    what, path = ("best", best) if best.exists() else ("last", run.folder.path / training.run_folder.FINAL)
+    arguments = [f"--checkpoint={path}"]
+    if values["VALID_DATASET_PATTERN"] != page["VALID_DATASET_PATTERN"]:
+        arguments.append(f"--dataset-path={values['VALID_DATASET_PATTERN']}")
+    arguments += training.resumption.flags_for_model(values, page, args.page.knobs, run.clip_model.config)
+    print(f"next, measure the {what} checkpoint:")
+    print(runtime.next_command.beside("clipFineTuner.py", "evaluate_clip.py", arguments), flush=True)
 
 
 def is_over(run: Run) -> bool:

@@ -18,9 +18,11 @@ import torch
 
 import clipFineTuner
 import dBManagement
+import evaluate_clip
 import openClipManagement as clip
 import settings
 from clip_finetuning.loading.tar_index import TarIndex
+from clip_finetuning.model import building
 from clip_finetuning.model import clip_model as clip_model_module
 from clip_finetuning.retrieval import results
 from clip_finetuning.runtime import console as commands
@@ -263,6 +265,110 @@ def test_a_score_below_the_first_is_warned_of(data, tmp_path, monkeypatch, capsy
     )  # fmt: skip
     train(data, tmp_path)
     assert "WARNING: step 6: mean Recall@10 is 0.4000, below the 0.9000 before training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("drop", "warns"), [(2, False), (20, True)])
+def test_a_drop_is_warned_of_if_it_is_beyond_chance_also_after_a_resume(
+    data, tmp_path, monkeypatch, capsys, drop, warns
+):
+    """Of 40 products with two views; the score itself falls in both cases."""
+    hits = iter([30, 30 - drop, 30 - drop])
+
+    def measure(*_, **__):
+        found = next(hits)
+        ways = {
+            way: {
+                "by_product": {
+                    "product": [f"P{n}" for n in range(40)],
+                    "queries": [views] * 40,
+                    "recall@10": [float(views * (n < found)) for n in range(40)],
+                }
+            }
+            for way, views in (("text_to_image", 1), ("image_to_text", 2))
+        }
+        recall = {"recall@10": dict.fromkeys(ways, found / 40)}
+        return recall | {"protocols": {"product": ways}}
+
+    monkeypatch.setattr(results, "measure", measure)
+    train(data, tmp_path, max_steps=2, eval_interval=2)
+    train(data, tmp_path, "--resume", max_steps=4, eval_interval=2)
+    told = capsys.readouterr().err
+    assert told.count("below the 0.7500 before training (-0.5000 [-0.") == 2 * warns
+    assert ("WARNING" in told) == warns
+
+
+def test_the_end_names_the_command_that_measures_the_best(data, tmp_path, monkeypatch, capsys):
+    train(data, tmp_path, max_steps=2)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    valid = data / "valid.{000000..000000}.tar"
+    best = f"--checkpoint={tmp_path / 'best_checkpoint.pt'}"
+    assert command == ["python", "evaluate_clip.py", best, f"--dataset-path={valid}"]
+    monkeypatch.chdir(tmp_path)
+    evaluate_clip.main(command[2:])
+    assert (tmp_path / "evaluation_results_checkpoint.json").exists()
+
+
+# ------------------------------------------------------------------------------- batches that teach nothing
+
+
+def alike(product, caption, count=8, first=0):
+    """Samples of a shard; product and caption of sample n are `product(n)` and `caption(n)`."""
+    samples = [catalogue_sample(n, product(n)) for n in range(first, first + count)]
+    for n, files in enumerate(samples, first):
+        files[f"{n:09d}.txt"] = caption(n).encode()
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (alike(lambda n: 1, lambda n: f"view {n}"), "of one product"),
+        (alike(lambda n: 1, lambda n: "a shirt", count=1), "of one product"),
+        (alike(lambda n: n, lambda n: " A shirt" if n % 2 else "a  Shirt"), "of 8 products that share their captions"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_data_that_teach_nothing_are_refused_before_there_is_a_model(data, tmp_path, monkeypatch, samples, words, loss):
+    write_shard(tmp_path / "alike.000000.tar", samples[:4])
+    write_shard(tmp_path / "alike.000001.tar", samples[4:])
+    monkeypatch.setattr(building, "create_model", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match=f"{words}.*training on them teaches nothing"):
+        train(data, tmp_path / "run", train_dataset_pattern=tmp_path / "alike.*.tar", loss=loss)
+
+
+def test_products_that_come_late_are_found(data, tmp_path):
+    """In shards that are sorted by caption, say."""
+    first = alike(lambda n: 0, lambda n: "a shirt", count=70)
+    write_shard(tmp_path / "sorted.tar", first + alike(lambda n: n, lambda n: "a shoe", count=4, first=70))
+    knobs = {"train_dataset_pattern": tmp_path / "sorted.tar", "max_steps": 1, "eval_interval": "none"}
+    train(data, tmp_path / "run", batch_size=2, **knobs)
+
+
+def test_a_batch_of_one_sample_is_refused_on_the_command_line(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(data, tmp_path, batch_size=1)
+    assert "BATCH_SIZE=1 teaches nothing" in capsys.readouterr().err
+
+
+def test_a_batch_of_which_one_product_can_be_read_ends_the_training_before_its_step(data, tmp_path):
+    samples = alike(lambda n: n % 2, lambda n: f"caption {n % 2}")
+    for n in range(1, 8, 2):
+        samples[n][f"{n:09d}.jpg"] = b"no picture"
+    write_shard(tmp_path / "lossy.tar", samples)
+    knobs = {"train_dataset_pattern": tmp_path / "lossy.tar", "max_steps": 2, "eval_interval": "none"}
+    with pytest.raises(ValueError, match="of a batch one sample can be read, so nothing is contrasted.*not an image"):
+        train(data, tmp_path / "run", **knobs)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_shards_are_looked_for_before_there_is_a_model(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "create_model", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(FileNotFoundError, match="no shard matches 'typo.tar'"):
+        train(data, tmp_path, train_dataset_pattern="typo.tar")
+    with pytest.raises(FileNotFoundError, match="no shard matches 'typo.tar'"):
+        train(data, tmp_path, valid_dataset_pattern="typo.tar")
+    with pytest.raises(ValueError, match=r"no sample can be read of these shards: memory://nowhere\.000000\.tar"):
+        train(data, tmp_path, train_dataset_pattern="memory://nowhere.{000000..000009}.tar")
 
 
 # --------------------------------------------------------------------------------------------------- resume

@@ -81,12 +81,19 @@ def flags_to_go_on(
     values: {knob: value} of the run; page: what they are where nothing is set; config: the model's architecture. A knob
     that is as the page says needs no flag.
     """
-    names = ["CHECKPOINT_DIR", "MODEL_CACHE_DIR", *(name for name in knobs.PATTERNS if names_url(values[name]))]
+    names = ["CHECKPOINT_DIR", *(name for name in knobs.PATTERNS if names_url(values[name]))]
     if distributed.world_size() > 1:
         names.append("DEVICE")  # by it they meet, before they know of the checkpoint
-    if _is_from_elsewhere(values["MODEL_NAME"], config):
-        names.insert(0, "MODEL_NAME")
-    return ["--resume", *flags_of(values, [name for name in names if values[name] != page[name]], known)]
+    differing = flags_of(values, [name for name in names if values[name] != page[name]], known)
+    return ["--resume", *flags_for_model(values, page, known, config), *differing]
+
+
+def flags_for_model(
+    values: Mapping[str, Any], page: Mapping[str, Any], known: Mapping[str, Knob], config: Mapping[str, Any]
+) -> list[str]:
+    """The flags without which a checkpoint's model cannot be built: where its parts are fetched from, and to."""
+    names = ["MODEL_CACHE_DIR", *(["MODEL_NAME"] if _is_from_elsewhere(values["MODEL_NAME"], config) else [])]
+    return flags_of(values, [name for name in names if values[name] != page[name]], known)
 
 
 def flags_of(values: Mapping[str, Any], names: Collection[str], known: Mapping[str, Knob]) -> list[str]:
