@@ -93,14 +93,14 @@ class Recorder:
         self._write({"step": progress.step, "epoch": progress.epoch, **numbers})
 
     def log_evaluation(self, results: Mapping[str, Any], score: float, progress: Any) -> None:
-        """One line of an evaluation: Recall@k in both directions."""
+        """Two lines of an evaluation: Recall@10 in both directions, and its mean beside that of others."""
         recalls = {name: value for name, value in results.items() if name.startswith("recall@")}
         numbers = {f"{name}/{way}": recall for name, ways in recalls.items() for way, recall in ways.items()}
         words = "  ".join(f"{way.replace('_to_', '->')} {recall:.4f}" for way, recall in recalls["recall@10"].items())
-        tqdm.write(f"step {progress.step}  validation Recall@10  {words}  mean {score:.4f}")
-        if progress.best_score is not None:
-            newest = "this one" if progress.evaluations_since_best == 0 else f"{progress.best_score:.4f}"
-            tqdm.write(f"  best so far: {newest}; before training: {_or_unknown(progress.first_score)}")
+        tqdm.write(f"step {progress.step}  validation Recall@10  {words}")
+        others = {"best": progress.best_score, "before training": progress.first_score}
+        parts = [f"{name} {value:.4f}" for name, value in others.items() if value is not None and progress.step > 0]
+        tqdm.write("  " + "  ".join([f"mean {score:.4f}", *parts]))
         self._write({"step": progress.step, "epoch": progress.epoch, "mean_recall@10": score, **numbers})
 
     def _write(self, numbers):
@@ -122,10 +122,6 @@ class Recorder:
 
             self._board = SummaryWriter(str(path), purge_step=self._first_step)
         return self._board
-
-
-def _or_unknown(score):
-    return "not measured" if score is None else f"{score:.4f}"
 
 
 def progress_bar(total: int, done: int, shown: bool) -> tqdm:

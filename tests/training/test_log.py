@@ -46,16 +46,14 @@ def test_lines_show_epoch_time_left_and_the_best_evaluation_in_80_columns(tmp_pa
     progress = Progress(step=12300, epoch=2, first_score=0.3, best_score=0.4321)
     speed = {"samples_per_second": 4120.3, "data_wait": 0.03}
     recorder.log_training(record, speed, progress, 61050, epochs=5, seconds_left=3723.4)
-    progress.evaluations_since_best = 1
     recalls = {"recall@10": {"text_to_image": 0.4, "image_to_text": 0.4}}
     recorder.log_evaluation(recalls, 0.4, progress)
-    progress.evaluations_since_best = 0
-    recorder.log_evaluation(recalls, 0.4321, progress)
+    recorder.log_evaluation(recalls, 0.3, Progress(first_score=0.3))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "  epoch 3/5  4120 samples/s  data wait 3%  1:02:03 left  best Recall@10 0.4321"
-    assert lines[3] == "  best so far: 0.4321; before training: 0.3000"
-    assert lines[5] == "  best so far: this one; before training: 0.3000"
-    assert max(map(len, lines)) <= 84 and max(map(len, lines[:2])) <= 80
+    assert lines[3] == "  mean 0.4000  best 0.4321  before training 0.3000"
+    assert lines[5] == "  mean 0.3000"
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_time_left_goes_by_all_steps_evaluations_included(monkeypatch):
