@@ -98,7 +98,7 @@ def look(address: str) -> tuple[str, int]:
     thread = threading.Thread(target=lambda: answers.append(_ask(address)), daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    problem, size = answers[0] if answers else (f"no answer in {PATIENCE:.0f} seconds", 0)
+    problem, size = answers[0] if answers else (_no_answer(), 0)
     return (f"{host} cannot be reached: {problem}" if problem else ""), size
 
 
@@ -113,7 +113,13 @@ def _ask(address):
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):  # the hub's client may know another certificate
             return "", 0
+        if isinstance(reason, TimeoutError):
+            return _no_answer(), 0
         return " ".join(str(reason).split()) or type(reason).__name__, 0
+
+
+def _no_answer():
+    return f"no answer in {PATIENCE:.0f} seconds"
 
 
 @contextlib.contextmanager
