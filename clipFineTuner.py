@@ -6,13 +6,15 @@
     torchrun --nproc-per-node=2 clipFineTuner.py                      # BATCH_SIZE is shared among the processes
 
 CHECKPOINT_DIR receives checkpoint_NNNNNNNN.pt every CHECKPOINT_INTERVAL steps, best_checkpoint.pt, final_checkpoint.pt,
-metrics.jsonl and training_curves.png. Ctrl-C and SIGTERM save a checkpoint and leave; Ctrl-C twice ends at once.
+metrics.jsonl and training_curves.png. Ctrl-C and SIGTERM save a checkpoint and leave with exit code 130 and 143; the last
+line is the command that goes on. Ctrl-C twice ends at once. --resume takes from the checkpoint what no flag says.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from clip_finetuning.training.stop_signals import StopSignals
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Settings, then everything the training needs, then the training."""
+def main(argv: list[str] | None = None) -> int:
+    """Settings, then everything the training needs, then the training -> exit code: that of the signal which ended it, or 0."""
     args = parse_arguments(argv)
     ranks = runtime.distributed.start(args.device)
     with contextlib.ExitStack() as stack:
@@ -42,9 +44,14 @@ def main(argv: list[str] | None = None) -> None:
             stack.enter_context(folder.lock())
         run = setup(args, ranks, folder)
         training.summary.announce(run)
-        fit(run, stack.enter_context(training.stop_signals.StopSignals()))
-    for loader in filter(None, (run.loader, run.valid_loader)):
-        loader.close()
+        stop = stack.enter_context(training.stop_signals.StopSignals())
+        outcome = fit(run, stop)
+        for loader in filter(None, (run.loader, run.valid_loader)):
+            loader.close()
+        if outcome == "stopped":
+            return say_stopped(run, stop, args)
+        say_next(run, args)
+        return 0
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -54,8 +61,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--force", action="store_true", help="resume although settings differ that change the mathematics"
     )
     args = parser.parse_args(argv)
+    args.page = parser.page
     args.settings = {name: getattr(args, name.lower()) for name in training.knobs.ALL}
-    if contradictions := training.knobs.contradictions(args.settings):
+    # Those of a resumed run depend on its checkpoint.
+    contradictions = [] if args.resume != "none" else training.knobs.contradictions(args.settings)
+    if contradictions:
         parser.errors(contradictions)
     return args
 
@@ -65,9 +75,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> Run:
     """Build or restore everything: model, data, plan, optimizer, progress."""
-    training.plan.check(args.settings, ranks.world_size)
-    device = runtime.device.prepare(args.device, ranks.local_rank)
     checkpoint = training.state.find_checkpoint(args.resume, folder)
+    take_settings_of(checkpoint, args)
+    folder.keep = args.keep_checkpoints
+    training.plan.check(args.settings, ranks.world_size)
+    look_for_shards(args)
+    device = runtime.device.prepare(args.device, ranks.local_rank)
     clip_model = load_start(args, checkpoint, device)
     needs_bias = args.loss == "siglip" and checkpoint is None and not model.clip_model.has_logit_bias(clip_model)
     if needs_bias:
@@ -86,14 +99,15 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
         batches=len(loader),
         batch_size=loader.batch_size,
         validation=valid_loader is not None,
+        first_step=checkpoint["step"] if checkpoint else 0,
     )
-    plan = training.plan.resolve(args.settings, args.given, facts, checkpoint["settings"] if checkpoint else None)
+    plan = training.plan.resolve(args.settings, args.given, facts)
     if needs_bias and not untrained:
         training.siglip_start.set_scale_and_bias(clip_model, loader, plan.precision, plan.micro_batch_size)
     run = training.state.start_run(
         plan, clip_model, loader, valid_loader, folder, tensorboard=args.tensorboard, learns_statistics=untrained
     )
-    check_processes(run, checkpoint["step"] if checkpoint else 0)
+    check_processes(run, facts.first_step)
     if checkpoint is not None:
         training.state.restore(run, checkpoint, args.force)
     elif run.is_main:
@@ -103,6 +117,30 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
     return run
 
 
+def take_settings_of(checkpoint: dict[str, Any] | None, args: argparse.Namespace) -> None:
+    """Let the checkpoint to go on from settle what was not set for this call; says where settings.py differs."""
+    # One process may not see the checkpoint: settings are those of the first one, and `check_processes` refuses the rest.
+    saved = runtime.distributed.agree(checkpoint and (checkpoint["settings"], checkpoint["path"]))
+    if saved is None:
+        return
+    resumed = training.resumption.take_up(
+        args.settings, args.given, saved[0], args.page.knobs, loading.shard_list.names_url, saved[1]
+    )
+    for remark in resumed.remarks:
+        print(remark)
+    args.settings, args.given = resumed.values, resumed.given
+    for name, value in resumed.values.items():
+        if name != "MODEL_NAME":  # of the user's alone: a file's own word for it counts for less
+            setattr(args, name.lower(), value)
+
+
+def look_for_shards(args: argparse.Namespace) -> None:
+    """FileNotFoundError or ValueError for shards that do not serve: known before a model is built or downloaded."""
+    loading.first_look.check_contrast(args.train_dataset_pattern)
+    if args.eval_interval is not None and "VALID_DATASET_PATTERN" in args.given:
+        loading.first_look.check_shards(args.valid_dataset_pattern)
+
+
 def load_start(args: argparse.Namespace, checkpoint: dict[str, Any] | None, device: Any) -> ClipModel:
     """The model that MODEL_NAME and MODEL_PRETRAINED name, or that of the checkpoint to go on from."""
     image = model.image_recipe.image_settings(args)
@@ -110,7 +148,8 @@ def load_start(args: argparse.Namespace, checkpoint: dict[str, Any] | None, devi
         return model.building.create_model(
             args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image
         )
-    named = None if checkpoint["settings"]["MODEL_NAME"] == args.model_name else args.model_name
+    saved = checkpoint["settings"].get("MODEL_NAME", args.model_name)
+    named = args.model_name if "MODEL_NAME" in args.given and saved != args.model_name else None
     clip_model = model.building.load_model(
         checkpoint["path"], device, args.model_cache_dir, named, args.model_name, checkpoint, image
     )
@@ -165,8 +204,8 @@ def check_processes(run: Run, step: int) -> None:
 # ---------------------------------------------------------------------------------------------- training
 
 
-def fit(run: Run, stop: StopSignals) -> None:
-    """Train from the current progress to the end, with logs, evaluations and checkpoints on the way."""
+def fit(run: Run, stop: StopSignals) -> str:
+    """Train from the current progress to the end, with logs, evaluations and checkpoints -> "stopped" or "ended"."""
     progress, plan, final = run.progress, run.plan, run.folder.path / training.run_folder.FINAL
     with rescue(run):
         # A signal came before the evaluation of the step that this run goes on from.
@@ -175,12 +214,12 @@ def fit(run: Run, stop: StopSignals) -> None:
             and progress.evaluated_step < progress.step
             and not evaluate(run, stop)
         ):
-            leave(run, stop)
-            return
+            save_stopped(run)
+            return "stopped"
         if is_over(run):
-            return
+            return "ended"
         if not run.is_out_of_patience and train(run, stop) == "stopped":
-            return
+            return "stopped"
         training.state.save(run, final, needed=True)
     if progress.step < plan.total_steps:
         print(
@@ -191,6 +230,7 @@ def fit(run: Run, stop: StopSignals) -> None:
     guesses = runtime.distributed.gather_objects(run.loader.guesses)
     for reason, count in runtime.accounting.count_lost(guesses).items():
         console.warn(f"training went on by a guess, {count} x {reason}")
+    return "ended"
 
 
 def train(run: Run, stop: StopSignals) -> str:
@@ -219,7 +259,9 @@ def train(run: Run, stop: StopSignals) -> str:
             bar.update()
             step, last = progress.step, progress.step == plan.total_steps
             if step % plan.log_interval == 0 or last:
-                run.recorder.log_training(done.record, clock.lap(), progress, plan.total_steps)
+                left = clock.seconds_left(plan.total_steps - step)
+                epochs = math.ceil(plan.total_steps / len(run.loader))
+                run.recorder.log_training(done.record, clock.lap(), progress, plan.total_steps, epochs, left)
             # ---- the evaluation, unless a signal came
             due = plan.evaluation_is_due(step)
             stopped = stop.wished() and (due or not last)  # after the last step just an evaluation takes its time
@@ -230,12 +272,11 @@ def train(run: Run, stop: StopSignals) -> str:
                 stopped = stopped or (stop.wished() and not last)
             # ---- a checkpoint, and the end if a signal asked for it
             if stopped:
-                leave(run, stop)
+                save_stopped(run)
                 return "stopped"
             if plan.checkpoint_is_due(step):
                 written = runtime.distributed.any_rank(training.state.save(run, run.folder.periodic(step)))
                 if stop.wished() and written:  # once is enough: the time that is left may be short
-                    say_stopped(run, stop)
                     return "stopped"
             clock.restart()
     return "ended"
@@ -259,29 +300,67 @@ def evaluate(run: Run, stop: StopSignals) -> bool:
     score = sum(results["recall@10"].values()) / 2
     better = progress.score(score)
     run.recorder.log_evaluation(results, score, progress)
-    if progress.step > 0 and progress.first_score is not None and score < progress.first_score:
-        console.warn(
-            f"step {progress.step}: mean Recall@10 is {score:.4f}, below the {progress.first_score:.4f} before training; "
-            "LEARNING_RATE may be too high for these weights"
-        )
+    by_product = retrieval.drop.by_product(results)
+    if progress.step == 0:
+        run.first_evaluation = by_product
+    else:
+        warn_of_drop(run, score, by_product)
     if better:
         training.state.save(run, run.folder.path / training.run_folder.BEST)
     return True
 
 
+def warn_of_drop(run: Run, score: float, by_product: dict[str, Any] | None) -> None:
+    """Warn if an evaluation is worse than the one before training, by more than chance."""
+    first, how_sure = run.progress.first_score, ""
+    if first is None or score >= first:
+        return
+    if by_product is not None:  # else no sample has an embedding, and nothing is left to chance
+        difference = retrieval.drop.difference(run.first_evaluation or {}, by_product)
+        if difference is None or difference[1][1] >= 0:
+            return
+        gain, (low, high) = difference
+        how_sure = f" ({gain:+.4f} [{low:+.4f}, {high:+.4f}])"
+    console.warn(
+        f"step {run.progress.step}: mean Recall@10 is {score:.4f}, below the {first:.4f} before training{how_sure}; "
+        "LEARNING_RATE may be too high for these weights"
+    )
+
+
 # ------------------------------------------------------------------------------------------------- ends of a run
 
 
-def leave(run: Run, stop: StopSignals) -> None:
+def save_stopped(run: Run) -> None:
     """Save what a stopped run has done, if it has done anything."""
     if run.progress.step > 0:
         training.state.save(run, run.folder.periodic(run.progress.step), needed=True)
-    say_stopped(run, stop)
 
 
-def say_stopped(run: Run, stop: StopSignals) -> None:
-    """The last line of a stopped run."""
-    print(f"stopped by {stop.requested or 'another process'} at step {run.progress.step}; go on with --resume")
+def say_stopped(run: Run, stop: StopSignals, args: argparse.Namespace) -> int:
+    """The last lines of a stopped run -> its exit code."""
+    signal, values, known = stop.agreed(), run.plan.settings, args.page.knobs
+    if run.progress.step == 0:  # nothing is saved, so all that was set has to be set again
+        arguments = ["--resume", *training.resumption.flags_of(args.settings, args.given - {"RESUME"}, known)]
+    else:
+        arguments = training.resumption.flags_to_go_on(
+            values, args.page.values({}), known, run.clip_model.config, loading.shard_list.names_url
+        )
+    print(f"stopped by {signal.name} at step {run.progress.step}; go on with --resume:")
+    print(runtime.next_command.again("clipFineTuner.py", arguments), flush=True)
+    return runtime.signals.exit_code(signal)
+
+
+def say_next(run: Run, args: argparse.Namespace) -> None:
+    """The last lines of a run that is over: how to measure what it made."""
+    values, page = run.plan.settings, args.page.values({})
+    best = run.folder.path / training.run_folder.BEST
+    what, path = ("best", best) if best.exists() else ("last", run.folder.path / training.run_folder.FINAL)
+    arguments = [f"--checkpoint={path}"]
+    if values["VALID_DATASET_PATTERN"] != page["VALID_DATASET_PATTERN"]:
+        arguments.append(f"--dataset-path={values['VALID_DATASET_PATTERN']}")
+    arguments += training.resumption.flags_for_model(values, page, args.page.knobs, run.clip_model.config)
+    print(f"next, measure the {what} checkpoint:")
+    print(runtime.next_command.beside("clipFineTuner.py", "evaluate_clip.py", arguments), flush=True)
 
 
 def is_over(run: Run) -> bool:

@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> None:
         print(retrieval.comparison.compare(*(load_results(path, args) for path in args.compare)))
         return
     ranks = runtime.distributed.start(args.device)
+    if not args.from_embeddings:
+        loading.first_look.check_shards(args.dataset_path)
+    baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
         clip_model, embeddings = None, retrieval.embeddings.load(args.from_embeddings)
         about = {"embeddings": args.from_embeddings, "data": {"fingerprint": embeddings.fingerprint()}}
@@ -50,7 +53,6 @@ def main(argv: list[str] | None = None) -> None:
         clip_model = load_model(args, ranks)
         embeddings, about = embed_shards(clip_model, args, ranks)
     if ranks.rank == 0:
-        baseline = load_results(args.baseline, args) if args.baseline else None
         results = evaluate(embeddings, args) | about
         if clip_model is not None and args.zero_shot:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
@@ -120,6 +122,14 @@ def default_output(args: argparse.Namespace) -> str:
     """The result file that nobody named: that of the test shards, and that of a checkpoint, are files of their own."""
     is_checkpoint = args.checkpoint or args.use_checkpoint
     return f"evaluation_results{'_test' if args.test else ''}{'_checkpoint' if is_checkpoint else ''}.json"
+
+
+def load_baseline(args: argparse.Namespace) -> dict[str, Any]:
+    """The results to compare with. Raises ValueError, before a model runs, if they do not fit what is to be measured."""
+    baseline = load_results(args.baseline, args)
+    samples = None if args.from_embeddings else loading.first_look.listed(args.dataset_path, args.max_samples)
+    retrieval.baseline.check(baseline, args.output, args.protocol, *(samples or (None,)))
+    return baseline
 
 
 def load_model(args: argparse.Namespace, ranks: "Ranks") -> "ClipModel":

@@ -1,11 +1,13 @@
 """The training loop: what it writes, and that it never loses work. Kills are real: a child process gets SIGKILL."""
 
+import contextlib
 import errno
 import itertools
 import json
 import math
 import multiprocessing
 import os
+import shlex
 import signal
 import socket
 import time
@@ -16,13 +18,16 @@ import torch
 
 import clipFineTuner
 import dBManagement
+import evaluate_clip
 import openClipManagement as clip
 import settings
 from clip_finetuning.loading.tar_index import TarIndex
+from clip_finetuning.model import building
 from clip_finetuning.model import clip_model as clip_model_module
 from clip_finetuning.retrieval import results
 from clip_finetuning.runtime import console as commands
-from clip_finetuning.training import losses, run_folder
+from clip_finetuning.runtime import signals
+from clip_finetuning.training import losses, run_folder, state
 from clip_finetuning.training import step as training_step
 from tests.helpers import catalogue_sample, write_config, write_shard
 
@@ -262,6 +267,110 @@ def test_a_score_below_the_first_is_warned_of(data, tmp_path, monkeypatch, capsy
     assert "WARNING: step 6: mean Recall@10 is 0.4000, below the 0.9000 before training" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("drop", "warns"), [(2, False), (20, True)])
+def test_a_drop_is_warned_of_if_it_is_beyond_chance_also_after_a_resume(
+    data, tmp_path, monkeypatch, capsys, drop, warns
+):
+    """Of 40 products with two views; the score itself falls in both cases."""
+    hits = iter([30, 30 - drop, 30 - drop])
+
+    def measure(*_, **__):
+        found = next(hits)
+        ways = {
+            way: {
+                "by_product": {
+                    "product": [f"P{n}" for n in range(40)],
+                    "queries": [views] * 40,
+                    "recall@10": [float(views * (n < found)) for n in range(40)],
+                }
+            }
+            for way, views in (("text_to_image", 1), ("image_to_text", 2))
+        }
+        recall = {"recall@10": dict.fromkeys(ways, found / 40)}
+        return recall | {"protocols": {"product": ways}}
+
+    monkeypatch.setattr(results, "measure", measure)
+    train(data, tmp_path, max_steps=2, eval_interval=2)
+    train(data, tmp_path, "--resume", max_steps=4, eval_interval=2)
+    told = capsys.readouterr().err
+    assert told.count("below the 0.7500 before training (-0.5000 [-0.") == 2 * warns
+    assert ("WARNING" in told) == warns
+
+
+def test_the_end_names_the_command_that_measures_the_best(data, tmp_path, monkeypatch, capsys):
+    train(data, tmp_path, max_steps=2)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    valid = data / "valid.{000000..000000}.tar"
+    best = f"--checkpoint={tmp_path / 'best_checkpoint.pt'}"
+    assert command == ["python", "evaluate_clip.py", best, f"--dataset-path={valid}"]
+    monkeypatch.chdir(tmp_path)
+    evaluate_clip.main(command[2:])
+    assert (tmp_path / "evaluation_results_checkpoint.json").exists()
+
+
+# ------------------------------------------------------------------------------- batches that teach nothing
+
+
+def alike(product, caption, count=8, first=0):
+    """Samples of a shard; product and caption of sample n are `product(n)` and `caption(n)`."""
+    samples = [catalogue_sample(n, product(n)) for n in range(first, first + count)]
+    for n, files in enumerate(samples, first):
+        files[f"{n:09d}.txt"] = caption(n).encode()
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (alike(lambda n: 1, lambda n: f"view {n}"), "of one product"),
+        (alike(lambda n: 1, lambda n: "a shirt", count=1), "of one product"),
+        (alike(lambda n: n, lambda n: " A shirt" if n % 2 else "a  Shirt"), "of 8 products that share their captions"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_data_that_teach_nothing_are_refused_before_there_is_a_model(data, tmp_path, monkeypatch, samples, words, loss):
+    write_shard(tmp_path / "alike.000000.tar", samples[:4])
+    write_shard(tmp_path / "alike.000001.tar", samples[4:])
+    monkeypatch.setattr(building, "create_model", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match=f"{words}.*training on them teaches nothing"):
+        train(data, tmp_path / "run", train_dataset_pattern=tmp_path / "alike.*.tar", loss=loss)
+
+
+def test_products_that_come_late_are_found(data, tmp_path):
+    """In shards that are sorted by caption, say."""
+    first = alike(lambda n: 0, lambda n: "a shirt", count=70)
+    write_shard(tmp_path / "sorted.tar", first + alike(lambda n: n, lambda n: "a shoe", count=4, first=70))
+    knobs = {"train_dataset_pattern": tmp_path / "sorted.tar", "max_steps": 1, "eval_interval": "none"}
+    train(data, tmp_path / "run", batch_size=2, **knobs)
+
+
+def test_a_batch_of_one_sample_is_refused_on_the_command_line(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(data, tmp_path, batch_size=1)
+    assert "BATCH_SIZE=1 teaches nothing" in capsys.readouterr().err
+
+
+def test_a_batch_of_which_one_product_can_be_read_ends_the_training_before_its_step(data, tmp_path):
+    samples = alike(lambda n: n % 2, lambda n: f"caption {n % 2}")
+    for n in range(1, 8, 2):
+        samples[n][f"{n:09d}.jpg"] = b"no picture"
+    write_shard(tmp_path / "lossy.tar", samples)
+    knobs = {"train_dataset_pattern": tmp_path / "lossy.tar", "max_steps": 2, "eval_interval": "none"}
+    with pytest.raises(ValueError, match="of a batch one sample can be read, so nothing is contrasted.*not an image"):
+        train(data, tmp_path / "run", **knobs)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_shards_are_looked_for_before_there_is_a_model(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "create_model", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(FileNotFoundError, match="no shard matches 'typo.tar'"):
+        train(data, tmp_path, train_dataset_pattern="typo.tar")
+    with pytest.raises(FileNotFoundError, match="no shard matches 'typo.tar'"):
+        train(data, tmp_path, valid_dataset_pattern="typo.tar")
+    with pytest.raises(ValueError, match=r"no sample can be read of these shards: memory://nowhere\.000000\.tar"):
+        train(data, tmp_path, train_dataset_pattern="memory://nowhere.{000000..000009}.tar")
+
+
 # --------------------------------------------------------------------------------------------------- resume
 
 
@@ -424,7 +533,8 @@ def test_another_number_of_steps_in_the_middle_of_the_cosine_needs_force(data, t
 def test_an_average_that_is_given_up_by_force_leaves_the_weights_themselves(data, tmp_path):
     run = train(data, tmp_path, ema_decay=0.9, max_steps=6, eval_interval="none")
     raw = clip.read_checkpoint(run / "final_checkpoint.pt")["raw_state_dict"]
-    train(data, run, "--resume", "--force", max_steps=7, eval_interval="none", learning_rate=1e-12)
+    changes = {"ema_decay": "none", "learning_rate": 1e-12}
+    train(data, run, "--resume", "--force", max_steps=7, eval_interval="none", **changes)
     assert torch.allclose(weights(run)["visual.proj"], raw["visual.proj"], atol=1e-6)
 
 
@@ -479,24 +589,80 @@ def test_a_signal_to_the_whole_process_group_saves_a_checkpoint_too(data, tmp_pa
     wait_for_step(run, 3, process)
     os.killpg(process.pid, signal.SIGTERM)
     process.join(60)
-    assert process.exitcode == 0, (run / "console.txt").read_text()
+    assert process.exitcode == 143, (run / "console.txt").read_text()
     assert list(run.glob("checkpoint_*.pt"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_a_checkpoint_and_leaves_cleanly(data, tmp_path, number):
-    run = tmp_path / "run"
-    process = start(data, run, max_steps=5000, checkpoint_interval=5000, eval_interval="none")
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_saves_a_checkpoint_and_its_exit_code_is_no_success(data, tmp_path, number, code):
+    run = tmp_path / "a run"
+    process = start(data, run, max_steps=5000, checkpoint_interval=5000, eval_interval="none", warmup_steps=7)
     wait_for_step(run, 3, process)
-    os.kill(process.pid, number)
+    os.kill(process.pid, getattr(signal, number))
     process.join(60)
     console = (run / "console.txt").read_text()
-    assert process.exitcode == 0, console
+    assert process.exitcode == code, console
     assert "Traceback" not in console
     (path,) = run.glob("checkpoint_*.pt")
     step = clip.read_checkpoint(path)["step"]
     assert step >= 3
-    assert f"at step {step}; go on with --resume" in console
+    *_, stopped, command = console.splitlines()
+    assert stopped == f"stopped by {number} at step {step}; go on with --resume:"
+    assert command == f"python clipFineTuner.py --resume {shlex.quote(f'--checkpoint-dir={run}')}"
+
+
+@pytest.mark.parametrize(
+    ("where", "number"), [("state.find_checkpoint", "SIGTERM"), ("run_folder.remove_leftovers", "SIGINT")]
+)
+def test_a_signal_before_the_training_is_one_line_and_its_exit_code(data, tmp_path, monkeypatch, capsys, where, number):
+    module, name = where.split(".")
+    monkeypatch.setattr(
+        {"state": state, "run_folder": run_folder}[module], name,
+        lambda *_: os.kill(os.getpid(), getattr(signal, number)) or time.sleep(10),
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as end, unchanged_signals():
+        commands.run(lambda: clipFineTuner.main(flags(data, tmp_path)), settings)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert (end.value.code, told) == {"SIGTERM": (143, "terminated"), "SIGINT": (130, "interrupted")}[number]
+
+
+@contextlib.contextmanager
+def unchanged_signals():
+    before = {number: signal.getsignal(number) for number in signals.STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_last_line_of_a_stopped_run_goes_on_with_it(data, tmp_path, monkeypatch, capsys, finished):
+    """Whatever way the settings were given; and it ends as the run would have."""
+    send_sigterm_at(6, monkeypatch)
+    monkeypatch.setenv("CLIP_WARMUP_STEPS", "1")
+    knobs = flags(data, tmp_path, warmup_steps=None, log_interval=5)
+    assert clipFineTuner.main(knobs) == 143
+    monkeypatch.delenv("CLIP_WARMUP_STEPS")
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command == ["python", "clipFineTuner.py", "--resume", f"--checkpoint-dir={tmp_path}"]
+    assert clipFineTuner.main(command[2:]) == 0
+    assert_same_weights(tmp_path, finished)
+    said = capsys.readouterr().out
+    assert "as the checkpoint says, not settings.py; a flag overrules both:" in said
+    assert f"BATCH_SIZE={BATCH} (not 256)" in said and "MAX_STEPS=12 (not none)" in said
+    assert "WARMUP_STEPS" not in said.split("learning rate")[0]  # settings.py leaves it open
+
+
+def test_the_last_line_of_a_run_stopped_before_its_first_step_says_all_that_was_set(
+    data, tmp_path, monkeypatch, capsys
+):
+    send_sigterm_in_evaluation(0, monkeypatch)
+    monkeypatch.setenv("CLIP_WEIGHT_DECAY", "0.25")
+    assert clipFineTuner.main(flags(data, tmp_path)) == 143
+    monkeypatch.delenv("CLIP_WEIGHT_DECAY")
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    clipFineTuner.main(command[2:])
+    saved = clip.read_checkpoint(tmp_path / "final_checkpoint.pt")
+    assert (saved["step"], saved["settings"]["WEIGHT_DECAY"]) == (12, 0.25)
 
 
 def send_sigterm_at(number, monkeypatch):

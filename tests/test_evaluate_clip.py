@@ -16,7 +16,7 @@ from PIL import Image
 
 import evaluate_clip
 import openClipManagement as clip
-from clip_finetuning.model import clip_model
+from clip_finetuning.model import building, clip_model
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.version import version
 from tests.helpers import ROOT, catalogue_sample, encoded_picture, overflowing, parsed_page, write_config, write_shard
@@ -177,6 +177,60 @@ def test_compare_and_baseline(data, tmp_path, capsys):
     assert by_results.splitlines()[2:] == by_embeddings.splitlines()[2:]
     with pytest.raises(FileNotFoundError, match="nowhere.json does not exist"):
         evaluate_clip.main(["--compare", "nowhere.json", "b.npz"])
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """No model is to be built."""
+    monkeypatch.setattr(building, "create_model", lambda *_: pytest.fail("a model was built"))
+    monkeypatch.setattr(building, "load_model", lambda *_, **__: pytest.fail("a model was built"))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--baseline=of_two_shards.json"], "are results of different data"),
+        (["--baseline=of_all.json", "--max-samples=9"], "are results of different data"),
+        (["--baseline=of_all.json", "--test", "--test-dataset-pattern={two}"], "are results of different data"),
+        (["--baseline=of_all.json", "--protocol=one_view"], "have no protocol in common"),
+        (["--baseline=of_old_rules.json", "--protocol=pair"], "in pair; measure it anew"),
+        (["--baseline=nowhere.json"], "nowhere.json does not exist"),
+        (["--dataset-path=typo.{{000000..000001}}.tar"], "no shard matches 'typo."),
+        (["--test", "--test-dataset-pattern=typo.tar"], "no shard matches 'typo.tar'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_there_is_a_model(data, tmp_path, baselines, no_model, more, words):
+    two = data / "valid.{000000..000001}.tar"
+    more = [argument.format(two=two) for argument in more]
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        evaluate_clip.main(flags(data, *more))
+    assert not list(tmp_path.glob("evaluation_results*"))
+
+
+@pytest.fixture
+def baselines(data, tmp_path):
+    two = data / "valid.{000000..000001}.tar"
+    evaluate(data, tmp_path, "--output=of_all.json", "--save-embeddings=of_all.npz")
+    evaluate(data, tmp_path, "--output=of_two_shards.json", f"--dataset-path={two}")
+    old = json.loads((tmp_path / "of_all.json").read_text())
+    (tmp_path / "of_old_rules.json").write_text(json.dumps(old | {"rules": 1}))
+
+
+@pytest.mark.parametrize("name", ["of_all.json", "of_all.npz", "of_old_rules.json"])
+def test_a_baseline_that_fits_is_taken(data, tmp_path, baselines, capsys, name):
+    evaluate(data, tmp_path, f"--baseline={name}")
+    assert "B - A [95 %]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["json", "npz"])
+def test_a_baseline_fits_though_pictures_are_lost_in_both(data, tmp_path, capsys, kind):
+    samples = [catalogue_sample(number, number // 2) for number in range(12)]
+    samples[5]["000000005.jpg"] = b"no picture"
+    write_shard(tmp_path / "lossy.tar", samples)
+    shards = f"--dataset-path={tmp_path / 'lossy.tar'}"
+    evaluate(data, tmp_path, shards, "--output=before.json", "--save-embeddings=before.npz")
+    assert evaluate(data, tmp_path, shards, f"--baseline=before.{kind}")["num_samples"] == 11
+    assert "B - A [95 %]" in capsys.readouterr().out
 
 
 LOADED = """

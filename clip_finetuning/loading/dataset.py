@@ -148,6 +148,9 @@ class ClipDataset(IterableDataset):
         if self.train and group.samples:
             if not rows:
                 raise ValueError(f"a whole batch cannot be read, first of all {skipped[0].where}: {skipped[0].reason}")
+            if len(rows) == 1 < len(group.samples) and self.options.world_size == 1:
+                what = f"{skipped[0].where}: {skipped[0].reason}"
+                raise ValueError(f"of a batch one sample can be read, so nothing is contrasted; first of all {what}")
             for repeated in range(len(group.samples) - len(rows)):
                 images[len(rows)].copy_(images[repeated])
                 rows.append(rows[repeated])

@@ -14,7 +14,6 @@
 import atexit
 import collections
 import logging
-import signal
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -28,6 +27,7 @@ from clip_finetuning.loading.dataset import Batch, ClipDataset
 from clip_finetuning.loading.failure import Failure
 from clip_finetuning.loading.sample import Fields
 from clip_finetuning.loading.source import Options
+from clip_finetuning.runtime import signals
 from clip_finetuning.runtime.accounting import Account, count_lost, majority_warning
 
 log = logging.getLogger(__name__)
@@ -209,8 +209,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the main process, which still needs its batches
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()  # they are for the main process, which still needs its batches
 
 
 def _end_workers(reference: Any) -> None:

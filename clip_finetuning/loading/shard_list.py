@@ -22,6 +22,11 @@ def is_url(path: str) -> bool:
     return URL.match(path) is not None and not path.startswith("file:")
 
 
+def names_url(pattern: str) -> bool:
+    """Whether a shard of the pattern would be fetched, or made by a command."""
+    return any(is_url(shard) for part in pattern.split("::") for shard in _expand_part(part.strip()))
+
+
 def expand_pattern(pattern: str) -> list[str]:
     """The shards of a pattern, in its order. Raises FileNotFoundError with what is missing and what would match."""
     shards = [shard for part in pattern.split("::") for shard in _expand_part(part.strip())]

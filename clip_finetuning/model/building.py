@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 
+from clip_finetuning.model import hub
 from clip_finetuning.model.architecture import (
     Architecture,
     check_architecture,
@@ -95,7 +97,7 @@ def _load(path, checkpoint, architecture, cache_dir, device, image):
     known, recipe = checkpoint.get("preprocess"), None
     if known is None:
         architecture, recipe = assume(path, architecture)
-    clip_model = _build(architecture, "", cache_dir, device)
+    clip_model = _build(architecture, "", cache_dir, device, own_weights=False)
     clip_model.pretrained = str(path)
     size = clip_model.preprocess["size"]
     clip_model.preprocess = {**recipe, "size": size} if recipe else check_preprocess(known, path, size)
@@ -107,22 +109,37 @@ def _load(path, checkpoint, architecture, cache_dir, device, image):
 
 
 def _build(
-    architecture: Architecture, pretrained: str, cache_dir: str | None, device: Device, seed: int = 0
+    architecture: Architecture,
+    pretrained: str,
+    cache_dir: str | None,
+    device: Device,
+    seed: int = 0,
+    own_weights: bool = True,
 ) -> ClipModel:
-    """Let open_clip build the model; its many ways to fail become one line each."""
+    """Let open_clip build the model; its many ways to fail become one line each.
+
+    `own_weights`: a fetched model's are wanted, none of a checkpoint take their place.
+    """
     name, config = architecture
     torch.manual_seed(seed)
     options: dict[str, Any] = {"cache_dir": cache_dir}
     if config["text_cfg"].get("hf_tokenizer_name"):
         options["trust_remote_code"] = False
+    unreachable = ""
     try:
-        with quiet(), _known_to_open_clip(architecture):
+        with (
+            hub.looked_at(hub.wanted_of(name, pretrained, config, own_weights), cache_dir) as unreachable,
+            quiet(),
+            _known_to_open_clip(architecture),
+        ):
+            if unreachable and own_weights and _is_fetched(name):  # open_clip would go on with random ones
+                raise FileNotFoundError(unreachable)
             model = open_clip.create_model(
                 name, pretrained=pretrained or None, cache_dir=cache_dir, device=device, pretrained_text=False
             )
             tokenizer = open_clip.get_tokenizer(name, **options)
     except Exception as error:  # hub clients differ in what they raise
-        reason = str(error).split("\n")[0][:200]
+        reason = unreachable or _in_short(error)
         raise ValueError(
             f"model {name} with weights '{pretrained}' could not be had ({reason}); the first use downloads weights and "
             "tokenizer: connect to the network once, or set MODEL_CACHE_DIR to a folder that holds them, or "
@@ -186,17 +203,25 @@ def _is_fetched(name: object) -> bool:
 def _fetched_config(name: str, cache_dir: str | None) -> dict:
     """The architecture of a `hf-hub:` or `local-dir:` name."""
     place, _, identifier = name.partition(":")
+    wanted = [hub.of_repository(identifier, hub.CONFIG)] if place == "hf-hub" else []
+    unreachable = ""
     try:
-        if place == "hf-hub":
-            path = download_pretrained_from_hf(identifier, filename="open_clip_config.json", cache_dir=cache_dir)
-        else:
-            path = Path(identifier, "open_clip_config.json")
+        with hub.looked_at(wanted, cache_dir) as unreachable:
+            if place == "hf-hub":
+                path = download_pretrained_from_hf(identifier, filename=hub.CONFIG, cache_dir=cache_dir)
+            else:
+                path = Path(identifier, hub.CONFIG)
         return json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"]
     except Exception as error:  # hub clients differ in what they raise
-        reason = str(error).split("\n")[0][:200]
+        reason = unreachable or _in_short(error)
         raise ValueError(
             f"MODEL_NAME={name}: its open_clip_config.json with a model_cfg could not be had ({reason})"
         ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """What an error of many lines says, on one, and no word of it cut."""
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
 
 
 def _own_sources(name: str, config: dict) -> dict:

@@ -20,22 +20,10 @@ RULES = 2  # how results count hits; 1, or none named: the same caption of anoth
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Two result dictionaries of the same data -> a text for the console. Raises ValueError for what cannot be compared."""
-    if not _same_data(first, second):
-        raise ValueError(f"{first['name']} and {second['name']} are results of different data and cannot be compared")
-    shared = [name for name in first.get("protocols", {}) if name in second.get("protocols", {})]
-    if not shared:
-        raise ValueError(f"{first['name']} and {second['name']} have no protocol in common")
+    shared, left_out = check(first, second)
     lines = [f"A: {first['name']}", f"B: {second['name']}"]
-    left_out = [name for name in shared if not _same_rules(first, second, name)]
     if left_out:
-        older = min(first, second, key=rules_of)["name"]
-        message = (
-            f"{older} counts the same caption of another product as a miss in {', '.join(left_out)}; measure it anew"
-        )
-        if left_out == shared:
-            raise ValueError(message)
-        lines += textwrap.wrap(f"left out: {message}", 80, subsequent_indent="  ")
-        shared = [name for name in shared if name not in left_out]
+        lines += textwrap.wrap(f"left out: {left_out}", 80, subsequent_indent="  ")
     for name in shared:
         for direction in names.DIRECTIONS:
             pair = [results["protocols"][name][direction] for results in (first, second)]
@@ -43,6 +31,26 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
             lines += _differences(*pair)
             lines += _worse_categories(*pair)
     return "\n".join(lines)
+
+
+def check(first: dict[str, Any], second: dict[str, Any]) -> tuple[list[str], str]:
+    """(protocols in which two results can be compared, why others are left out). Raises ValueError if none can be.
+
+    Of a result that is still to be measured, its name, the fingerprint of its data and its protocols are enough.
+    """
+    if not _same_data(first, second):
+        raise ValueError(f"{first['name']} and {second['name']} are results of different data and cannot be compared")
+    shared = [name for name in first.get("protocols", {}) if name in second.get("protocols", {})]
+    if not shared:
+        raise ValueError(f"{first['name']} and {second['name']} have no protocol in common")
+    different = [name for name in shared if not _same_rules(first, second, name)]
+    if not different:
+        return shared, ""
+    older = min(first, second, key=rules_of)["name"]
+    why = f"{older} counts the same caption of another product as a miss in {', '.join(different)}; measure it anew"
+    if different == shared:
+        raise ValueError(why)
+    return [name for name in shared if name not in different], why
 
 
 def comparable(first: dict[str, Any], second: dict[str, Any], protocol: str) -> bool:

@@ -53,10 +53,15 @@ class Embeddings:
 
     def fingerprint(self) -> str:
         """A hash of which samples these are, whatever the model: results of equal ones can be compared."""
-        digest = hashlib.sha256()
-        for column in (self.image_key, self.image_product, self.captions[self.image_text]):
-            digest.update("\0".join(column).encode("utf-8", "surrogatepass") + b"\1")
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.image_key, self.image_product, self.captions[self.image_text])
+
+
+def fingerprint_of(keys: Iterable[str], products: Iterable[str], captions: Iterable[str]) -> str:
+    """`Embeddings.fingerprint` of samples by their keys, products and captions, (N,) each."""
+    digest = hashlib.sha256()
+    for column in (keys, products, captions):
+        digest.update("\0".join(column).encode("utf-8", "surrogatepass") + b"\1")
+    return digest.hexdigest()[:16]
 
 
 def texts(values: Iterable) -> np.ndarray:

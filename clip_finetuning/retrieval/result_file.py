@@ -38,8 +38,12 @@ def check_results(results: Any) -> None:
         raise ValueError("it lacks 'protocols'")
     if not isinstance(results.get("data"), dict):
         raise ValueError("it lacks 'data'")
-    if type(results.get("rules", 1)) is not int:
-        raise ValueError("'rules' must be a whole number")
+    skipped = results["data"].get("skipped", {})
+    if not isinstance(skipped, dict) or any(type(count) is not int for count in skipped.values()):
+        raise ValueError("'skipped' of data must be whole numbers by reason")
+    for name in ("rules", "num_samples"):
+        if type(results.get(name, 1)) is not int:
+            raise ValueError(f"{name!r} must be a whole number")
     for name, protocol in results["protocols"].items():
         if name not in PROTOCOLS:
             raise ValueError(f"{name!r} is none of the protocols {', '.join(PROTOCOLS)}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import NoReturn
 
-from clip_finetuning.runtime import command_line
+from clip_finetuning.runtime import command_line, signals
 from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 from clip_finetuning.runtime.text import printable
 
@@ -20,13 +20,14 @@ def at_end(call: Callable[[int], None]) -> None:
 
 
 def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
-    """Call `main()` as a command: a user's mistake ends in one line and exit code 2, Ctrl-C in exit code 130.
+    """Call `main()` as a command: a user's mistake ends in one line and exit code 2, a signal in its own (`signals`).
 
     `page` holds the knobs; where DEBUG is on, the traceback is shown instead of the line.
     """
     for stream in (sys.stdout, sys.stderr):  # a caption that the console cannot show is no reason to stop
         if hasattr(stream, "reconfigure"):  # a notebook's has no such thing, and no need of it
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    signals.raise_on_stop()
     try:
         code = _exit_code(main, page)
     except (Exception, SystemExit) as error:
@@ -44,9 +45,10 @@ def run(main: Callable[[], int | None], page: ModuleType) -> NoReturn:
 def _exit_code(main, page) -> int | None:
     try:
         return main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        word, code = signals.word_for(stop)
+        print(word, file=sys.stderr)
+        return code
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if command_line.debug_is_on(page):
             raise

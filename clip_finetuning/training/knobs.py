@@ -5,7 +5,8 @@ from typing import Any
 
 MODEL = ["MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR"]
 IMAGE = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]
-DATA = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN", "NUM_WORKERS"]
+PATTERNS = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN"]
+DATA = [*PATTERNS, "NUM_WORKERS"]
 # A resumed run with another value of one of these would no longer be the same training.
 MATHEMATICAL = [
     "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "OPTIMIZER", "LEARNING_RATE", "LR_SCHEDULE",
@@ -19,7 +20,7 @@ ALL = [*MODEL, *DATA, *MATHEMATICAL, *OTHERS]
 FIXED = ["LOSS", "OPTIMIZER"]  # they decide what a checkpoint holds
 # Must be the same for all processes; paths may differ between machines.
 SHARED = [*MATHEMATICAL, "EPOCHS", "MAX_STEPS", "MICRO_BATCH_SIZE", "EVAL_INTERVAL", "PATIENCE"]
-# A resumed run takes these from its checkpoint where the settings leave them open, as here.
+# These values leave open what the run is to do: a new one decides, a resumed one does as its checkpoint says.
 OPEN = {"PRECISION": "auto", "OPTIMIZER": "auto", "LEARNING_RATE": None, "WARMUP_STEPS": None, **dict.fromkeys(IMAGE)}
 
 
@@ -27,6 +28,8 @@ def contradictions(values: Mapping[str, Any], processes: int = 1) -> list[str]:
     """What is wrong with settings by themselves, a sentence each: known before a model is built."""
     batch_size, micro = values["BATCH_SIZE"], values["MICRO_BATCH_SIZE"]
     found = []
+    if batch_size == 1:
+        found.append("BATCH_SIZE=1 teaches nothing, since samples are contrasted with each other: set it to 2 or more")
     if micro is not None and micro > batch_size:
         found.append(f"MICRO_BATCH_SIZE={micro} exceeds BATCH_SIZE={batch_size}, of which it is a part")
     if values["PATIENCE"] is not None and values["EVAL_INTERVAL"] is None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ class Clock:
 
     def __init__(self) -> None:
         self._samples, self._waiting, self._working = 0, 0.0, 0.0
+        self._steps = 0
         self.restart()
+        self._begin = self._mark
 
     def restart(self) -> None:
         """Time that passed since the last step, on an evaluation or a checkpoint say, does not count."""
@@ -30,6 +33,7 @@ class Clock:
         """The step is done: what passed was work."""
         self._working += self._since_mark()
         self._samples += samples
+        self._steps += 1
 
     def lap(self) -> dict[str, float]:
         """{samples_per_second, data_wait} since the last lap; data_wait is a share between 0 and 1."""
@@ -37,6 +41,10 @@ class Clock:
         numbers = {"samples_per_second": self._samples / seconds, "data_wait": self._waiting / seconds}
         self._samples, self._waiting, self._working = 0, 0.0, 0.0
         return numbers
+
+    def seconds_left(self, steps: int) -> float:
+        """How long so many more steps take if they go like those until now, evaluations and checkpoints included."""
+        return steps * (self._mark - self._begin) / max(1, self._steps)
 
     def _since_mark(self):
         now = time.perf_counter()
@@ -62,24 +70,37 @@ class Recorder:
         self.last, self._first_step = dict(last), step + 1
 
     def log_training(
-        self, record: Mapping[str, Any], speed: Mapping[str, float], progress: Any, total_steps: int
+        self,
+        record: Mapping[str, Any],
+        speed: Mapping[str, float],
+        progress: Any,
+        total_steps: int,
+        epochs: int | None = None,
+        seconds_left: float | None = None,
     ) -> None:
-        """One line of the training: `record` of the step, `speed` from the clock."""
+        """Two lines of the training, of 80 columns: `record` of the step, `speed` from the clock; `epochs`: of the whole run."""
         numbers = {**{name: float(value) for name, value in record.items()}, **speed}
         numbers["skipped_steps"] = progress.skipped_steps
         tqdm.write(
             f"step {progress.step}/{total_steps}  loss {numbers['loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
-            f"logit scale {numbers['logit_scale']:.2f}  {numbers['samples_per_second']:.0f} samples/s  "
-            f"data wait {numbers['data_wait']:.0%}"
+            f"logit scale {numbers['logit_scale']:.2f}"
         )
+        parts = [f"epoch {progress.epoch + 1}{f'/{epochs}' if epochs else ''}"]
+        parts += [f"{numbers['samples_per_second']:.0f} samples/s", f"data wait {numbers['data_wait']:.0%}"]
+        parts += [] if seconds_left is None else [f"{timedelta(seconds=round(seconds_left))} left"]
+        parts += [] if progress.best_score is None else [f"best Recall@10 {progress.best_score:.4f}"]
+        tqdm.write("  " + "  ".join(parts))
         self._write({"step": progress.step, "epoch": progress.epoch, **numbers})
 
     def log_evaluation(self, results: Mapping[str, Any], score: float, progress: Any) -> None:
-        """One line of an evaluation: Recall@k in both directions."""
+        """Two lines of an evaluation: Recall@10 in both directions, and its mean beside that of others."""
         recalls = {name: value for name, value in results.items() if name.startswith("recall@")}
         numbers = {f"{name}/{way}": recall for name, ways in recalls.items() for way, recall in ways.items()}
         words = "  ".join(f"{way.replace('_to_', '->')} {recall:.4f}" for way, recall in recalls["recall@10"].items())
-        tqdm.write(f"step {progress.step}  validation Recall@10  {words}  mean {score:.4f}")
+        tqdm.write(f"step {progress.step}  validation Recall@10  {words}")
+        others = {"best": progress.best_score, "before training": progress.first_score}
+        parts = [f"{name} {value:.4f}" for name, value in others.items() if value is not None and progress.step > 0]
+        tqdm.write("  " + "  ".join([f"mean {score:.4f}", *parts]))
         self._write({"step": progress.step, "epoch": progress.epoch, "mean_recall@10": score, **numbers})
 
     def _write(self, numbers):

@@ -28,6 +28,7 @@ class Facts(NamedTuple):
     batches: int  # of an epoch
     batch_size: int  # of all processes; smaller than BATCH_SIZE where there are fewer products
     validation: bool  # whether there are shards to evaluate on
+    first_step: int = 0  # steps that the checkpoint has done which the run goes on from
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,13 @@ def check(settings: Mapping[str, Any], processes: int) -> None:
         raise ValueError("; ".join(complaints))
 
 
-def resolve(
-    settings: Mapping[str, Any], given: Collection[str], facts: Facts, saved: Mapping[str, Any] | None = None
-) -> Plan:
+def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -> Plan:
     """The plan of a run; every process comes to the same one.
 
-    settings: {knob: value}; given: the knobs that were set for this call; saved: the settings in the checkpoint that the
-    run goes on from. Raises ValueError with all that is wrong.
+    settings: {knob: value}, for a resumed run those of `resumption.take_up`; given: the knobs that were set for this call.
+    Raises ValueError with all that is wrong.
     """
     values = dict(settings)
-    if saved is not None:
-        values |= {name: saved.get(name, unset) for name, unset in knobs.OPEN.items() if values[name] == unset}
     if values["MAX_STEPS"] is not None and "EPOCHS" not in given:
         values["EPOCHS"] = None
     # By the clock, so that processes may choose differently: the first one's choice counts.
@@ -107,7 +104,8 @@ def resolve(
     if values["WARMUP_STEPS"] is None:
         values["WARMUP_STEPS"] = min(MAX_DEFAULT_WARMUP, total_steps // 10)
     complaints = knobs.contradictions(values, facts.processes)
-    complaints += optimizers.warmup_complaints(values["WARMUP_STEPS"], total_steps)
+    if facts.first_step < total_steps:  # else there is nothing left to warm up for
+        complaints += optimizers.warmup_complaints(values["WARMUP_STEPS"], total_steps)
     if complaints:
         raise ValueError("; ".join(complaints))
     share = facts.batch_size // facts.processes

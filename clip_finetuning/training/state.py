@@ -85,6 +85,9 @@ class Run:
     progress: Progress
     micro_batch_size: int  # samples of this process on the device at once
     is_main: bool  # rank 0: the one that writes
+    first_evaluation: dict[str, Any] | None = (
+        None  # by product, before the first step: what later ones are compared with
+    )
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -210,6 +213,8 @@ def restore(run: Run, checkpoint: Mapping[str, Any], force: bool) -> None:
     # ---- position and log
     run.progress = Progress(**checkpoint["progress"])
     run.progress.skipped_in_a_row = 0
+    first = checkpoint.get("first_evaluation")
+    run.first_evaluation = first if isinstance(first, dict) else None
     run.recorder.go_on(checkpoint["step"], checkpoint.get("metrics", {}))
     if run.plan.settings["MICRO_BATCH_SIZE"] is None and checkpoint["micro_batch_size"] is not None:
         run.micro_batch_size = min(checkpoint["micro_batch_size"], run.micro_batch_size)
@@ -267,6 +272,7 @@ def checkpoint_fields(run: Run) -> dict[str, Any]:
         "random": {"seed": run.plan.seed, "step": progress.step},
         "micro_batch_size": _micro_batch_size(run),
         "metrics": run.recorder.last,
+        "first_evaluation": run.first_evaluation,
     }
     if run.average is not None:
         content["state_dict"] = run.average.module.state_dict()

@@ -40,6 +40,35 @@ def test_every_number_goes_to_the_file(tmp_path, capsys):
     assert "step 10/20  loss 1.5000" in capsys.readouterr().out
 
 
+def test_lines_show_epoch_time_left_and_the_best_evaluation_in_80_columns(tmp_path, capsys):
+    recorder = training_log.Recorder(None)
+    record = {"loss": 10.4321, "learning_rate": 9.98e-6, "grad_norm": 0.5, "logit_scale": 100.0}
+    progress = Progress(step=12300, epoch=2, first_score=0.3, best_score=0.4321)
+    speed = {"samples_per_second": 4120.3, "data_wait": 0.03}
+    recorder.log_training(record, speed, progress, 61050, epochs=5, seconds_left=3723.4)
+    recalls = {"recall@10": {"text_to_image": 0.4, "image_to_text": 0.4}}
+    recorder.log_evaluation(recalls, 0.4, progress)
+    recorder.log_evaluation(recalls, 0.3, Progress(first_score=0.3))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "  epoch 3/5  4120 samples/s  data wait 3%  1:02:03 left  best Recall@10 0.4321"
+    assert lines[3] == "  mean 0.4000  best 0.4321  before training 0.3000"
+    assert lines[5] == "  mean 0.3000"
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_time_left_goes_by_all_steps_evaluations_included(monkeypatch):
+    times = iter([0.0, 1.0, 4.0, 100.0, 101.0, 104.0])
+    monkeypatch.setattr(training_log.time, "perf_counter", lambda: next(times))
+    clock = training_log.Clock()
+    for pause in (True, False):
+        clock.data_arrived()
+        clock.step_done(32)
+        if pause:
+            clock.restart()
+    clock.lap()
+    assert clock.seconds_left(10) == 10 * 104 / 2
+
+
 def test_what_is_not_finite_is_null_in_the_file_and_a_gap_in_the_curves(tmp_path):
     """NaN is no JSON: strict readers would refuse the whole line."""
     folder = CheckpointFolder(tmp_path)

@@ -12,14 +12,15 @@ from clip_finetuning.training import knobs, plan
 PAGE = {name: page.value(settings, name) for name in knobs.ALL}
 
 
-def facts(untrained=False, batches=100, batch_size=256, processes=1, validation=True):
-    return plan.Facts(torch.nn.Linear(4, 4), untrained, torch.device("cpu"), processes, batches, batch_size, validation)
+def facts(untrained=False, batches=100, batch_size=256, processes=1, validation=True, first_step=0):
+    known = (processes, batches, batch_size, validation, first_step)
+    return plan.Facts(torch.nn.Linear(4, 4), untrained, torch.device("cpu"), *known)
 
 
-def resolve(given=(), saved=None, **changes):
+def resolve(given=(), **changes):
     known = {name: changes.pop(name) for name in list(changes) if name in plan.Facts._fields}
     wishes = {"PRECISION": "fp32", **{name.upper(): value for name, value in changes.items()}}
-    return plan.resolve(PAGE | wishes, given, facts(**known), saved)
+    return plan.resolve(PAGE | wishes, given, facts(**known))
 
 
 def test_what_is_left_open_follows_from_the_weights():
@@ -51,20 +52,10 @@ def test_the_warmup_is_a_tenth_and_at_most_500(steps, warmup):
     assert resolve(max_steps=steps).warmup_steps == warmup
 
 
-def test_a_resumed_run_takes_from_the_checkpoint_what_is_left_open_and_nothing_else():
-    saved = {
-        **PAGE,
-        "OPTIMIZER": "muon",
-        "LEARNING_RATE": 3e-4,
-        "WARMUP_STEPS": 7,
-        "BETA2": 0.5,
-        "IMAGE_MEAN": "0.5,0.5,0.5",
-    }
-    found = resolve(saved=saved)
-    assert (found.optimizer, found.learning_rate, found.warmup_steps) == ("muon", 3e-4, 7)
-    assert found.settings["IMAGE_MEAN"] == "0.5,0.5,0.5"
-    assert found.betas == (0.9, 0.98)
-    assert resolve(saved=saved, learning_rate=1e-6).learning_rate == 1e-6
+def test_a_warmup_is_not_complained_of_where_nothing_is_left_to_do():
+    assert resolve(max_steps=25, warmup_steps=30, first_step=300).total_steps == 25
+    with pytest.raises(ValueError, match="WARMUP_STEPS=30 is more than half of the 25 steps"):
+        resolve(max_steps=25, warmup_steps=30, first_step=10)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""Whether a model became worse by more than chance while it was trained, of what a trainer can keep of an evaluation."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clip_finetuning.retrieval import intervals
+
+KEY = "recall@10"
+
+
+def by_product(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `difference` needs of the results of `product`, as plain data: 16 bytes a product; None if they have none.
+
+    `hits` (P,): each product's share of the mean Recall@10 of both directions, in queries; `queries` (P,); and a hash of
+    which products these are.
+    """
+    if "product" not in results.get("protocols", {}):
+        return None
+    texts, images = (results["protocols"]["product"][way]["by_product"] for way in ("text_to_image", "image_to_text"))
+    place = {product: number for number, product in enumerate(images["product"])}
+    queries = np.array(images["queries"], np.float64)
+    hits = np.array(images[KEY], np.float64)
+    text_hits = np.zeros(len(queries))
+    text_hits[[place[product] for product in texts["product"]]] = texts[KEY]
+    hits = (hits + text_hits * (queries.sum() / sum(texts["queries"]))) / 2
+    names = hashlib.sha256("\0".join(images["product"]).encode("utf-8", "surrogatepass")).hexdigest()
+    return {"products": names, "hits": hits.tolist(), "queries": images["queries"]}
+
+
+def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, list[float]] | None:
+    """(B - A, its paired 95 % interval [low, high]) of the mean Recall@10 of two `by_product`; None if of other products."""
+    if any(first.get(column) != second[column] for column in ("products", "queries")):
+        return None
+    before = first.get("hits")  # of a checkpoint, which may be anybody's
+    if not isinstance(before, list) or [type(hit) for hit in before] != [float] * len(second["hits"]):
+        return None
+    gains, queries = np.array(second["hits"]) - np.array(before), np.array(second["queries"], np.float64)
+    return float(gains.sum() / queries.sum()), intervals.gain_interval(gains, queries)
