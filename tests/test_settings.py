@@ -43,8 +43,16 @@ FLAGS = {
         --num-workers --on-colab --output --precision --protocol --report --save-embeddings --seed
         --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
+    "export_clip": """
+        --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8
+        --license --max-samples --model-cache-dir --model-name --model-pretrained --normalize --on-colab --output --pictures
+        --results --seed --valid-dataset-pattern
+    """,
 }
-SMALLEST_CALL = {"create_webdataset": ["--json", "a.json", "--output-dir", "shards"]}
+SMALLEST_CALL = {
+    "create_webdataset": ["--json", "a.json", "--output-dir", "shards"],
+    "export_clip": ["--form", "onnx", "--output", "folder"],
+}
 
 
 def flag_of(name):

@@ -140,6 +140,17 @@ def read_preprocess(path: Path) -> Any:
     return module
 
 
+def loaded(form: Any, folder: Path, name: str, *suffix: str) -> Loaded:
+    """The folder as its user loads it; raises CheckFailed if that is not possible."""
+    try:
+        return form.load(folder, *suffix)
+    except MemoryError:
+        raise
+    except Exception as error:  # each library has its own ways
+        reason = printable(str(error).split("\n")[0])[:200] or type(error).__name__
+        raise CheckFailed(f"the check failed: --form {name} cannot be loaded ({reason}); nothing is written") from error
+
+
 def check(original: Original, loaded: Loaded, preprocess: Any, limit: float | None, least: float = 0.0) -> Report:
     """Measure a folder; raises CheckFailed if it is further from the original than allowed.
 
@@ -160,8 +171,9 @@ def check(original: Original, loaded: Loaded, preprocess: Any, limit: float | No
     _demand(difference, of_texts, cosines, limit, least)
     found = [_kind(original, loaded, preprocess.prepare, *part) for part in _kinds(original)]
     _demand_prepared(found, limit)
-    recalls = original.recall(original.images[kinds.CATALOGUE], original.text, everything), original.recall(
-        equal[: len(original.samples)], cleaned["as they are"], everything
+    recalls = (
+        original.recall(original.images[kinds.CATALOGUE], original.text, everything),
+        original.recall(equal[: len(original.samples)], cleaned["as they are"], everything),
     )
     tolerance = limit or 1 - least
     differences = {how: np.abs(own[how] - references[how]).max(1) > tolerance for how in words}
@@ -169,7 +181,10 @@ def check(original: Original, loaded: Loaded, preprocess: Any, limit: float | No
         difference,
         of_texts,
         found,
-        {how: (int(d.sum()), len(d), float(_cosines(own[how], references[how]).min())) for how, d in differences.items()},
+        {
+            how: (int(d.sum()), len(d), float(_cosines(own[how], references[how]).min()))
+            for how, d in differences.items()
+        },
         recalls,
         float(cosines.min()),
     )

@@ -59,8 +59,8 @@ class Form(Protocol):
 
     def load(self, folder: Path) -> Loaded: ...
 
-    def usage(self, clip_model: ClipModel, output: str, options: Options, cleaned: bool) -> str:
-        """The Python lines that embed a picture and a caption; `cleaned`: preprocess.py has to clean captions."""
+    def usage(self, clip_model: ClipModel, output: str, options: Options) -> str:
+        """The Python lines that embed a picture and a caption."""
         ...
 
 
@@ -71,7 +71,7 @@ def need(extra: str, *packages: str) -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise ImportError(
-                f"--form {extra} needs the package {package} ({error}); install it with: pip install -e \".[{extra}]\""
+                f'--form {extra} needs the package {package} ({error}); install it with: pip install -e ".[{extra}]"'
             ) from None
 
 
@@ -93,6 +93,8 @@ def half_if(options: Options, weights: dict[str, torch.Tensor]) -> dict[str, tor
         if half.is_floating_point():
             half = half.half()
             if not torch.isfinite(half).all() and torch.isfinite(weight).all():
-                raise ValueError(f"--dtype fp16 cannot hold {name}: it reaches {weight.abs().max():.3g}; use --dtype fp32")
+                raise ValueError(
+                    f"--dtype fp16 cannot hold {name}: it reaches {weight.abs().max():.3g}; use --dtype fp32"
+                )
         halves[name] = half
     return halves

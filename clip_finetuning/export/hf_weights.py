@@ -112,7 +112,10 @@ def clip_vision(tower: Any) -> tuple[dict[str, Any], Weights]:
     demand(len(set(tower.image_size)) == 1, f"its pictures are no squares, but {tower.image_size}")
     source = Source(tower.state_dict())
     eps = tower.ln_post.eps
-    config = tower_config(tower.transformer, eps) | {"image_size": tower.image_size[0], "patch_size": tower.patch_size[0]}
+    config = tower_config(tower.transformer, eps) | {
+        "image_size": tower.image_size[0],
+        "patch_size": tower.patch_size[0],
+    }
     weights = {
         "embeddings.class_embedding": source.take("class_embedding"),
         "embeddings.position_embedding.weight": source.take("positional_embedding"),
@@ -151,7 +154,9 @@ def siglip_vision(tower: Any) -> tuple[dict[str, Any], Weights]:
     """(vision_config, weights) of SigLIP's vision transformer, which is timm's."""
     trunk = getattr(tower, "trunk", None)
     demand(type(trunk).__name__ == "VisionTransformer", f"its image tower is a {_kind(tower)}")
-    demand(trunk.global_pool == "map" and trunk.num_prefix_tokens == 0, "its image tower has no attention pooling alone")
+    demand(
+        trunk.global_pool == "map" and trunk.num_prefix_tokens == 0, "its image tower has no attention pooling alone"
+    )
     demand(type(trunk.norm_pre).__name__ == "Identity", "its image tower has a norm before the blocks")
     demand(not list(tower.head.state_dict()), "its image tower has a projection")
     source, first, pool = Source(trunk.state_dict()), trunk.blocks[0], trunk.attn_pool
@@ -169,8 +174,15 @@ def siglip_vision(tower: Any) -> tuple[dict[str, Any], Weights]:
         "vision_use_head": True,
     }
     demand(len(set(trunk.patch_embed.img_size)) == 1, f"its pictures are no squares, but {trunk.patch_embed.img_size}")
-    weights = {"embeddings.position_embedding.weight": source.take("pos_embed")[0], "head.probe": source.take("attn_pool.latent")}
-    moved = {"embeddings.patch_embedding": "patch_embed.proj", "post_layernorm": "norm", "head.layernorm": "attn_pool.norm"}
+    weights = {
+        "embeddings.position_embedding.weight": source.take("pos_embed")[0],
+        "head.probe": source.take("attn_pool.latent"),
+    }
+    moved = {
+        "embeddings.patch_embedding": "patch_embed.proj",
+        "post_layernorm": "norm",
+        "head.layernorm": "attn_pool.norm",
+    }
     moved |= {"head.mlp.fc1": "attn_pool.mlp.fc1", "head.mlp.fc2": "attn_pool.mlp.fc2"}
     moved["head.attention.out_proj"] = "attn_pool.proj"
     weights |= source.move(moved)
@@ -185,7 +197,10 @@ def siglip_vision(tower: Any) -> tuple[dict[str, Any], Weights]:
 def siglip_text(model: Any) -> tuple[dict[str, Any], Weights]:
     """(text_config, weights) of SigLIP's text transformer, which sees all words and is read at the last place."""
     tower, source = _text_tower(model)
-    demand(getattr(tower, "pool_type", "") == "last", f"its text tower is pooled by '{getattr(tower, 'pool_type', 'argmax')}'")
+    demand(
+        getattr(tower, "pool_type", "") == "last",
+        f"its text tower is pooled by '{getattr(tower, 'pool_type', 'argmax')}'",
+    )
     demand(tower.attn_mask is None, "its text tower does not see later words (causal mask)")
     demand(isinstance(tower.text_projection, torch.nn.Linear), "its text projection has no bias")
     weights = _text_body(tower, source)
@@ -212,7 +227,10 @@ def _text_tower(model: Any) -> tuple[Any, Source]:
 
 def _text_config(tower: Any) -> dict[str, Any]:
     config = tower_config(tower.transformer, tower.ln_final.eps)
-    return config | {"vocab_size": tower.token_embedding.num_embeddings, "max_position_embeddings": len(tower.positional_embedding)}
+    return config | {
+        "vocab_size": tower.token_embedding.num_embeddings,
+        "max_position_embeddings": len(tower.positional_embedding),
+    }
 
 
 def _text_body(tower: Any, source: Source) -> Weights:

@@ -24,7 +24,7 @@ from clip_finetuning.model.clip_model import ClipModel
 NAME = "onnx"
 TOWERS = ("image", "text")
 OPSET = 17  # the first with LayerNormalization
-QUANTIZED = ["MatMul", "Gemm"]  # onnxruntime has no fast convolution in eight bits of weights
+QUANTIZED = ["MatMul", "Gemm", "Gather"]  # of the embeddings too; convolutions in eight bits are slower
 
 
 def require(options: Options) -> None:
@@ -66,7 +66,9 @@ def write(clip_model: ClipModel, folder: Path, options: Options) -> Facts:
             _quantize(path, folder / f"{tower}_int8.onnx")
         if options.dtype == "fp16":
             _halve(path)
-    unit_length = "of unit length" if options.normalize else "of any length: divide each by its norm before comparing them"
+    unit_length = (
+        "of unit length" if options.normalize else "of any length: divide each by its norm before comparing them"
+    )
     notes = [f"The embeddings are {unit_length}."]
     if options.dtype == "fp16":
         notes.append("The weights are fp16; pixels and embeddings are float32 all the same.")
@@ -92,7 +94,9 @@ def _export(tower: torch.nn.Module, example: torch.Tensor, name: str, path: Path
         raise
     except Exception as error:  # an operator without a counterpart, in any of its ways
         reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(f"--form onnx: the {name} tower cannot be written as ONNX ({reason}); --form open_clip keeps it") from error
+        raise ValueError(
+            f"--form onnx: the {name} tower cannot be written as ONNX ({reason}); --form open_clip keeps it"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -151,7 +155,7 @@ class Sessions:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self.folder, self.preprocess = folder, read_preprocess(folder / FILE)
+        self.preprocess = read_preprocess(folder / FILE)
         self.image, self.text = (
             onnxruntime.InferenceSession(str(folder / f"{tower}{suffix}.onnx"), options, ["CPUExecutionProvider"])
             for tower in TOWERS
@@ -161,10 +165,10 @@ class Sessions:
         return unit(self.image.run(None, {"pixels": self.preprocess.pixels(list(pictures))})[0])
 
     def encode_captions(self, captions: Sequence[str]) -> np.ndarray:
-        return unit(self.text.run(None, {"tokens": self.preprocess.tokens(list(captions), self.folder)})[0])
+        return unit(self.text.run(None, {"tokens": self.preprocess.tokens(list(captions))})[0])
 
 
-def usage(clip_model: ClipModel, output: str, options: Options, cleaned: bool) -> str:
+def usage(clip_model: ClipModel, output: str, options: Options) -> str:
     """The Python lines that embed a picture and a caption."""
     product = "images @ texts.T"
     if not options.normalize:
@@ -179,6 +183,6 @@ from preprocess import pixels, tokens
 image_tower = onnxruntime.InferenceSession(f"{{folder}}/image.onnx")
 text_tower = onnxruntime.InferenceSession(f"{{folder}}/text.onnx")
 (images,) = image_tower.run(None, {{"pixels": pixels(["photo.jpg"])}})
-(texts,) = text_tower.run(None, {{"tokens": tokens(["red leather ankle boots"], folder)}})
+(texts,) = text_tower.run(None, {{"tokens": tokens(["red leather ankle boots"])}})
 print({product})
 """

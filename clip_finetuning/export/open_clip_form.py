@@ -26,7 +26,9 @@ def require(options: Options) -> None:
 def refuse(clip_model: ClipModel) -> None:
     """ValueError if the model's architecture alone says nothing to open_clip."""
     if clip_model.config["text_cfg"].get("hf_tokenizer_name") and not hasattr(clip_model.tokenizer, "save_pretrained"):
-        raise ValueError(f"{clip_model.name}: its tokenizer {type(clip_model.tokenizer).__name__} cannot be written down")
+        raise ValueError(
+            f"{clip_model.name}: its tokenizer {type(clip_model.tokenizer).__name__} cannot be written down"
+        )
 
 
 def write(clip_model: ClipModel, folder: Path, options: Options) -> Facts:
@@ -81,7 +83,7 @@ class LocalFolder:
         return unit(self.model.encode_text(self.tokenizer(list(captions))))
 
 
-def usage(clip_model: ClipModel, output: str, options: Options, cleaned: bool) -> str:
+def usage(clip_model: ClipModel, output: str, options: Options) -> str:
     """The Python lines that embed a picture and a caption."""
     return f"""\
 import sys, torch, open_clip

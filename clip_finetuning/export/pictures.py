@@ -130,11 +130,13 @@ def _wide(picture: Image.Image, number: int) -> bytes:
 
 def _animated(picture: Image.Image, number: int) -> bytes:
     black = Image.new("RGB", picture.size)
-    return _encoded(picture, "WEBP", lossless=True, save_all=True, append_images=[black])
+    return _encoded(picture, "WEBP", lossless=True, method=0, quality=0, save_all=True, append_images=[black])
 
 
 def _encoded(picture: Image.Image, file_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
+    if file_format == "PNG":
+        options["compress_level"] = 1
     picture.save(buffer, file_format, **options)
     return buffer.getvalue()
 

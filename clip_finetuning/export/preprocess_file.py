@@ -1,6 +1,6 @@
 """preprocess.py, which lies in an exported folder: pictures and captions prepared as the model was trained on them.
 
-It needs Pillow and NumPy alone, so that whoever deploys the folder can read it, copy it, or write it anew in their language.
+Pictures need Pillow and NumPy alone, so that whoever deploys the folder can read it, copy it, or write it anew in their language.
 """
 
 from typing import Any
@@ -49,7 +49,9 @@ def pixels(sources):
 CLEAN = '''
 
 def clean(caption):
-    """A caption as the tokenizer was given them in training."""
+    """A caption as the tokenizer was given it in training; it needs the package ftfy."""
+    import ftfy
+
     caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
     {lines}
 '''
@@ -61,10 +63,14 @@ CLEANERS = {
 }
 TOKENS = '''
 
-def tokens(captions, folder):
-    """N captions -> (N, {context_length}) int64, the text tower's input."""
-    tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))  # it cuts and pads too
-    encodings = tokenizer.encode_batch({captions})
+@functools.cache
+def tokenizer():
+    return Tokenizer.from_file(os.path.join(os.path.dirname(os.path.abspath(__file__)), "tokenizer.json"))
+
+
+def tokens(captions):
+    """N captions -> (N, {context_length}) int64, cut and padded: the text tower's input."""
+    encodings = tokenizer().encode_batch([clean(caption) for caption in captions])
     return np.array([encoding.ids for encoding in encodings], dtype=np.int64)
 '''
 
@@ -72,7 +78,8 @@ def tokens(captions, folder):
 def render(preprocess: dict[str, Any], cleaner: str | None, tensors: bool, context_length: int) -> str:
     """The file for a preprocessing config.
 
-    `cleaner` names what captions need, None for nothing; `tensors` adds what makes arrays of pictures and captions.
+    `cleaner` names what captions need, None for nothing; `tensors` adds what makes arrays of pictures and captions, and
+    needs a `cleaner`.
     """
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -81,16 +88,18 @@ def render(preprocess: dict[str, Any], cleaner: str | None, tensors: bool, conte
     bilinear = preprocess["interpolation"] == "bilinear" and not (mode == "shortest" and height != width)
     fields = {"width": width, "height": height, "fill": preprocess["fill_color"]}
     fields |= {"filter": "BILINEAR" if bilinear else "BICUBIC", "mean": preprocess["mean"], "std": preprocess["std"]}
-    fields |= {"how": _how(mode, height, width), "imports": _imports(cleaner, tensors), "context_length": context_length}
+    fields |= {
+        "how": _how(mode, height, width),
+        "imports": _imports(cleaner, tensors),
+        "context_length": context_length,
+    }
     square = mode == "shortest" and height == width
     side = SQUARE_SIDE if square else ANY_SIDE.replace("{pick}", "max" if mode == "longest" else "min")
     body = {"squash": SQUASH, "shortest": SHORTEST, "longest": LONGEST}[mode]
     text = HEAD + body.replace("{side}", side) + (PIXELS if tensors else "")
     if cleaner:
         text += CLEAN.replace("{lines}", CLEANERS[cleaner])
-    if tensors:
-        captions = "[clean(caption) for caption in captions]" if cleaner else "list(captions)"
-        text += TOKENS.replace("{captions}", captions)
+    text += TOKENS if tensors else ""
     for name, value in fields.items():  # not str.format: the code has braces of its own
         text = text.replace(f"{{{name}}}", str(value))
     return text
@@ -105,9 +114,10 @@ def _how(mode: str, height: int, width: int) -> str:
 
 
 def _imports(cleaner: str | None, tensors: bool) -> str:
-    standard = (["html"] if cleaner else []) + (["os"] if tensors else [])
+    standard = (["html"] if cleaner else []) + (["functools", "os"] if tensors else [])
+    standard = sorted(standard)
     standard += ["string"] if cleaner == "canonicalize" else []
-    others = [*(["import ftfy"] if cleaner else []), "import numpy as np", "from PIL import Image, ImageOps"]
+    others = ["import numpy as np", "from PIL import Image, ImageOps"]
     others += ["from tokenizers import Tokenizer"] if tensors else []
     lines = [f"import {name}" for name in standard]
     return "\n".join([*lines, *([""] if lines else []), *others]) + "\n"

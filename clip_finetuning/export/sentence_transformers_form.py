@@ -70,18 +70,16 @@ class Encoder:
         return unit(self.model.encode(list(captions), show_progress_bar=False))
 
 
-def usage(clip_model: ClipModel, output: str, options: Options, cleaned: bool) -> str:
+def usage(clip_model: ClipModel, output: str, options: Options) -> str:
     """The Python lines that embed a picture and a caption."""
-    clean = ", clean" if cleaned else ""
-    caption = 'clean("red leather ankle boots")' if cleaned else '"red leather ankle boots"'
     return f"""\
 import sys
 from sentence_transformers import SentenceTransformer
 folder = {output!r}
 sys.path.insert(0, folder)
-from preprocess import prepare{clean}
+from preprocess import prepare, clean
 model = SentenceTransformer(folder).float()
 images = model.encode([prepare("photo.jpg")])
-texts = model.encode([{caption}])
+texts = model.encode([clean("red leather ankle boots")])
 print(model.similarity(images, texts))
 """

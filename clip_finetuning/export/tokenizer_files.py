@@ -16,11 +16,20 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from clip_finetuning.model.clip_model import ClipModel
 
 FILE = "tokenizer.json"
-START, END, PAD = "<start_of_text>", "<end_of_text>", "!"  # open_clip pads with 0, which is "!"
+START, END = "<start_of_text>", "<end_of_text>"
 WORDS = r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 PLAIN = {"[\u2018-\u201b\u02bc]": "'", "[\u201c-\u201f]": '"'}  # patterns; as ftfy, which open_clip calls
 EXACT = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
-ENTITIES = {"&amp;": "&", "&quot;": '"', "&#34;": '"', "&#39;": "'", "&apos;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
+ENTITIES = {
+    "&amp;": "&",
+    "&quot;": '"',
+    "&#34;": '"',
+    "&#39;": "'",
+    "&apos;": "'",
+    "&lt;": "<",
+    "&gt;": ">",
+    "&nbsp;": " ",
+}
 
 
 def cleaner(clip_model: ClipModel) -> str:
@@ -45,6 +54,8 @@ def refuse(clip_model: ClipModel, form: str) -> None:
         why = "its tokenizer rearranges tokens (tokenizer_mode or strip_sep_token)"
     elif not tokenizer.tokenizer.is_fast:
         why = "its tokenizer has no fast version"
+    elif tokenizer.tokenizer.pad_token_id is None:
+        why = "its tokenizer has no padding"
     if why:
         raise ValueError(f"--form {form} cannot hold {clip_model.name}: {why}; --form open_clip keeps it as it is")
 
@@ -52,12 +63,11 @@ def refuse(clip_model: ClipModel, form: str) -> None:
 def write(clip_model: ClipModel, folder: Path, inputs: list[str]) -> None:
     """tokenizer.json, which cuts and pads to the context length by itself, and what transformers reads beside it."""
     built = _simple() if isinstance(clip_model.tokenizer, SimpleTokenizer) else _wrapped(clip_model.tokenizer)
-    tokenizer, special = built
+    tokenizer, special, pad = built
     tokenizer.normalizer = _normalizer(cleaner(clip_model), tokenizer.normalizer)
     length = context_length(clip_model)
     tokenizer.enable_truncation(length)
-    pad = special["pad_token"]
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad, length=length)
+    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad), length=length)
     tokenizer.save(str(folder / FILE))
     # The class that takes tokenizer.json as it is; CLIP's own would build another of it.
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "padding_side": "right"}
@@ -66,8 +76,12 @@ def write(clip_model: ClipModel, folder: Path, inputs: list[str]) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
 
 
-def _simple() -> tuple[Any, dict[str, str]]:
-    """open_clip's own byte pairs as a tokenizer of the package tokenizers."""
+def _simple() -> tuple[Any, dict[str, str], int]:
+    """(open_clip's own byte pairs as a tokenizer of the package tokenizers, special tokens, number of the padding).
+
+    open_clip pads with 0, which is "!". As a special token it would be found in captions too, so transformers pads with
+    the end of the text; what stands behind the first one changes nothing.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     own = SimpleTokenizer()
@@ -75,22 +89,24 @@ def _simple() -> tuple[Any, dict[str, str]]:
     model = models.BPE(own.encoder, pairs, unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix="")
     tokenizer = Tokenizer(model)
     split = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     ends = (END, own.eot_token_id), (START, own.sot_token_id)
     tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([START, END])
-    return tokenizer, {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": PAD}
+    return tokenizer, {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}, 0
 
 
-def _wrapped(own: Any) -> tuple[Any, dict[str, str]]:
-    """A Hugging Face tokenizer's inner one, copied, and its special tokens."""
+def _wrapped(own: Any) -> tuple[Any, dict[str, str], int]:
+    """(a Hugging Face tokenizer's inner one, copied, its special tokens, number of the padding)."""
     from tokenizers import Tokenizer
 
     names = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
     found = {name: getattr(own.tokenizer, name, None) for name in names}
     special = {name: str(token) for name, token in found.items() if token}
-    return Tokenizer.from_str(own.tokenizer.backend_tokenizer.to_str()), special
+    return Tokenizer.from_str(own.tokenizer.backend_tokenizer.to_str()), special, own.tokenizer.pad_token_id
 
 
 def _normalizer(clean: str, own: Any) -> Any:

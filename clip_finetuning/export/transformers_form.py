@@ -56,11 +56,13 @@ def convert(clip_model: ClipModel) -> tuple[dict[str, Any], dict[str, torch.Tens
         "architectures": ["SiglipModel" if siglip else "CLIPModel"],
         "model_type": "siglip" if siglip else "clip",
         "vision_config": vision | {"model_type": "siglip_vision_model" if siglip else "clip_vision_model"},
-        "text_config": text | _special_ids(clip_model) | {"model_type": "siglip_text_model" if siglip else "clip_text_model"},
+        "text_config": text
+        | _special_ids(clip_model)
+        | {"model_type": "siglip_text_model" if siglip else "clip_text_model"},
     }
     if not siglip:
         width = clip_model.config["embed_dim"]
-        config |= {"projection_dim": width, "logit_scale_init_value": float(model.logit_scale)}
+        config |= {"projection_dim": width, "logit_scale_init_value": float(model.logit_scale.detach())}
         config["vision_config"]["projection_dim"] = config["text_config"]["projection_dim"] = width
     return config, weights
 
@@ -88,10 +90,14 @@ def write(clip_model: ClipModel, folder: Path, options: Options) -> Facts:
     processor, told = image_processor(clip_model.preprocess, is_siglip(clip_model))
     facts.notes += told
     if not is_siglip(clip_model) and getattr(clip_model.model, "logit_bias", None) is not None:
-        facts.notes.append("The logit bias of the sigmoid loss is left out: CLIPModel has none. Embeddings do not need it.")
+        facts.notes.append(
+            "The logit bias of the sigmoid loss is left out: CLIPModel has none. Embeddings do not need it."
+        )
     _write_json(folder / "preprocessor_config.json", processor)
     # SigLIP's padding is seen like words: a mask, where the tokenizer gives one, would hide it.
-    tokenizer_files.write(clip_model, folder, ["input_ids"] if is_siglip(clip_model) else ["input_ids", "attention_mask"])
+    tokenizer_files.write(
+        clip_model, folder, ["input_ids"] if is_siglip(clip_model) else ["input_ids", "attention_mask"]
+    )
     return facts
 
 
@@ -165,19 +171,17 @@ def _features(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def usage(clip_model: ClipModel, output: str, options: Options, cleaned: bool) -> str:
+def usage(clip_model: ClipModel, output: str, options: Options) -> str:
     """The Python lines that embed a picture and a caption."""
-    clean = ", clean" if cleaned else ""
-    captions = 'clean("red leather ankle boots")' if cleaned else '"red leather ankle boots"'
     return f"""\
 import sys, torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 folder = {output!r}
 sys.path.insert(0, folder)
-from preprocess import prepare{clean}
+from preprocess import prepare, clean
 model, processor = AutoModel.from_pretrained(folder).float().eval(), AutoProcessor.from_pretrained(folder)
-inputs = processor(images=[prepare("photo.jpg")], text=[{captions}], padding="max_length", truncation=True, return_tensors="pt")
+inputs = processor(images=[prepare("photo.jpg")], text=[clean("red leather ankle boots")], padding="max_length", truncation=True, return_tensors="pt")
 with torch.inference_mode():
     result = model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"])
 print(result.image_embeds @ result.text_embeds.T)
