@@ -62,7 +62,7 @@ def refuse(clip_model: ClipModel, form: str) -> None:
 
 def write(clip_model: ClipModel, folder: Path, inputs: list[str]) -> None:
     """tokenizer.json, which cuts and pads to the context length by itself, and what transformers reads beside it."""
-    built = _simple() if isinstance(clip_model.tokenizer, SimpleTokenizer) else _wrapped(clip_model.tokenizer)
+    built = _simple(clip_model.tokenizer) if isinstance(clip_model.tokenizer, SimpleTokenizer) else _wrapped(clip_model.tokenizer)
     tokenizer, special, pad = built
     tokenizer.normalizer = _normalizer(cleaner(clip_model), tokenizer.normalizer)
     length = context_length(clip_model)
@@ -76,7 +76,7 @@ def write(clip_model: ClipModel, folder: Path, inputs: list[str]) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
 
 
-def _simple() -> tuple[Any, dict[str, str], int]:
+def _simple(own: Any) -> tuple[Any, dict[str, str], int]:
     """(open_clip's own byte pairs as a tokenizer of the package tokenizers, special tokens, number of the padding).
 
     open_clip pads with 0, which is "!". As a special token it would be found in captions too, so transformers pads with
@@ -84,7 +84,6 @@ def _simple() -> tuple[Any, dict[str, str], int]:
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    own = SimpleTokenizer()
     pairs = sorted(own.bpe_ranks, key=own.bpe_ranks.__getitem__)
     model = models.BPE(own.encoder, pairs, unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix="")
     tokenizer = Tokenizer(model)

@@ -102,9 +102,7 @@ def test_what_siglip_model_lacks_is_said(changes, reason, tmp_path, make_shards)
 
 OTHERS = {
     "ResNet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},
-    "attention pooling": {"vision_cfg": {**TINY["vision_cfg"], "attentional_pool": True}},
     "oblong pictures": {"vision_cfg": {**TINY["vision_cfg"], "image_size": [32, 48]}},
-    "QuickGELU": {"quick_gelu": True},
 }
 
 
