@@ -42,12 +42,13 @@ class Pictures(NamedTuple):
 
 def read(pattern: str, count: int) -> Pictures:
     """`count` samples, spread evenly over local shards; of streamed ones the first. Raises ValueError if none is usable."""
-    shards = expand_pattern(pattern)
+    shards, lost = expand_pattern(pattern), []
     if any(map(is_url, shards)):
-        total, raws = 0, (raw for shard in shards for raw in shard_samples(shard, report=lambda skipped: None))
+        total, raws = 0, (raw for shard in shards for raw in shard_samples(shard, report=lost.append))
     else:
         index = TarIndex(shards)
-        total, raws = len(index), _spread(index, count)
+        lost = index.skipped
+        total, raws = len(index) + sum(entry.count for entry in lost), _spread(index, count)
     samples, skipped = [], Counter()
     for raw in raws:
         try:
@@ -58,6 +59,8 @@ def read(pattern: str, count: int) -> Pictures:
             skipped[error.reason] += 1
         if len(samples) == count:
             break
+    for entry in lost:
+        skipped[entry.reason] += entry.count
     if not samples:
         raise ValueError(f"{pattern} has no picture to check the export on: {dict(skipped) or 'its shards are empty'}")
     return Pictures(samples, skipped, total)

@@ -62,7 +62,11 @@ def refuse(clip_model: ClipModel, form: str) -> None:
 
 def write(clip_model: ClipModel, folder: Path, inputs: list[str]) -> None:
     """tokenizer.json, which cuts and pads to the context length by itself, and what transformers reads beside it."""
-    built = _simple(clip_model.tokenizer) if isinstance(clip_model.tokenizer, SimpleTokenizer) else _wrapped(clip_model.tokenizer)
+    built = (
+        _simple(clip_model.tokenizer)
+        if isinstance(clip_model.tokenizer, SimpleTokenizer)
+        else _wrapped(clip_model.tokenizer)
+    )
     tokenizer, special, pad = built
     tokenizer.normalizer = _normalizer(cleaner(clip_model), tokenizer.normalizer)
     length = context_length(clip_model)

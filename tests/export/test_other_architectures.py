@@ -18,7 +18,9 @@ LENGTH = 12
 def build(pretrained=False, **options):
     options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None), options.pop("cache_dir", None)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
-    return VisionTransformer(**sizes, class_token=False, global_pool="map", **{k: v for k, v in options.items() if k == "num_classes"})
+    return VisionTransformer(
+        **sizes, class_token=False, global_pool="map", **{k: v for k, v in options.items() if k == "num_classes"}
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,9 +41,13 @@ def tokenizer_folder(folder):
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
-    tokenizer.train_from_iterator(["Caption of product 0123456789 new co. café 50% off", "women's quotes naïve"], trainer)
+    tokenizer.train_from_iterator(
+        ["Caption of product 0123456789 new co. café 50% off", "women's quotes naïve"], trainer
+    )
     tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
     wrapped.save_pretrained(folder)
     return str(folder)
 
@@ -54,13 +60,30 @@ def siglip(folder, **changes):
     }  # fmt: skip
     vision = {"image_size": 32, "timm_model_name": TOWER, "timm_pool": "map", "timm_proj": "none"}
     return write_config(
-        folder, "tiny-siglip", embed_dim=32, init_logit_bias=-10, custom_text=True, vision_cfg=vision, text_cfg=text | changes
+        folder,
+        "tiny-siglip",
+        embed_dim=32,
+        init_logit_bias=-10,
+        custom_text=True,
+        vision_cfg=vision,
+        text_cfg=text | changes,
     )
 
 
 def export(config, folder, make_shards, form, *arguments):
     pattern = make_shards(folder / "shards" / "valid", products=2, views=1, shards=1)
-    command = ["--model-name", config, "--model-pretrained", "", "--pictures", pattern, "--max-samples", "2", "--form", form]
+    command = [
+        "--model-name",
+        config,
+        "--model-pretrained",
+        "",
+        "--pictures",
+        pattern,
+        "--max-samples",
+        "2",
+        "--form",
+        form,
+    ]
     export_clip.main([*command, "--output", str(folder / "out"), *arguments])
     return folder / "out"
 
@@ -87,7 +110,9 @@ def test_siglip_in_the_other_forms(form, tmp_path, make_shards, capsys):
 
 
 def test_sentence_transformers_has_no_siglip(tmp_path, make_shards):
-    with pytest.raises(ValueError, match="CLIPModel has no such architecture as tiny-siglip: its text tower is SigLIP's"):
+    with pytest.raises(
+        ValueError, match="CLIPModel has no such architecture as tiny-siglip: its text tower is SigLIP's"
+    ):
         export(siglip(tmp_path), tmp_path, make_shards, "sentence-transformers")
 
 
@@ -109,7 +134,9 @@ OTHERS = {
 @pytest.mark.parametrize("what", OTHERS)
 def test_onnx_takes_what_transformers_lacks(what, tmp_path, make_shards, capsys):
     export(write_config(tmp_path, **OTHERS[what]), tmp_path, make_shards, "onnx")
-    differences = re.search(r"embeddings: ([\d.e-]+) of equal pixels, ([\d.e-]+) of equal texts", capsys.readouterr().out)
+    differences = re.search(
+        r"embeddings: ([\d.e-]+) of equal pixels, ([\d.e-]+) of equal texts", capsys.readouterr().out
+    )
     assert max(map(float, differences.groups())) < 1e-4
 
 
