@@ -46,7 +46,7 @@ class Form(Protocol):
     """A module of this folder that writes one form."""
 
     def require(self, options: Options) -> None:
-        """ImportError naming the extra, if a package is missing."""
+        """ValueError naming the extra, if a package is missing."""
         ...
 
     def refuse(self, clip_model: ClipModel) -> None:
@@ -65,12 +65,12 @@ class Form(Protocol):
 
 
 def need(extra: str, *packages: str) -> None:
-    """Raise ImportError naming the extra that brings a missing package."""
+    """Raise ValueError naming the extra that brings a missing package."""
     for package in packages:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ImportError(
+            raise ValueError(
                 f'--form {extra} needs the package {package} ({error}); install it with: pip install -e ".[{extra}]"'
             ) from None
 

@@ -28,7 +28,7 @@ QUANTIZED = ["MatMul", "Gemm", "Gather"]  # of the embeddings too; convolutions 
 
 
 def require(options: Options) -> None:
-    """ImportError naming the extra, if a package is missing."""
+    """ValueError naming the extra, if a package is missing."""
     need(NAME, "onnx", "onnxruntime", *(["onnxruntime.quantization"] if options.int8 else []))
     need("transformers", "tokenizers")
 

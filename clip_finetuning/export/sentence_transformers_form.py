@@ -21,7 +21,7 @@ MODULES = [
 
 
 def require(options: Options) -> None:
-    """ImportError naming the extra, if a package is missing."""
+    """ValueError naming the extra, if a package is missing."""
     need(NAME, "transformers", "tokenizers", "sentence_transformers")
 
 

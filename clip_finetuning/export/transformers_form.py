@@ -21,7 +21,7 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
 def require(options: Options) -> None:
-    """ImportError naming the extra, if a package is missing."""
+    """ValueError naming the extra, if a package is missing."""
     need(NAME, "transformers", "tokenizers")
 
 
@@ -105,11 +105,9 @@ def image_processor(preprocess: dict[str, Any], siglip: bool) -> tuple[dict[str,
     """(preprocessor_config.json, what it cannot say)."""
     size, mode = preprocess["size"], preprocess["resize_mode"]
     height, width = (size, size) if isinstance(size, int) else size
-    kind, notes = ("Siglip" if siglip else "CLIP"), []
-    if mode == "shortest" and siglip:
-        kind = "CLIP"  # SiglipImageProcessor squashes all pictures; AutoProcessor takes the two apart
+    notes = []
     config = {
-        "image_processor_type": f"{kind}ImageProcessor",
+        "image_processor_type": f"{'Siglip' if siglip else 'CLIP'}ImageProcessor",
         "processor_class": "SiglipProcessor" if siglip else "CLIPProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
@@ -123,7 +121,7 @@ def image_processor(preprocess: dict[str, Any], siglip: bool) -> tuple[dict[str,
         "image_mean": list(preprocess["mean"]),
         "image_std": list(preprocess["std"]),
     }
-    if mode == "shortest" and height == width:
+    if mode == "shortest" and height == width and not siglip:  # SiglipImageProcessor has no crop
         config |= {"size": {"shortest_edge": height}, "do_center_crop": True}
     elif mode != "squash":
         config["do_resize"] = False

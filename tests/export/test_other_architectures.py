@@ -99,6 +99,7 @@ def test_siglip_becomes_a_siglip_model_that_pads_as_it_was_trained(mode, tmp_pat
     assert type(model) is SiglipModel and model.logit_bias.item() == -10
     inputs = processor(text=["A  Caption: of PRODUCT_1!"], padding="max_length", truncation=True, return_tensors="pt")
     assert set(inputs) == {"input_ids"} and inputs["input_ids"].shape == (1, LENGTH)
+    assert ("takes pictures of exactly this size alone" in capsys.readouterr().out) == (mode == "shortest")
     original = clip.create_model(config)
     assert torch.equal(inputs["input_ids"], original.tokenizer(["A  Caption: of PRODUCT_1!"]))
 
