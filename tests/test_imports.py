@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import ROOT
 
 PACKAGE = "clip_finetuning"
-SCRIPTS = {"clip_prep", "create_webdataset", "clipFineTuner", "evaluate_clip"}
+SCRIPTS = {"clip_prep", "create_webdataset", "clipFineTuner", "evaluate_clip", "export_clip"}
 DOORS = {"dBManagement", "openClipManagement"}
 # Folders, with the others that they may import.
 MAY_IMPORT = {
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "model": {"pictures", "runtime"},
     "training": {"model", "runtime"},
     "retrieval": {"model", "pictures", "runtime"},
+    "export": {"model", "loading", "pictures", "retrieval", "runtime"},
 }
 TORCH_FREE = {"pictures", "catalogue", "shards", "clip_prep", "create_webdataset"}
 TORCH = {"torch", "torchvision", "open_clip", "webdataset"}

@@ -44,9 +44,17 @@ FLAGS = {
         --num-workers --on-colab --output --precision --product-key --protocol --report --save-embeddings --seed
         --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
+    "export_clip": """
+        --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8
+        --license --max-samples --model-cache-dir --model-name --model-pretrained --normalize --on-colab --output --pictures
+        --results --seed --valid-dataset-pattern
+    """,
+}
+SMALLEST_CALL = {
+    "create_webdataset": ["--json", "a.json", "--output-dir", "shards"],
+    "export_clip": ["--form", "onnx", "--output", "folder"],
 }
 OWN = {("create_webdataset", "CAPTION_KEY")}  # a flag of the same name that is no knob: a field of the mapping
-SMALLEST_CALL = {"create_webdataset": ["--json", "a.json", "--output-dir", "shards"]}
 
 
 def flag_of(name):
