@@ -74,7 +74,7 @@ def build(
         try:
             known = distributed.agree(_known(old, store, _dimensions(clip_model)))
             rows, counts = _embed(opened, clip_model, settings, known, store)
-            return _renew(folder, old, store, rows, counts, about_model, _dimensions(clip_model))
+            return renew(folder, old, store, rows, counts, about_model, _dimensions(clip_model))
         finally:
             store.close()
 
@@ -143,7 +143,7 @@ def _embed(
 # ------------------------------------------------------------------------------------------------- the new state
 
 
-def _renew(
+def renew(
     folder: Path,
     old: Index | None,
     store: Store,
@@ -280,7 +280,7 @@ def _write_graph(
     random = np.random.default_rng(0)
     asked = caption_vectors if len(caption_vectors) else vectors
     queries = asked[np.sort(random.choice(len(asked), min(MEASURED, len(asked)), replace=False))]
-    graph = _renewed(old, keys, vectors)
+    graph = _renewed_graph(old, keys, vectors)
     tuning = graph and graphs.tuned(graph, keys, vectors, queries)
     if tuning is None or tuning.reach is None:
         graph = graphs.filled(keys, vectors)
@@ -290,7 +290,7 @@ def _write_graph(
     return tuning
 
 
-def _renewed(old: Index | None, keys: np.ndarray, vectors: np.ndarray) -> Any:
+def _renewed_graph(old: Index | None, keys: np.ndarray, vectors: np.ndarray) -> Any:
     """The old state's graph with the pictures of the new one, None if there is none."""
     if old is None or files.GRAPH not in old.about["files"]:
         return None

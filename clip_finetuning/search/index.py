@@ -117,8 +117,9 @@ class Index:
     def _number_of(self, category: str) -> int:
         if category in self._categories:
             return self._categories[category]
-        near = difflib.get_close_matches(category, self.categories(), 3, 0.4) or self.categories()[:5]
-        raise ValueError(f"the index has no category {category!r}; it has {', '.join(near) or 'none'} ...")
+        near, names = difflib.get_close_matches(category, self.categories(), 3, 0.4), self.categories()
+        hint = f"near ones: {', '.join(near)}" if near else f"it has {', '.join(names[:5]) or 'none'}"
+        raise ValueError(f"the index has no category {category!r}; {hint}{' ...' if len(names) > 5 else ''}")
 
     def _exact(self, query: np.ndarray, top: int, category: int | None, views: bool) -> tuple[np.ndarray, np.ndarray]:
         rows, scores = (found[0] for found in metrics.top_items(query[None], self.vectors, len(self)))
