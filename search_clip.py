@@ -120,7 +120,8 @@ def make_index(args: argparse.Namespace) -> None:
     device = runtime.device.pick_device(args.device, ranks.local_rank)
     runtime.device.make_current(device)
     clip_model, named = load_model(args, device)
-    precision = runtime.distributed.agree(runtime.device.pick_precision(args.precision, device))
+    precision = search.build.precision_of(args.output) if args.precision == "auto" else args.precision
+    precision = runtime.distributed.agree(precision or runtime.device.pick_precision("auto", device))
     how = search.build.Settings(args.batch_size, args.num_workers, precision, ranks)
     opened = open_source(args, how.options)
     about = search.build.build(opened, args.output, clip_model, named, how)

@@ -80,6 +80,9 @@ def test_shards_are_indexed_with_the_evaluators_own_embeddings(tmp_path, make_sh
         assert json.loads(file["image_key"].tobytes()) == list(index_of(tmp_path / "index"))
     index = Index.open(tmp_path / "index")
     assert np.array_equal(index.vectors, images) and np.array_equal(index.caption_vectors, texts)
+    streamed = "::".join(f"pipe:cat {shard}" for shard in sorted((tmp_path / "shards").glob("*.tar")))
+    make(streamed, tmp_path / "streamed", model)
+    assert list(index_of(tmp_path / "streamed")) == list(index_of(tmp_path / "index"))
 
 
 def test_a_folder_is_read_as_a_shard_that_was_unpacked(tmp_path, model, capsys):
@@ -225,6 +228,8 @@ def test_a_full_disk_leaves_the_old_index_as_it_was(tmp_path, model):
 def test_an_index_of_another_model_is_made_anew_aloud(tmp_path, model, capsys, caplog, embedded):
     folder, place = write_folder(tmp_path / "pictures", 4), tmp_path / "index"
     make(folder, place, model)
+    make(folder, place, [*model, "--precision", "auto"])
+    assert sum(embedded) == 4 and not caplog.text
     make(folder, place, [*model, "--seed", "7"])
     assert sum(embedded) == 8
     assert "is of another model or precision: every picture is embedded again" in caplog.text

@@ -79,6 +79,14 @@ def build(
             store.close()
 
 
+def precision_of(folder: str | os.PathLike) -> str | None:
+    """The precision of the index that a folder holds, so that `auto` does not choose another one; None for no index."""
+    try:
+        return files.read_about(folder)["model"]["precision"]
+    except (ValueError, OSError):
+        return None
+
+
 def _dimensions(clip_model: ClipModel) -> int:
     return int(clip_model.config["embed_dim"])
 
@@ -167,7 +175,8 @@ def renew(
         "renamed": renamed,
     }
     state = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    if old is not None and old.about.get("state") == state:
+    about_model = {**about_model, "dimensions": dimensions}
+    if old is not None and old.about.get("state") == state and old.about["model"] == about_model:
         about = {**old.about, "counts": counts}
     else:
         files.remove_other_generations(folder, old.about["generation"] if old is not None else _valid(folder))
@@ -175,7 +184,7 @@ def renew(
         tuning = _write(place, old, store, rows, dimensions)
         about = {
             "version": version(),
-            "model": {**about_model, "dimensions": dimensions},
+            "model": about_model,
             "counts": counts,
             "state": state,
             "graph": tuning and tuning._asdict(),
@@ -208,7 +217,8 @@ def _changes(old: Index | None, rows: list[Row]) -> dict[str, int]:
 def _write(place: Path, old: Index | None, store: Store, rows: list[Row], dimensions: int) -> graphs.Tuning | None:
     """The files of a generation -> how its graph was tuned, None if it has none."""
     contents = np.array([row.content for row in rows], dtype=np.int64)
-    vectors = _vectors(contents, store.pending("picture", dimensions), old and (old.content, old.vectors))
+    before = None if old is None else (old.content, old.vectors)
+    vectors = _vectors(contents, store.pending("picture", dimensions), before)
     captions, caption_vectors = _captions(rows, store.pending("caption", dimensions), old)
     numbers = {caption: number for number, caption in enumerate(captions)}
     categories = sorted({row.category for row in rows})

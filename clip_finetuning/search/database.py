@@ -13,11 +13,15 @@ from clip_finetuning.search import folder as files
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """A connection that reads a finished file, from any thread. Raises ValueError if there is no database."""
+    """A connection that reads a file, from any thread. Raises ValueError if there is no database.
+
+    It could write only to take back what a killed run has left half written.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing; {files.AGAIN}")
     try:
-        connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, check_same_thread=False)
+        connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=rw", uri=True, check_same_thread=False)
+        connection.execute("PRAGMA query_only = ON")
         connection.execute("PRAGMA trusted_schema = OFF")  # a view or trigger of somebody's file calls nothing
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error as error:

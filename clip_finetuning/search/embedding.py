@@ -84,7 +84,7 @@ def embed_new(
 
 def _rounds(clip_model: ClipModel, loader: Loader, met: set[int], precision: str) -> Iterator[list[Parcel | None]]:
     """What all ranks have made of their next blocks, until every rank is through."""
-    blocks = iter(loader)
+    blocks: Iterator[Any] = iter(loader)  # a Loader of whatever its dataset makes
     while True:
         block = next(blocks, None)
         parcels = distributed.gather_objects(None if block is None else _parcel(clip_model, block, met, precision))

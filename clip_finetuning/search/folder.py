@@ -28,6 +28,7 @@ ABOUT, PICTURES, PENDING = "index.json", "pictures.sqlite", "pending.sqlite"
 VECTORS, CAPTIONS, ROWS, ITEMS, GRAPH = "vectors.npy", "captions.npy", "rows.npy", "items.sqlite", "graph.usearch"
 NEEDED = (VECTORS, CAPTIONS, ROWS, ITEMS)
 FORMAT = 1
+PRECISIONS = ("fp16", "bf16", "fp32")
 GENERATION = re.compile(r"generation-[0-9a-f]{16}")
 AGAIN = "make it again with search_clip.py index"
 
@@ -43,16 +44,27 @@ def read_about(folder: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}, which this version reads; {AGAIN}")
-    model, files = about.get("model"), about.get("files")
-    if not _has_texts(model, ("name", "hash", "precision")) or not _is_list_of_files(files):
-        raise ValueError(f"{path} does not say what an index says of its model and files; {AGAIN}")
+    if not (_is_model(about.get("model")) and _is_list_of_files(about.get("files")) and _has_counts(about)):
+        raise ValueError(f"{path} does not say what an index says of its model, counts and files; {AGAIN}")
     if not GENERATION.fullmatch(str(about.get("generation"))):
         raise ValueError(f"{path} names no generation; {AGAIN}")
     return about
 
 
-def _has_texts(value: object, names: tuple[str, ...]) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
+def _is_model(model: object) -> bool:
+    if not isinstance(model, dict) or not all(isinstance(model.get(name), str) for name in ("name", "hash")):
+        return False
+    places = (model.get("pretrained"), model.get("checkpoint"))
+    return (
+        model.get("precision") in PRECISIONS
+        and all(place is None or isinstance(place, str) for place in places)
+        and type(model.get("seed", 0)) is int
+    )
+
+
+def _has_counts(about: dict[str, Any]) -> bool:
+    counts = about.get("counts")
+    return isinstance(counts, dict) and all(type(counts.get(name)) is int for name in ("pictures", "products"))
 
 
 def _is_list_of_files(files: object) -> bool:

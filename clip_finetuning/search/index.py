@@ -52,8 +52,12 @@ class Index:
         self._lock = threading.Lock()
         names = self._all("SELECT name, number FROM categories ORDER BY name")
         self._categories: dict[str, int] = dict(names)
-        self.graph, self.reach = None, (about.get("graph") or {}).get("reach")
-        if self.reach is not None and files.GRAPH in about["files"]:
+        ends = ((self.category, 0, len(names)), (self.caption, -1, len(self.caption_vectors)))
+        if any(column.min() < first or column.max() >= end for column, first, end in ends):
+            raise ValueError(f"{place / files.ROWS} names categories or captions that are not there; {files.AGAIN}")
+        self.graph, self.reach = None, 0
+        if files.GRAPH in about["files"]:
+            self.reach = _reach(about)
             self.graph = graphs.load(place / files.GRAPH, self.vectors.shape[1])
             self.graph.expansion_search = self.reach
 
@@ -202,6 +206,15 @@ class Index:
                 return (of or self._items).execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise ValueError(f"the index in {self.folder} cannot be read ({error}); {files.AGAIN}") from None
+
+
+def _reach(about: dict[str, Any]) -> int:
+    """How many candidates of the graph a query looks at, as was measured. Raises ValueError if the index does not say."""
+    graph = about.get("graph")
+    reach = graph.get("reach") if isinstance(graph, dict) else None
+    if type(reach) is not int or not 1 <= reach <= max(graphs.REACHES):
+        raise ValueError(f"{files.ABOUT} does not say how far a query reaches in the graph; {files.AGAIN}")
+    return reach
 
 
 def _array(path: Path, dimensions: int, dtype: type) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def open_encoder(
     about: dict[str, Any],
     device: str | torch.device = "cpu",
     cache_dir: str | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | Path | None = None,
     named: str | None = None,
 ) -> Encoder:
     """The Encoder of an index's own model; `about` is `Index.about`.

@@ -1,6 +1,8 @@
 """The two rankings of an index: exact as the evaluator's, approximate by the graph; folding, categories, damage."""
 
 import json
+import os
+import sqlite3
 
 import numpy as np
 import pytest
@@ -189,6 +191,9 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, random, name, damage):
     "change",
     [
         {"format": 2}, {"generation": "../elsewhere"}, {"generation": None}, {"model": {"name": "a"}}, {"model": 3},
+        {"model": {"name": "a", "hash": "b", "precision": "fp8"}}, {"counts": {"pictures": "many"}}, {"counts": None},
+        {"model": {"name": "a", "hash": "b", "precision": "fp32", "seed": "x"}},
+        {"model": {"name": "a", "hash": "b", "precision": "fp32", "checkpoint": 3}},
         {"files": {}}, {"files": {name: {"bytes": 1} for name in folder.NEEDED}},
     ],
 )  # fmt: skip
@@ -218,6 +223,33 @@ def test_arrays_that_bring_code_are_not_read(tmp_path, random):
     (tmp_path / "index.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=r"vectors\.npy (cannot be read|does not hold)"):
         Index.open(tmp_path)
+
+
+@pytest.mark.parametrize("column", [2, 3])
+def test_rows_that_name_what_is_not_there_are_refused(tmp_path, random, column):
+    make_index(tmp_path, random.normal(size=(4, DIMENSIONS)))
+    place = files_of(tmp_path)
+    rows = np.load(place / folder.ROWS)
+    rows[1, column] = 1000
+    np.save(place / folder.ROWS, rows)
+    about = folder.read_about(tmp_path)
+    about["files"][folder.ROWS] = folder.describe(place / folder.ROWS)
+    (tmp_path / "index.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="names categories or captions that are not there"):
+        Index.open(tmp_path)
+
+
+def test_thumbnails_that_a_killed_run_left_half_written_are_taken_back(tmp_path, random):
+    make_index(tmp_path, random.normal(size=(4, DIMENSIONS)))
+    if not (child := os.fork()):
+        file = sqlite3.connect(tmp_path / "pictures.sqlite", isolation_level=None)
+        file.execute("PRAGMA cache_size = 2")
+        file.execute("BEGIN")
+        file.executemany("INSERT INTO thumbnails VALUES (?, ?)", ((n, b"x" * 3000) for n in range(300)))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / "pictures.sqlite-journal").stat().st_size
+    assert Index.open(tmp_path).picture("000000002") == b"jpeg of 2"
 
 
 def test_a_thumbnail_is_found_by_its_key(tmp_path, random):
