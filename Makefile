@@ -1,4 +1,5 @@
 # make demo   raw catalogue -> JSON -> shards -> fine-tuned model -> Recall@k before and after, in a few minutes
+# make serve  the page that searches the demo's catalogue with both models, at http://127.0.0.1:8000
 # make test   the test suite
 # make test-lowest   the same suite with the lowest versions that the requirements files allow
 # make lint   ruff and pyright
@@ -12,11 +13,14 @@ PARALLEL ?= -n 2 --dist loadfile
 # The oldest Python that pyproject.toml allows, where there is one; pyenv hides those that it is not asked for.
 LOWEST_PYTHON ?= $(shell PYENV_VERSION=3.10 python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
-.PHONY: demo test test-lowest lint clean
+.PHONY: demo serve test test-lowest lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/demo.py
+
+serve: $(VENV)/installed
+	$(BIN)/python search_clip.py serve demo_run/index --compare demo_run/index_base
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)

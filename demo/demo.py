@@ -1,6 +1,7 @@
 """The whole pipeline on a drawn catalogue: `make demo`, or `python demo/demo.py`.
 
-Draws a catalogue in Fashion-Gen's raw layout, then runs the four scripts by their documented commands in `demo_run/`.
+Draws a catalogue in Fashion-Gen's raw layout, then runs the scripts by their documented commands in `demo_run/`; at the end
+there is an index of each model, for `make serve`.
 A tiny OpenCLIP model, trained from random weights, stands in for a pretrained one; knobs are set as a user would set
 them, by flags and CLIP_... variables.
 """
@@ -31,6 +32,8 @@ COMMANDS = [
     "../evaluate_clip.py",
     "../clipFineTuner.py --batch-size 128 --max-steps 200 --log-interval 20",
     "../evaluate_clip.py --use-checkpoint",
+    f"../search_clip.py index {KNOBS['CLIP_VALID_DATASET_PATTERN']} --output index_base",
+    f"../search_clip.py index {KNOBS['CLIP_VALID_DATASET_PATTERN']} --output index --checkpoint checkpoints/final_checkpoint.pt",
 ]
 
 
@@ -47,6 +50,7 @@ def main():
         if status:
             sys.exit(status)
     print(f"\n{summary()}\n\n{time.perf_counter() - start:.0f} seconds in all; everything is in {RUN.name}/")
+    print("make serve: both models side by side in a browser, at http://127.0.0.1:8000")
 
 
 def summary():

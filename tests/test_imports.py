@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import ROOT
 
 PACKAGE = "clip_finetuning"
-SCRIPTS = {"clip_prep", "create_webdataset", "clipFineTuner", "evaluate_clip", "export_clip"}
+SCRIPTS = {"clip_prep", "create_webdataset", "clipFineTuner", "evaluate_clip", "export_clip", "search_clip"}
 DOORS = {"dBManagement", "openClipManagement"}
 # Folders, with the others that they may import.
 MAY_IMPORT = {
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "training": {"model", "runtime"},
     "retrieval": {"model", "pictures", "runtime"},
     "export": {"model", "loading", "pictures", "retrieval", "runtime"},
+    "search": {"model", "loading", "pictures", "retrieval", "runtime"},
 }
 TORCH_FREE = {"pictures", "catalogue", "shards", "clip_prep", "create_webdataset"}
 TORCH = {"torch", "torchvision", "open_clip", "webdataset"}

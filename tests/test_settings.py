@@ -49,10 +49,17 @@ FLAGS = {
         --license --max-samples --model-cache-dir --model-name --model-pretrained --normalize --on-colab --output --pictures
         --results --seed --valid-dataset-pattern
     """,
+    "search_clip": """
+        --all-views --allow-outside --batch-size --category --checkpoint --compare --data-dir --debug --device --exact --export --help
+        --host --image --image-interpolation --image-mean --image-resize-mode --image-std --json --model-cache-dir
+        --model-name --model-pretrained --num-workers --on-colab --output --port --precision --seed --sheet --similarity
+        --top
+    """,
 }
 SMALLEST_CALL = {
     "create_webdataset": ["--json", "a.json", "--output-dir", "shards"],
     "export_clip": ["--form", "onnx", "--output", "folder"],
+    "search_clip": ["query", "index", "words"],
 }
 OWN = {("create_webdataset", "CAPTION_KEY")}  # a flag of the same name that is no knob: a field of the mapping
 

@@ -1,0 +1,128 @@
+"""Search among 260,000 vectors of 512 numbers: the approximate ranking beside the exact one.
+
+    python benchmarks/search.py                       # a catalogue's vectors, and random ones (a quarter of an hour)
+    python benchmarks/search.py --kinds catalogue --count 60000
+
+`catalogue`: four views around each product, products around 60 categories, in 64 directions with noise in all 512;
+queries are captions: near a product, and as far from all pictures as CLIP's two towers are apart. `random`: directions
+without any neighbourhood, the worst there is for a graph. Time is that of `Index.search` for one query at a time, texts
+of the hits included; memory is what the process holds above the start, with files that are mapped in brackets.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from clip_finetuning.search import build
+from clip_finetuning.search.database import Store
+from clip_finetuning.search.index import Index
+from clip_finetuning.search.reading import Row
+
+DIMENSIONS, VIEWS, CATEGORIES, INNER, QUERIES = 512, 4, 60, 64, 300
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=260_000)
+    parser.add_argument("--kinds", nargs="+", choices=("catalogue", "random"), default=["catalogue", "random"])
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, {options.count:,} vectors of {DIMENSIONS}")
+    for kind in options.kinds:
+        vectors, queries, categories = {"catalogue": catalogue, "random": random_directions}[kind](options.count)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(kind, Path(folder), vectors, queries, categories)
+
+
+def catalogue(count):
+    """(vectors, queries, categories) of a catalogue and of captions."""
+    random = np.random.default_rng(0)
+    products = -(-count // VIEWS)
+    basis = random.normal(size=(INNER, DIMENSIONS)) / np.sqrt(INNER)
+    categories = random.integers(0, CATEGORIES, products)
+    centres = random.normal(size=(CATEGORIES, INNER))[categories] + 0.7 * random.normal(size=(products, INNER))
+    apart = 2 * random.normal(size=DIMENSIONS)
+    views = np.repeat(centres, VIEWS, axis=0)[:count]
+    vectors = (views + 0.35 * random.normal(size=views.shape)) @ basis + 0.7 * apart
+    vectors = vectors.astype(np.float32) + 0.25 * random.standard_normal((count, DIMENSIONS), dtype=np.float32)
+    asked = centres[random.choice(products, QUERIES, replace=False)]
+    queries = (asked + 0.6 * random.normal(size=asked.shape)) @ basis - 0.5 * apart
+    queries += 0.3 * random.normal(size=queries.shape)
+    return unit(vectors), unit(queries), np.repeat(categories, VIEWS)[:count]
+
+
+def random_directions(count):
+    """The same of vectors that have nothing to do with each other."""
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((count, DIMENSIONS), dtype=np.float32)
+    return unit(vectors), unit(random.normal(size=(QUERIES, DIMENSIONS))), random.integers(0, CATEGORIES, count)
+
+
+def unit(rows):
+    rows = rows.astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def measure(kind, folder, vectors, queries, categories):
+    """Make the index, then ask it."""
+    rows = [
+        Row(f"{n:09d}", f"P{n // VIEWS}", f"category {category}", "", f"caption {n // VIEWS}", n)
+        for n, category in enumerate(categories.tolist())
+    ]
+    store = Store(folder, "model")
+    for start in range(0, len(rows), 4096):
+        part = slice(start, min(start + 4096, len(rows)))
+        store.add("picture", list(range(part.start, part.stop)), vectors[part], [b""] * (part.stop - part.start))
+    # What the graph is measured on: other queries than those below, of the same kind.
+    store.add("caption", [build.content_of(f"caption {n}") for n in range(150)], queries[:150])
+    counts = {"embedded": len(rows), "again_in_fp32": 0, "skipped": {}, "guessed": {}}
+    about = {"name": "none", "hash": "model", "precision": "fp32"}
+    start = time.perf_counter()
+    build.renew(folder, None, store, rows, counts, about, DIMENSIONS)
+    seconds, before = time.perf_counter() - start, memory()
+    del vectors, rows
+    start = time.perf_counter()
+    index = Index.open(folder)
+    opened = time.perf_counter() - start
+    print(f"{kind}: index made in {seconds:.0f} s, opened in {opened:.1f} s, graph {index.about['graph']}")
+    report("  all categories", index, queries[150:])
+    held, mapped = (after - first for after, first in zip(memory(), before))
+    print(f"  memory: {held:.0f} MiB of its own ({mapped:.0f} MiB of files mapped)")
+    report("  one category", index, queries[150:], "category 7")
+
+
+def report(title, index, queries, category=None):
+    """Recall at 10 of the approximate ranking of pictures against the exact one, and the time of a query."""
+    found, times, exact_times = [], [], []
+    for query in queries[:, None]:
+        start = time.perf_counter()
+        index.search(query, 10, category)
+        times.append(1000 * (time.perf_counter() - start))
+    for query in queries[:, None]:
+        start = time.perf_counter()
+        [exact] = index.search(query, 10, category, exact=True, views=True)
+        exact_times.append(1000 * (time.perf_counter() - start))
+        [few] = index.search(query, 10, category, views=True)
+        found.append(len({hit.image_key for hit in few} & {hit.image_key for hit in exact}) / 10)
+    middle, late = statistics.median(times), statistics.quantiles(times, n=20)[-1]
+    print(
+        f"{title}: recall at 10 {np.mean(found):.4f} over {len(queries)} queries, {middle:.1f} ms (p95 {late:.1f}), "
+        f"exact {statistics.median(exact_times):.0f} ms"
+    )
+
+
+def memory():
+    """(MiB of this process's own, MiB of files that it has mapped)."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) / 1024, int(fields["RssFile"].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    main()
