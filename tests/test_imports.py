@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "model": {"pictures", "runtime"},
     "training": {"model", "runtime"},
     "retrieval": {"model", "pictures", "runtime"},
+    "search": {"model", "loading", "pictures", "retrieval", "runtime"},
 }
 TORCH_FREE = {"pictures", "catalogue", "shards", "clip_prep", "create_webdataset"}
 TORCH = {"torch", "torchvision", "open_clip", "webdataset"}
