@@ -22,9 +22,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = "red leather ankle boots|blue wool dress|bag|striped shirt with buttons|long dark coat|white sneakers".split(
-    "|"
-)
+WORDS = [
+    "red leather ankle boots",
+    "blue wool dress",
+    "bag",
+    "striped shirt with buttons",
+    "long dark coat",
+    "white sneakers",
+]
 
 
 def main():

@@ -4,7 +4,7 @@ Everything that the page needs comes from here, so it works without a network. A
 an index, never by a path; what a visitor sends is bounded before it is read.
 """
 
-import math
+import os
 import socket
 import threading
 import time
@@ -17,10 +17,10 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
-from clip_finetuning.pictures import decode
 from clip_finetuning.search.index import Index
-from clip_finetuning.search.query import Encoder
+from clip_finetuning.search.query import Encoder, mixed
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes; a photo of a phone has 2 to 12 MB
 LONGEST_QUERY = 1000  # characters; models read about 77 tokens
@@ -108,9 +108,10 @@ def application(sides: list[Side], hosts: list[str] | None = None) -> FastAPI:
         text = text.strip()
         if not text and not picture:
             raise HTTPException(422, "an empty query: give words, a picture, or both")
-        image = _opened(picture) if picture else None
+        if category and not any(category in side.index.categories() for side in sides):
+            raise HTTPException(422, f"there is no category {category!r}; /about lists them")
         with one_at_a_time:
-            found = [_answer(number, side, text, image, category, top) for number, side in enumerate(sides)]
+            found = [_answer(number, side, text, picture, category, top) for number, side in enumerate(sides)]
         return Answers(answers=found, milliseconds=round(1000 * (time.perf_counter() - begin), 1))
 
     @app.get("/search")
@@ -121,7 +122,10 @@ def application(sides: list[Side], hosts: list[str] | None = None) -> FastAPI:
     @app.post("/search", openapi_extra=PICTURE_BODY)
     async def search_by_picture(request: Request, q: Text = "", category: Category = None, top: Top = 10) -> Answers:
         """The products that look like the picture in the body, and fit the words if there are some."""
-        picture = await _bounded_body(request)
+        try:
+            picture = await _bounded_body(request)
+        except ClientDisconnect:
+            raise HTTPException(400, "the picture broke off") from None
         return await run_in_threadpool(answers, q, picture, category, top)
 
     @app.get("/picture", response_class=Response)
@@ -131,9 +135,7 @@ def application(sides: list[Side], hosts: list[str] | None = None) -> FastAPI:
             data = sides[index].index.picture(key)
         except KeyError:
             raise HTTPException(404, f"no picture {key!r} in this index") from None
-        except decode.PictureError as error:
-            raise HTTPException(404, str(error)) from None
-        return Response(data, media_type=_media_type(data), headers={"Cache-Control": "max-age=3600"})
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
     @app.get("/about")
     def about() -> About:
@@ -180,22 +182,19 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _answer(number, side, text, image, category, top) -> Answer:
-    vector = side.encoder.query(text, image)
-    hits = side.index.search(vector, top, category)[0]
+def _answer(number: int, side: Side, text: str, picture: bytes | None, category: str | None, top: int) -> Answer:
+    if category and category not in side.index.categories():
+        return Answer(name=side.name, results=[])
+    try:
+        queries = [side.encoder.texts([text])] if text else []
+        queries += [side.encoder.pictures([picture])] if picture else []
+    except ValueError as error:  # a picture that cannot be read among them
+        raise HTTPException(422, f"the query cannot be used: {error}") from None
+    hits = side.index.search(mixed(*queries), top, category or None)[0]
     results = [
-        Result(**hit._asdict(), picture=f"picture?{urlencode({'index': number, 'key': hit.image_key})}")
-        for hit in hits
-        if math.isfinite(hit.score)
+        Result(**hit._asdict(), picture=f"picture?{urlencode({'index': number, 'key': hit.image_key})}") for hit in hits
     ]
     return Answer(name=side.name, results=results)
-
-
-def _opened(picture: bytes):
-    try:
-        return decode.load_picture(picture)
-    except decode.PictureError as error:
-        raise HTTPException(422, f"the picture cannot be used: {error}; send a JPEG or PNG") from None
 
 
 async def _bounded_body(request: Request) -> bytes:
@@ -209,8 +208,14 @@ async def _bounded_body(request: Request) -> bytes:
 
 
 def _described(side: Side) -> Described:
-    about = side.index.about
-    return Described(name=side.name, model=about["model"], products=about["products"], pictures=about["pictures"])
+    counts, model = side.index.about["counts"], side.index.about["model"]
+    weights = os.path.basename(model.get("checkpoint") or model.get("pretrained") or "") or "random weights"
+    return Described(
+        name=side.name,
+        model=f"{os.path.basename(model['name'])}, {weights}",
+        products=counts["products"],
+        pictures=counts["pictures"],
+    )
 
 
 def _file(content: bytes, media_type: str):
@@ -218,7 +223,3 @@ def _file(content: bytes, media_type: str):
         return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
     return file
-
-
-def _media_type(data: bytes) -> str:
-    return "image/png" if data.startswith(b"\x89PNG") else "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"
