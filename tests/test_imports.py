@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import ROOT
 
 PACKAGE = "clip_finetuning"
-SCRIPTS = {"clip_prep", "create_webdataset", "clipFineTuner", "evaluate_clip"}
+SCRIPTS = {"clip_prep", "create_webdataset", "clipFineTuner", "evaluate_clip", "search_clip"}
 DOORS = {"dBManagement", "openClipManagement"}
 # Folders, with the others that they may import.
 MAY_IMPORT = {

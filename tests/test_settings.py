@@ -43,8 +43,17 @@ FLAGS = {
         --num-workers --on-colab --output --precision --protocol --report --save-embeddings --seed
         --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
+    "search_clip": """
+        --all-views --allow-outside --batch-size --category --checkpoint --compare --data-dir --debug --device --exact --export --help
+        --host --image --image-interpolation --image-mean --image-resize-mode --image-std --json --model-cache-dir
+        --model-name --model-pretrained --num-workers --on-colab --output --port --precision --seed --sheet --similarity
+        --top
+    """,
 }
-SMALLEST_CALL = {"create_webdataset": ["--json", "a.json", "--output-dir", "shards"]}
+SMALLEST_CALL = {
+    "create_webdataset": ["--json", "a.json", "--output-dir", "shards"],
+    "search_clip": ["query", "index", "words"],
+}
 
 
 def flag_of(name):

@@ -7,7 +7,8 @@
         rows.npy         (N, 4) int64 a picture: key of its content, numbers of product, category and caption (-1: none)
         items.sqlite     the texts of pictures and captions
         graph.usearch    the approximate index of the pictures' contents; none where a scan is as good
-    pictures.sqlite      thumbnails, and what a run that is not finished has embedded
+    pictures.sqlite      thumbnails, by content
+    pending.sqlite       what a run that is not finished has embedded
 
 A state is whole once index.json names it: that file is replaced in one step, and the old generation is deleted after it.
 """
@@ -23,7 +24,7 @@ from typing import Any
 
 from clip_finetuning.runtime.atomic_write import atomic_write
 
-ABOUT, PICTURES = "index.json", "pictures.sqlite"
+ABOUT, PICTURES, PENDING = "index.json", "pictures.sqlite", "pending.sqlite"
 VECTORS, CAPTIONS, ROWS, ITEMS, GRAPH = "vectors.npy", "captions.npy", "rows.npy", "items.sqlite", "graph.usearch"
 NEEDED = (VECTORS, CAPTIONS, ROWS, ITEMS)
 FORMAT = 1

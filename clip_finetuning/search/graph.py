@@ -5,11 +5,11 @@ they have none (random directions in 512 dimensions). So nothing is assumed: `tu
 catalogue's own, how far a search must reach for 99 % of the true first ten, or that no reach within reason does.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 from usearch.index import Index as Graph
 
 CONNECTIVITY, EXPANSION_ADD = 16, 128
@@ -17,6 +17,7 @@ REACHES = (256, 512, 1024, 2048)  # candidates of a query that are tried
 DEEPEST = 10  # the recall is that of the first ten
 WANTED = 0.99
 ADDED = 10_000  # vectors added between two reports of progress
+ROUNDING = 1e-6  # two products of the same vectors may differ by so much
 
 
 class Tuning(NamedTuple):
@@ -42,16 +43,28 @@ def load(path: Path, dimensions: int, view: bool = True) -> Graph:
     return graph
 
 
-def change(
-    graph: Graph, keys: np.ndarray, vectors: np.ndarray, gone: np.ndarray, tell: Callable[[int], object]
-) -> None:
-    """Remove the keys `gone`, add `keys` (n,) uint64 with `vectors` (n, D); `tell(n)` hears of every n added."""
+def filled(keys: np.ndarray, vectors: np.ndarray) -> Graph:
+    """A new graph of these vectors: keys (n,) uint64, vectors (n, D)."""
+    graph = empty(vectors.shape[1])
+    change(graph, keys, vectors, keys[:0])
+    return graph
+
+
+def change(graph: Graph, keys: np.ndarray, vectors: np.ndarray, gone: np.ndarray) -> None:
+    """Remove the keys `gone`, add `keys` (n,) uint64 with `vectors` (n, D)."""
     if len(gone):
         graph.remove(gone)
-    for start in range(0, len(keys), ADDED):
-        part = slice(start, start + ADDED)
-        graph.add(keys[part], vectors[part])
-        tell(len(keys[part]))
+    with tqdm(total=len(keys), unit=" pictures", desc="graph", disable=None) as bar:
+        for start in range(0, len(keys), ADDED):
+            part = slice(start, start + ADDED)
+            graph.add(keys[part], vectors[part])
+            bar.update(len(keys[part]))
+
+
+def save(graph: Graph, path: Path) -> None:
+    """Write a graph by write calls of our own: the library's errors do not tell a full disk from others."""
+    with open(path, "wb") as file:
+        file.write(graph.save() or b"")
 
 
 def nearest(graph: Graph, query: np.ndarray, count: int) -> np.ndarray:
@@ -61,21 +74,23 @@ def nearest(graph: Graph, query: np.ndarray, count: int) -> np.ndarray:
 
 def tuned(graph: Graph, keys: np.ndarray, vectors: np.ndarray, queries: np.ndarray) -> Tuning:
     """The least reach of REACHES with a recall of WANTED on these queries; keys (n,) ascending, vectors (n, D)."""
-    truth = [_first(vectors @ query, np.arange(len(keys))) for query in queries]
+    lowest = _lowest_wanted(queries, vectors)
+    wanted = min(DEEPEST, len(keys))
     recall = 0.0
     for reach in REACHES:
         graph.expansion_search = reach
         found = 0
-        for query, (lowest, wanted) in zip(queries, truth):
+        for query, least in zip(queries, lowest):
             rows = np.searchsorted(keys, nearest(graph, query, reach))
-            found += int((vectors[rows] @ query >= lowest - 1e-6).sum().clip(max=wanted))
-        recall = found / sum(wanted for _, wanted in truth)
+            found += min(wanted, int((vectors[rows] @ query >= least - ROUNDING).sum()))
+        recall = found / (wanted * len(queries))
         if recall >= WANTED:
             return Tuning(reach, recall, len(queries))
     return Tuning(None, recall, len(queries))
 
 
-def _first(scores: np.ndarray, rows: np.ndarray) -> tuple[float, int]:
-    """(score of the last of the true first ten, how many these are)."""
-    count = min(DEEPEST, len(rows))
-    return float(np.partition(scores, -count)[-count]), count
+def _lowest_wanted(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """The score of the last of each query's true first ten, (Q,)."""
+    count = min(DEEPEST, len(vectors))
+    blocks = [np.partition(block @ vectors.T, -count, axis=1)[:, -count] for block in np.array_split(queries, 8)]
+    return np.concatenate(blocks)

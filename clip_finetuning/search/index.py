@@ -52,10 +52,10 @@ class Index:
         self._lock = threading.Lock()
         names = self._all("SELECT name, number FROM categories ORDER BY name")
         self._categories: dict[str, int] = dict(names)
-        self._graph, self.reach = None, (about.get("graph") or {}).get("reach")
+        self.graph, self.reach = None, (about.get("graph") or {}).get("reach")
         if self.reach is not None and files.GRAPH in about["files"]:
-            self._graph = graphs.load(place / files.GRAPH, self.vectors.shape[1])
-            self._graph.expansion_search = self.reach
+            self.graph = graphs.load(place / files.GRAPH, self.vectors.shape[1])
+            self.graph.expansion_search = self.reach
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "Index":
@@ -75,6 +75,10 @@ class Index:
     def categories(self) -> list[str]:
         """The categories of its products, in alphabetical order."""
         return [name for name in self._categories if name]
+
+    def category_names(self) -> list[str]:
+        """The names of the numbers in `category`; one is blank, of products without."""
+        return sorted(self._categories, key=self._categories.__getitem__)
 
     def picture(self, image_key: str) -> bytes:
         """The thumbnail of a picture, a JPEG made by this suite, white where it was transparent. Raises KeyError."""
@@ -125,18 +129,18 @@ class Index:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Reach farther until there are `top` products; then, or for a small category, score whatever may answer."""
         admitted = None if category is None else np.flatnonzero(self.category == category)
-        if self._graph is not None and (admitted is None or len(admitted) > SCANNED):
+        if self.graph is not None and (admitted is None or len(admitted) > SCANNED):
             share = 1.0 if admitted is None else len(admitted) / len(self)
             reach = max(self.reach, int(8 * top / share))
             while reach <= len(self) // FARTHEST:
-                rows = self._rows_of(graphs.nearest(self._graph, query, reach))
+                rows = self.rows_of(graphs.nearest(self.graph, query, reach))
                 rows, scores = self._chosen(*self._scored(query, rows), top, category, views)
                 if len(rows) == top:
                     return rows, scores
                 reach *= 4
         return self._chosen(*self._scored(query, admitted), top, category, views)
 
-    def _rows_of(self, contents: np.ndarray) -> np.ndarray:
+    def rows_of(self, contents: np.ndarray) -> np.ndarray:
         """All pictures of these contents, ascending: one content may stand in the catalogue more than once."""
         first = np.searchsorted(self._contents, contents, side="left")
         last = np.searchsorted(self._contents, contents, side="right")
@@ -174,6 +178,14 @@ class Index:
             for item, score in zip(self.items(rows.tolist()), scores.tolist())
         ]
 
+    def captions(self) -> list[str]:
+        """The distinct captions of `caption_vectors`, in their order."""
+        return [text for (text,) in self._all("SELECT text FROM captions ORDER BY number")][: len(self.caption_vectors)]
+
+    def contents_by_key(self) -> list[tuple[str, int]]:
+        """(image key, content) of every picture, in order."""
+        return self._all("SELECT image_key, content FROM items ORDER BY row")
+
     def items(self, rows: Iterable[int]) -> list[dict[str, str]]:
         """The texts of some pictures: image_key, product_id, caption, category, subcategory."""
         names = ("image_key", "product_id", "caption", "category", "subcategory")
@@ -194,7 +206,7 @@ class Index:
 def _array(path: Path, dimensions: int, dtype: type) -> np.ndarray:
     """An array of a file, mapped. Raises ValueError for anything but a plain array of that kind."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError) as error:  # what numpy makes of a damaged header
         raise ValueError(f"{path} cannot be read ({error}); {files.AGAIN}") from None
     if not isinstance(array, np.ndarray) or array.ndim != dimensions or array.dtype != dtype:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model.architecture import check_preprocess
 from clip_finetuning.model.building import create_model, load_model
 from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.retrieval.embed import embed_rows
-from clip_finetuning.runtime.text import text_of
+from clip_finetuning.runtime.text import printable, text_of
+from clip_finetuning.search import folder as files
 
 
 class Encoder:
@@ -67,27 +69,29 @@ def open_encoder(
     device: str | torch.device = "cpu",
     cache_dir: str | None = None,
     checkpoint: str | os.PathLike | None = None,
+    named: str | None = None,
 ) -> Encoder:
-    """The Encoder of an index's own model; `about` is `Index.about`, `checkpoint` where that file is now, if it moved.
+    """The Encoder of an index's own model; `about` is `Index.about`.
 
-    Raises ValueError if it is another model by its hash, or one that would be fetched from where the index says.
+    `checkpoint`: where its file is now, if it moved; `named`: MODEL_NAME, if the user set it. Raises ValueError if it is
+    another model by its hash, or one that would be fetched from where the index alone says.
     """
     model = about["model"]
-    path = checkpoint or model.get("checkpoint")
-    if str(model["name"]).startswith(("hf-hub:", "local-dir:")) and not checkpoint:
+    name, path = model["name"], checkpoint or model.get("checkpoint")
+    if name.startswith(("hf-hub:", "local-dir:")) and name != named:
         raise ValueError(
-            f"the index was made with {model['name']}, which would be fetched; if you trust that, give its weights by "
-            "--checkpoint"
+            f"the index was made with {printable(name)}, which would be fetched; if you trust that, set MODEL_NAME to it"
         )
     if path:
-        clip_model = load_model(path, device, cache_dir, default_name=model["name"])
+        clip_model = load_model(path, device, cache_dir, named, default_name=name)
     else:
-        clip_model = create_model(
-            model["name"], model.get("pretrained"), cache_dir, device, seed=int(model.get("seed") or 0)
-        )
+        clip_model = create_model(name, model.get("pretrained"), cache_dir, device, seed=int(model.get("seed") or 0))
+    image, size = model.get("image"), clip_model.preprocess["size"]
+    if isinstance(image, dict):
+        clip_model.preprocess = check_preprocess({**clip_model.preprocess, **image}, files.ABOUT, size)
     if model_hash(clip_model) != model["hash"]:
         raise ValueError(
-            f"the index was made with another model than {path or model['name']} (by the hash of its weights): give the "
-            "one of the index by --checkpoint, or index the catalogue again with this one"
+            f"the index was made with another model than {printable(path or name)} (by the hash of weights and "
+            "preprocessing): give that one by --checkpoint, or index the catalogue with this one"
         )
     return Encoder(clip_model, model["precision"])
