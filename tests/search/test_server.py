@@ -4,7 +4,11 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from urllib.parse import quote
@@ -17,7 +21,7 @@ import search_clip
 from clip_finetuning.search import server
 from clip_finetuning.search.index import Index
 from clip_finetuning.search.query import mixed, open_encoder
-from tests.helpers import png_header, write_config
+from tests.helpers import ROOT, png_header, write_config
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 200)}
 SCRIPT = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -236,6 +240,21 @@ def test_a_port_in_use_is_one_line(address):
 def test_an_address_that_is_not_here_is_one_line():
     with pytest.raises(OSError, match="cannot listen at 192.0.2.1:0"):
         server.listening("192.0.2.1", 0)
+
+
+def test_the_command_serves_until_it_is_interrupted(sides):
+    """As a user starts it, with the other index to compare with."""
+    places = [str(side.index.folder) for side in sides]
+    command = [sys.executable, "search_clip.py", "serve", places[1], "--compare", places[0], "--port", "0"]
+    with subprocess.Popen([*command, "--precision=fp32"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        address = next(found[1] for found in map(re.compile(r"http://(\S+)/ shows the page").match, lines) if found)
+        connection = http.client.HTTPConnection(address, timeout=20)
+        connection.request("GET", "/about")
+        names = [index["name"] for index in json.loads(connection.getresponse().read())["indexes"]]
+        process.send_signal(signal.SIGINT)
+    assert names == ["base", "fine-tuned"]
+    assert process.returncode == 130
 
 
 # ------------------------------------------------------------------------------------------------ in a browser
