@@ -241,12 +241,13 @@ def mine(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """The page for people, and the JSON API beside it."""
-    served = []
-    for place, checkpoint in ((args.place, args.checkpoint), (args.compare, None)):
+    sides = []
+    for place, checkpoint in ((args.compare, None), (args.place, args.checkpoint)):
         if place:
             index = search.index.Index.open(place)
-            served.append((place, index, open_encoder(index, args, checkpoint)))
-    search.server.serve(served, args.host, args.port)
+            name = os.path.basename(os.path.abspath(place))
+            sides.append(search.server.Side(name, index, open_encoder(index, args, checkpoint)))
+    search.server.serve(sides, args.host, args.port)
 
 
 if __name__ == "__main__":
