@@ -184,8 +184,10 @@ class _Row:
                 return found if found >= 0 else self.end
 
     def _is_escaped(self, at, start):
-        text = self.text[start:at]
-        return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+        first = at
+        while first > start and self.text[first - 1] == "\\":
+            first -= 1
+        return (at - first) % 2 == 1
 
     def _add_line(self):
         line = None if self.one_line else self.line_at(self.lines)
