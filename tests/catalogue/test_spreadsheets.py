@@ -62,6 +62,7 @@ def test_the_sheet_and_the_header_that_have_the_columns(tmp_path):
 def test_a_file_that_says_it_is_smaller_than_it_is(tmp_path):
     write(tmp_path / "whole.xlsx", [HEADER, *([n, "Hat", "1.jpg"] for n in range(50))])
     with zipfile.ZipFile(tmp_path / "whole.xlsx") as whole, zipfile.ZipFile(tmp_path / "t.xlsx", "w") as cut:
+        assert b'ref="A1:C51"' in whole.read("xl/worksheets/sheet1.xml")
         for name in whole.namelist():
             cut.writestr(name, whole.read(name).replace(b'ref="A1:C51"', b'ref="A1:B2"'))
     assert len(read_table(tmp_path, "t.xlsx", None)[0]) == 50
