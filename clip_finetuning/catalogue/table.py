@@ -96,8 +96,9 @@ def split_of_product(product_id: str, valid_fraction: float) -> str:
 
 
 def _rows(records, columns, cells, images, split, valid_fraction, allow_outside):
-    for where, values in records:
-        problem, captions, product_id = values if isinstance(values, str) else "", [], ""
+    for where, record in records:
+        values, problem = ({}, record) if isinstance(record, str) else (record, "")
+        captions, product_id = [], ""
         try:
             if not problem:
                 product_id = cells.product_id(where, values.get(columns.product))

@@ -14,7 +14,7 @@ from clip_finetuning.runtime.text import text_of
 from tests.helpers import read_table
 
 QUICK = settings(
-    max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=30, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 # What makes trouble, more of what makes some, and any text at all.
 TEXTS = st.lists(
@@ -93,7 +93,7 @@ def test_a_table_of_pandas(tmp_path, suffix):
     pytest.importorskip({".parquet": "pyarrow", ".xlsx": "openpyxl"}.get(suffix, "csv"))
     path = tmp_path / f"t{suffix}"
 
-    @settings(QUICK, max_examples=10 if suffix == ".xlsx" else 20)
+    @settings(QUICK, max_examples=8 if suffix == ".xlsx" else 12)
     @given(texts=TEXTS)
     def comes_back(texts):
         if suffix == ".xlsx":  # a workbook holds no control characters, and takes "=1" for a formula
@@ -146,7 +146,7 @@ def damaged(draw):
     return name, data
 
 
-@settings(QUICK, max_examples=80)
+@settings(QUICK, max_examples=60)
 @given(file=damaged(), encoding=st.sampled_from([None, None, None, "gbk", "utf-16", "utf-7", "cp037"]))
 def test_a_damaged_table_is_read_or_is_one_error(tmp_path, file, encoding):
     try:
