@@ -346,3 +346,20 @@ def launch(worker, job, *arguments, processes=2, restarts=0):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command += [str(worker), job, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def read_table(folder, name, data, columns=None, **options):
+    """(rows, {reason: names of the skipped}, remarks) of a table of text or bytes, written beside a picture 1.jpg."""
+    from clip_finetuning.catalogue.rows import Row
+    from clip_finetuning.catalogue.table import Columns, open_table
+
+    (folder / "1.jpg").touch()
+    if data is not None:  # else it is there
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    source = open_table(folder / name, columns or Columns("photo", ("text",), product="id"), folder, **options)
+    read = list(source.rows)
+    skipped = {}
+    for row in read:
+        if not isinstance(row, Row):
+            skipped.setdefault(row.reason, []).append(row.name)
+    return [row for row in read if isinstance(row, Row)], skipped, source.remarks()

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from clip_finetuning.catalogue.dialect import Lines, choose_dialect, read_row, read_text
+from clip_finetuning.catalogue.dialect import Lines, choose_dialect, read_line, read_row
 from clip_finetuning.catalogue.encodings import Encoding, find_encoding, open_lines
 from clip_finetuning.catalogue.remarks import Remarks
 
 FIRST_LINES = 2_000  # that tell the dialect
 EXTENSION = re.compile(r"\.[a-z0-9]{2,5}(?=$|[?#&;,|\"'\s])", re.IGNORECASE)
-EXCEL_SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # a first line that Excel writes and hides
+EXCEL_SEPARATOR = re.compile(r"sep=([^\w\"'\0\r\n])[\r\n]*$", re.IGNORECASE)  # a first line that Excel writes and hides
 ESCAPING = re.compile(r"\\[\\\"'\r\n]")
 NULL = "\\N"  # what databases export for a missing value
 STRAY = "have stray or unusual quotes, and were read so that their cells come out right"
@@ -72,7 +72,7 @@ class _Reader:
                     continue
                 where = f"{self.path.name}:{lines.number}"
                 reading, problem, remark = self._row(lines)
-                taken = lines.take(reading.lines if reading else 1)
+                taken = lines.take(reading.lines)
                 if problem:
                     yield where, problem
                     continue
@@ -87,7 +87,7 @@ class _Reader:
                 yield where, cells
 
     def _row(self, lines):
-        """(the Reading of the next row or None, why it is lost or "", a remark or "")."""
+        """(the Reading of the next row, why it is lost or "", a remark or "")."""
         columns, main = len(self.names), self.variants[0]
         first = read_row(lines, main)
         if first and first.regular and first.fits(columns) and (first.lines == 1 or not self._swallows(lines, first)):
@@ -100,13 +100,13 @@ class _Reader:
                 if reading.regular is regular and reading.fits(columns):
                     self._learn(reading)
                     return reading, "", STRAY
-        alone = read_row(lines, main, one_line=True)
+        alone = read_line(lines.ahead(0).text, main)
         if alone.fits(columns):
             self._learn(alone)
             return alone, "", STRAY
-        if first in whole and first.regular:
+        if first and first in whole and first.regular:
             return (first, "", FEWER) if len(first.cells) < columns else (first, WRONG, "")
-        return None, WRONG if first else UNBALANCED, ""
+        return alone, WRONG if first else UNBALANCED, ""
 
     def _swallows(self, lines, reading):
         """Whether a row of several lines is several rows: lines inside it are rows by themselves.
@@ -126,7 +126,7 @@ class _Reader:
         """Whether a line looks like a row by itself."""
         if not text.strip() or text.count(self.variants[0].delimiter) < len(self.names) - 1:
             return False
-        row = read_text(lambda place: None if place else text, self.variants[0], one_line=True)
+        row = read_line(text, self.variants[0])
         if not row.fits(len(self.names)):
             return False
         look = self._look(row)

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ MAX_LINES = 1_000  # of one row; a quote that closes nothing for so long is no o
 MAX_STRAY_LINES = 50  # the same once another quote was found where none belongs
 MAX_ROW = 16 << 20  # characters
 ENDS = ("\r\n", "\n", "\r")
+IN_QUOTES = re.compile('".*"', re.DOTALL)
+NO_SIGNS = "\"'`_.- \r\n\\\0"  # are no delimiters
 NO_QUOTE = "\ufdd0"  # no character, so in no text
 ESCAPED = r"(?<!\\)(?:\\\\)*\\"  # a backslash that no other one escapes
 CONTROL = {"n": "\n", "t": "\t", "r": "\r", "0": " "}  # what databases write for them after a backslash
@@ -78,17 +80,19 @@ class Lines:
         return taken
 
 
-def read_row(lines: Lines, dialect: Dialect, one_line: bool = False) -> Reading | None:
-    """The next row, which is not taken; None if a quote stays open.
-
-    With `one_line`, a quote that stays open in the first line is text.
-    """
-    return read_text(lambda place: getattr(lines.ahead(place), "text", None), dialect, one_line)
+def read_row(lines: Lines, dialect: Dialect) -> Reading | None:
+    """The next row, which is not taken; None if a quote stays open."""
+    return read_text(lambda place: getattr(lines.ahead(place), "text", None), dialect)
 
 
-def read_text(line_at, dialect: Dialect, one_line: bool = False) -> Reading | None:
+def read_line(text: str, dialect: Dialect) -> Reading:
+    """The row that a line is by itself: a quote that stays open in it is text."""
+    return read_text(lambda place: None if place else text, dialect, one_line=True) or Reading(1, [])
+
+
+def read_text(line_at: Callable[[int], str | None], dialect: Dialect, one_line: bool = False) -> Reading | None:
     """`read_row` of line_at(0), line_at(1), ... texts with their ends, and None after the last."""
-    text = line_at(0)
+    text = line_at(0) or ""
     end = _length_without_end(text)
     plain = dialect.quote not in text and not (dialect.escapes and "\\" in text)
     if plain:
@@ -106,7 +110,11 @@ def _regular_row(line_at, dialect):
         cells = next(reader)
     except (csv.Error, StopIteration):
         return None
-    quoted = reader.line_num > 1 or dialect.quote * 2 in line_at(0) or any(dialect.delimiter in cell for cell in cells)
+    quoted = (
+        reader.line_num > 1
+        or dialect.quote * 2 in (line_at(0) or "")
+        or any(dialect.delimiter in cell for cell in cells)
+    )
     return Reading(reader.line_num, cells, True, quoted)
 
 
@@ -184,8 +192,10 @@ class _Row:
                 return found if found >= 0 else self.end
 
     def _is_escaped(self, at, start):
-        text = self.text[start:at]
-        return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+        first = at
+        while first > start and self.text[first - 1] == "\\":
+            first -= 1
+        return (at - first) % 2 == 1
 
     def _add_line(self):
         line = None if self.one_line else self.line_at(self.lines)
@@ -222,7 +232,7 @@ def choose_dialect(lines: Sequence[str], needed: Sequence[str], usual: str) -> t
     Its header must have the `needed` names; where none has, it is the usual delimiter or the most frequent one.
     """
     header = lines[0] if lines else ""
-    signs = [sign for sign in dict.fromkeys(header) if not sign.isalnum() and sign not in "\"'`_.- \r\n\\"]
+    signs = [sign for sign in dict.fromkeys(header) if not sign.isalnum() and sign not in NO_SIGNS]
     quotes = ['"', "'", NO_QUOTE, *_quote_around(header)]
     found = []
     for delimiter in signs:
@@ -247,7 +257,9 @@ def header_names(lines: Sequence[str], dialect: Dialect) -> list[str]:
 
 def _quote_around(header):
     line = header.strip()
-    return [line[0]] if len(line) > 2 and line[0] == line[-1] and not line[0].isalnum() and line[0] not in "\"'" else []
+    return (
+        [line[0]] if len(line) > 2 and line[0] == line[-1] and not line[0].isalnum() and line[0] not in "\"'\0" else []
+    )
 
 
 def _merit(lines, dialect, columns):
@@ -255,12 +267,13 @@ def _merit(lines, dialect, columns):
     right = quoted = at = 0
     while at < len(lines):
         row = read_text(lambda place, at=at: lines[at + place] if at + place < len(lines) else None, dialect)
-        good = row is not None and row.regular and row.fits(columns)
-        if good and dialect.quote == NO_QUOTE:
-            good = not any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in row.cells)
-        right += row.lines if good else 0
-        quoted += row.quoted if good else 0
-        at += row.lines if good else 1
+        bare = dialect.quote == NO_QUOTE and row is not None and any(map(IN_QUOTES.fullmatch, row.cells))
+        if row is None or not row.regular or not row.fits(columns) or bare:
+            at += 1
+            continue
+        right += row.lines
+        quoted += row.quoted
+        at += row.lines
     if dialect.quote == NO_QUOTE:  # only where backslashes do what quotes would
         escaped = re.compile(ESCAPED + rf"(?:{re.escape(dialect.delimiter)}|[\r\n]*\Z)")
         signs = sum(escaped.search(line) is not None for line in lines) if dialect.escapes else 0

@@ -33,7 +33,12 @@ HIGH = re.compile(rb"[\x80-\xff]+")
 KANA = re.compile("[\u3040-\u30ff]")
 UNREADABLE = "\ufffd"  # what stands for bytes that the encoding does not have
 
-codecs.register_error("clip-unreadable", lambda error: (UNREADABLE, error.end))
+
+def _unreadable(error):
+    return UNREADABLE, error.end
+
+
+codecs.register_error("clip-unreadable", _unreadable)
 
 
 class Encoding(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 from clip_finetuning.catalogue.encodings import find_encoding, open_lines
 from clip_finetuning.catalogue.nested import ABSENT, field, with_fields
 from clip_finetuning.catalogue.remarks import Remarks
+from clip_finetuning.runtime.text import text_of
 
 KEYS_FROM = 1_000  # rows that tell the columns: not every object has every key
 NO_OBJECT = "line that is no JSON object"
@@ -28,7 +29,7 @@ def read_json(
     encoding = find_encoding(path, given)
     by_line = _is_by_line(path, encoding, needed)
 
-    read = partial(_of_lines if by_line else _of_document, path, encoding)
+    read = partial(_of_lines if by_line else _of_document, path, encoding, needed)
     names: dict[str, None] = {}
     for _, values in islice(read(Remarks()), KEYS_FROM):
         if isinstance(values, dict):
@@ -49,11 +50,12 @@ def _is_by_line(path, encoding, needed):
         return path.suffix.lower() != ".json" and len(first[0]) > 1 and not first[0].startswith("[{")
     values = _parsed(first[0])
     if isinstance(values, dict):
-        return len(first) == 2 or any(field(values, name) is not ABSENT for name in needed)
+        nested = all(isinstance(value, dict) for value in values.values())
+        return len(first) == 2 or (not nested and any(field(values, name) is not ABSENT for name in needed))
     return path.suffix.lower() != ".json"
 
 
-def _of_lines(path, encoding, remarks):
+def _of_lines(path, encoding, _, remarks):
     with open_lines(path, encoding) as lines:
         for number, line in enumerate(lines, 1):
             if line.text.strip():
@@ -63,7 +65,7 @@ def _of_lines(path, encoding, remarks):
                 yield where, values if isinstance(values, dict) else NO_OBJECT
 
 
-def _of_document(path, encoding, remarks):
+def _of_document(path, encoding, needed, remarks):
     with open_lines(path, encoding) as lines:
         parts = list(lines)
     guessed = next((line.text for line in parts if line.guessed), None)
@@ -73,22 +75,29 @@ def _of_document(path, encoding, remarks):
         values = decode("".join(line.text for line in parts))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); copy it anew") from error
-    for number, value in enumerate(_rows_of(path, values), 1):
+    for number, value in enumerate(_rows_of(path, values, needed), 1):
         yield f"{path.name}:{number}", value if isinstance(value, dict) else NO_OBJECT
 
 
-def _rows_of(path, values):
-    """The rows of a document: an array, the one array of objects in an object, or a column of values by row each."""
+def _rows_of(path, values, needed):
+    """The rows of a document: an array, the one array of objects in an object, or one of the forms that pandas writes."""
     if isinstance(values, list):
         return values
-    inside = list(values.values()) if isinstance(values, dict) else []
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no table: it must be an array of objects, or an object a line")
+    if isinstance(values.get("columns"), list) and isinstance(values.get("data"), list):
+        names = list(map(text_of, values["columns"]))
+        return [dict(zip(names, row)) if isinstance(row, list) else row for row in values["data"]]
+    inside = list(values.values())
     arrays = [value for value in inside if isinstance(value, list) and any(isinstance(one, dict) for one in value)]
-    if len(arrays) == 1:
+    if len(arrays) == 1 and not set(needed) <= set(values):
         return arrays[0]
     if inside and all(isinstance(value, dict) for value in inside):
+        if not set(needed) <= set(values):
+            return inside  # a row under each key
         places = dict.fromkeys(place for column in inside for place in column)
         return [{name: column[place] for name, column in values.items() if place in column} for place in places]
-    raise ValueError(f"{path} is no table: it must be an array of objects, or an object a line")
+    return [values]
 
 
 def _parsed(text):

@@ -2,6 +2,7 @@
 
 import html
 import re
+from html.entities import html5
 
 # HTML's own elements alone: "<XL>", "a < b" and "<3" are text. Those within a line leave no gap: so<b>ft</b> is one word.
 INLINE = "a abbr acronym b bdi bdo big cite code del dfn em font i ins kbd mark q s samp small span strike strong sub sup tt u var wbr"
@@ -11,7 +12,8 @@ BLOCK = (
     "input label legend li link main map menu meta nav noscript object ol optgroup option output p param picture pre progress section "
     "select source summary svg table tbody td template textarea tfoot th thead time title tr track ul video"
 )
-ATTRIBUTES = r"""(?:\s(?:[^<>"']|"[^"<]{0,2000}"|'[^'<]{0,2000}'){0,2000})?"""
+# With a value, as in `a<b and c>d` there is no tag. None of these patterns reads on past the next "<".
+ATTRIBUTES = r"""(?:\s+[a-z_:@][\w:.-]*\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s"'<>]+))*"""
 
 
 def _tags(names):
@@ -19,11 +21,11 @@ def _tags(names):
 
 
 INLINE_TAG, BLOCK_TAG = _tags(INLINE), _tags(BLOCK)
-WITH_CONTENT = re.compile(r"<(script|style)\b[^>]{0,2000}>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
-COMMENT = re.compile(r"<!--.*?-->|<!doctype\b[^>]*>|<!\[CDATA\[|\]\]>|<\?xml\b[^>]*>", re.IGNORECASE | re.DOTALL)
+DECLARATION = re.compile(r"<!doctype\b[^<>]*>|<!\[CDATA\[|\]\]>|<\?xml\b[^<>]*>", re.IGNORECASE)
 CUT_OFF = re.compile(
     rf"""</?(?:{"|".join((INLINE + " " + BLOCK).split())})\s+[a-z-]+\s*=\s*["'][^<>]*\Z""", re.IGNORECASE
 )
+HIDDEN = (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"))  # what goes with all that it holds
 # Without its semicolon only what nothing else looks like: in "black&copper" there is no copyright sign.
 ENTITY = re.compile(
     r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});|&(?:nbsp|amp|quot)(?![A-Za-z0-9;=])"
@@ -44,9 +46,27 @@ def without_markup(text: str) -> str:
 def _untagged(text):
     if "<" not in text and "]]>" not in text:
         return text
-    text = COMMENT.sub(" ", WITH_CONTENT.sub(" ", text))
+    for start, end in HIDDEN:
+        text = _without(text, start, end)
+    text = DECLARATION.sub(" ", text)
     return CUT_OFF.sub(" ", INLINE_TAG.sub("", BLOCK_TAG.sub(" ", text)))
 
 
+def _without(text, start, end):
+    """The text without what is between two marks, each found once: no hostile text takes long."""
+    lower = text.lower() if len(text.lower()) == len(text) else text
+    kept, at = [], 0
+    while (first := lower.find(start, at)) >= 0 and (last := lower.find(end, first)) >= 0:
+        kept += [text[at:first], " "]
+        at = last + len(end)
+    return "".join([*kept, text[at:]])
+
+
 def _unescaped(text):
-    return ENTITY.sub(lambda match: html.unescape(match.group()).replace("\xad", ""), text) if "&" in text else text
+    return ENTITY.sub(_character, text) if "&" in text else text
+
+
+def _character(match):
+    entity = match.group()
+    known = entity[1] == "#" or not entity.endswith(";") or entity[1:] in html5
+    return html.unescape(entity).replace("\xad", "") if known else entity

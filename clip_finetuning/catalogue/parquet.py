@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from clip_finetuning.catalogue.nested import with_fields
@@ -32,14 +33,15 @@ def _records(path, columns, needed):
 
 
 def _values(column):
-    """A column as Python's values; text that is no UTF-8 as bytes, dates beyond Python's as text."""
+    """A column as Python's values; text that is no UTF-8 as bytes, times beyond Python's as its last one: no id either."""
     import pyarrow
 
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):
-        is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
-        return column.cast(pyarrow.binary() if is_text else pyarrow.string()).to_pylist()
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            return column.cast(pyarrow.binary()).to_pylist()
+        return [datetime.max if valid else None for valid in column.is_valid().to_pylist()]
 
 
 def _has_field(schema, name):
