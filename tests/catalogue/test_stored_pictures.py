@@ -42,7 +42,8 @@ def folder(tmp_path, monkeypatch):
 
 def write(cells, name="t.parquet", **columns):
     rows = [
-        {"image": cell, "text": f"Hat {n // 2}", "sku": f"P{n // 2}"} | {key: cells[n] for key, cells in columns.items()}
+        {"image": cell, "text": f"Hat {n // 2}", "sku": f"P{n // 2}"}
+        | {key: cells[n] for key, cells in columns.items()}
         for n, cell in enumerate(cells)
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), name, row_group_size=5)
