@@ -51,7 +51,7 @@ def test_leaking_products_leave_the_training_split(leaking, capsys):
 
 
 def test_test_is_the_last_to_lose_anything(leaking, capsys):
-    code, out = audited(capsys, "train.json", "test.json", "valid.json", "--drop-leaks")
+    _, out = audited(capsys, "train.json", "test.json", "valid.json", "--drop-leaks")
     assert "what leaks leaves train.json rather than valid.json rather than test.json" in out
     assert (
         "valid_clean.json: 2 of 3 entries; 1 products went: 1 entries because their product is in test.json (P8)" in out
