@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import unquote
 from clip_finetuning.catalogue.picture_index import SPELLED, AmbiguousName, PictureIndex, folded
 from clip_finetuning.catalogue.picture_names import is_url, names_of, pieces
 from clip_finetuning.catalogue.rows import RowError, picture_in_folder
+from clip_finetuning.pictures.decode import lies_in
 
 Found = tuple[str, str]  # path and file name
 MISSING = "missing image"
@@ -29,6 +31,7 @@ class PictureFolder:
     ) -> None:
         self.folder, self.allow_outside, self.of_url = folder, allow_outside, of_url
         self._index = PictureIndex(folder)
+        self._folders: dict[str, bool] = {}  # whether they lie in the folder, links followed
         self._own_name = folded(os.path.basename(os.path.realpath(folder)))
         self._left_out: str | None = None  # the folder of another machine that names begin with
         self._guessed: Counter[str] = Counter()  # how -> pictures
@@ -77,17 +80,13 @@ class PictureFolder:
                 if self.of_url is None:
                     raise RowError("image is a URL (--download DIR fetches it)")
                 return self.of_url(name)
-            try:
-                return picture_in_folder(self.folder, name, self.allow_outside)
-            except RowError as error:
-                # What the name says is there, though refused: nothing else is meant.
-                if not name or os.path.isfile(os.path.join(self.folder, name)):
-                    raise
-                guess = self._guess(name, may_be_several)
-                if guess is None:
-                    raise RowError(MISSING) from error
+            if there := self._plain(name):
+                return there
+            guess = self._guess(name, may_be_several)
+            if guess is None:
+                raise RowError(MISSING)
             path, how = guess
-            found = picture_in_folder(self.folder, path, self.allow_outside)
+            found = self._plain(path) or picture_in_folder(self.folder, path, self.allow_outside)
         except RowError as error:
             if isinstance(error, AmbiguousName):
                 self._ambiguous = self._ambiguous or (name, error.files)
@@ -97,6 +96,25 @@ class PictureFolder:
         self._guessed[how] += 1
         self._examples.setdefault(how, f"{name} -> {path}")
         return found
+
+    def _plain(self, name: str) -> Found | None:
+        """The file that a name says as it is, if it is there. Raises RowError if it is refused: nothing else is meant.
+
+        One look at the disk for most: where folders really are is looked up once for each.
+        """
+        path = os.path.join(self.folder, name)
+        try:
+            mode = os.lstat(path).st_mode
+        except (OSError, ValueError):
+            return None
+        if stat.S_ISREG(mode) and (self.allow_outside or self._inside(os.path.dirname(path))):
+            return Path(path).as_posix(), os.path.basename(path)
+        return None if stat.S_ISDIR(mode) else picture_in_folder(self.folder, name, self.allow_outside)
+
+    def _inside(self, folder: str) -> bool:
+        if folder not in self._folders:
+            self._folders[folder] = lies_in(self.folder, folder) or os.path.samefile(self.folder, folder)
+        return self._folders[folder]
 
     def _guess(self, name: str, may_be_several: bool) -> tuple[str, str] | None:
         """(path in the folder, how it was found), or None. Raises AmbiguousName."""

@@ -69,7 +69,7 @@ def all_names(cell: object) -> list[str]:
 
 
 def _listed(text: str) -> list | dict | None:
-    """What a text is if it writes out a list (JSON, Python, NumPy, PostgreSQL) or an object, else None."""
+    """What a text in brackets or braces writes out: a list (JSON, Python, NumPy, PostgreSQL) or an object; else None."""
     if len(text) > LONGEST_LIST or text[:1] + text[-1:] not in ("[]", "{}"):
         return None
     try:
@@ -79,4 +79,4 @@ def _listed(text: str) -> list | dict | None:
         inner = text[1:-1]
     if not QUOTED.sub("", inner).strip(", \n"):
         return ["".join(groups) for groups in QUOTED.findall(inner)]
-    return [part.strip(" '\"") for part in inner.split(",")] if "," in inner else None
+    return [part.strip(" '\"") for part in inner.split(",")]

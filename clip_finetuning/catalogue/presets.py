@@ -7,7 +7,7 @@ from clip_finetuning.catalogue.columns import Columns
 
 # The forms of each export, the first that fits counts. Of the columns, pictures and captions must be there.
 PRESETS: dict[str, tuple[Columns, ...]] = {
-    # Products > Export; the second is what Shopify's newer template calls the same.
+    # Products > Export; the second is what Shopify's newer template calls the same. A variant's picture is one of these.
     "shopify": (
         Columns(
             image="Image Src",
@@ -15,7 +15,6 @@ PRESETS: dict[str, tuple[Columns, ...]] = {
             product="Handle",
             category="Product Category",
             subcategory="Type",
-            more_images=("Variant Image",),
         ),
         Columns(
             image="Product image URL",
@@ -23,7 +22,6 @@ PRESETS: dict[str, tuple[Columns, ...]] = {
             product="URL handle",
             category="Product category",
             subcategory="Type",
-            more_images=("Variant image URL",),
         ),
     ),
     # Products > Export. A variation is a row of its own, with a name of its own.

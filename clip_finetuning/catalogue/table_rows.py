@@ -27,9 +27,10 @@ class TableRows:
     ) -> None:
         """`cells` reads texts; `chosen` says of a product's id whether it is wanted, None: all are."""
         self.columns, self.pictures, self.cells, self.chosen = columns, pictures, cells, chosen
-        fields = [name for name in (columns.category, columns.subcategory) if name]
         self.captions, self.images = columns.of_captions(), columns.of_images()
-        self.continuation = Continuation(columns.product, self.captions, fields)
+        fields = [name for name in (*self.captions, columns.category, columns.subcategory) if name]
+        titles = self.captions[:1] if columns.template else self.captions
+        self.continuation = Continuation(columns.product, titles, list(dict.fromkeys(fields)))
         self.several, self.more = 0, 0  # records that name several pictures, and how many these are beyond one each
 
     def of(self, records: Iterable[tuple[str, dict | str]]) -> Iterator[Row | Skipped]:

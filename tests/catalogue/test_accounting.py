@@ -125,6 +125,16 @@ def test_rows_that_continue_a_product_inherit_what_is_blank(shop, capsys):
     assert "WARNING" not in out  # one of eight: a row without a picture of its own is no loss
 
 
+@pytest.mark.parametrize("captions", [["a", "b"], ["b"], ["list"]])
+def test_a_row_with_a_caption_of_its_own_inherits_nothing(shop, capsys, captions):
+    first = {"sku": "A", "p": "0.jpg", "a": "One", "b": "Two", "list": ["x"], "kind": "Hats"}
+    write_records(shop, [first, {"sku": "A", "p": "1.jpg", "a": "", "b": "Three", "list": ["y"], "kind": ""}])
+    columns = ("--images=photos", "--image-column=p", "--product-column=sku", "--category-column=kind")
+    out, _ = prepare(capsys, *columns, "--caption-column", *captions)
+    assert entries(shop)[1]["caption"] == ("y" if captions == ["list"] else "Three")
+    assert (entries(shop)[1]["category"], "inherit" in out) == ("", False)
+
+
 def test_without_a_product_nothing_is_inherited(shop, capsys):
     write_records(shop, SHOPIFY)
     _, skipped = prepare(capsys, *CONTINUED, "--caption-column", "Title")

@@ -59,6 +59,8 @@ def found(photos, cell, **options):
         ("v1.2", "v1.2"),
         ("V1.2", "v1.2"),
         ({"src": "a.jpg"}, "a.jpg"),
+        ("{a.jpg}", "a.jpg"),
+        ("[a.jpg]", "a.jpg"),
         (b"a.jpg", "a.jpg"),
         ("Shirt, red.jpg", "Shirt, red.jpg"),
         ("shirt, red", "Shirt, red.jpg"),
@@ -141,7 +143,9 @@ def test_between_two_nothing_is_guessed(tmp_path, files, cell):
     assert [str(error) for error in folder.find_all(cell)] == ["ambiguous image name"]
     (remark,) = folder.remarks()
     assert remark.startswith(f"{cell} may be ") and all(name in remark for name in files)
-    assert [path for path, _ in folder.find_all(files[0])] == [f"{tmp_path}/{files[0]}"]  # as it is written there
+    assert folder.find_all(files[0]) == [
+        (f"{tmp_path}/{files[0]}", os.path.basename(files[0]))
+    ]  # as it is written there
 
 
 def test_a_folder_of_another_machine_is_left_out_once_for_all(photos):
