@@ -6,6 +6,7 @@ command was given in, so that relative paths mean the same: it must be on a file
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 ATTEMPTS = 5  # of a job whose machine or process dies
 SECONDS = 10.0  # to reach a cluster
 PACKAGE = Path(__file__).parents[1]
@@ -35,7 +37,11 @@ def connected(address: str) -> Iterator[int]:
     try:
         _look_for(address)
         ray.init(
-            address, logging_level="ERROR", log_to_driver=False, runtime_env={"py_modules": [str(PACKAGE)]}, **start
+            address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"py_modules": [str(PACKAGE)]},
+            **start,
         )
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
