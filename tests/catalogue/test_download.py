@@ -266,6 +266,40 @@ def test_file_names_are_safe_and_no_two_alike():
     )
 
 
+def test_whatever_a_cell_calls_a_url_has_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "UNREACHED", 0)
+    places = [
+        "\0/",
+        "a b/",
+        "user@:80/",
+        "127.0.0.1:99999/x",
+        "127.0.0.1:-1/",
+        "127.0.0.1:abc/",
+        "[::1]:1/",
+        "[::1",
+        "%00/",
+        "",
+    ]
+    places += [
+        "127.0.0.1:1/\ud800",
+        "127.0.0.1:1/ü ü?q=\x01",
+        "127.0.0.1:1/\r\nX: y",
+        "u:p\r\nX: y@127.0.0.1:1/",
+        "/a",
+        "[v1.x]/",
+    ]
+    urls = [f"http://{place}" for place in places] + [
+        "http:",
+        "s3://bucket/a.jpg",
+        "javascript://alert(1)",
+        "\ud800://a",
+    ]
+    downloads, _ = fetched(tmp_path, urls)
+    assert set(downloads.failures) == set(urls)
+    reasons = {failure.reason for failure in downloads.failures.values()}
+    assert reasons <= {"not a valid URL", "no connection", "not an http or https URL", "host does not answer"}
+
+
 def test_a_list_of_failures_is_data(tmp_path):
     with WebServer({"/a.jpg": answer(PICTURES[0])}) as server:
         url = f"{server.address}/a.jpg"
