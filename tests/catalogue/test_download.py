@@ -165,6 +165,16 @@ def test_a_redirect_is_followed_and_a_login_goes_to_no_other_host(tmp_path):
         assert "Authorization" not in other.requests["/there.jpg"][0]
 
 
+def test_the_environment_names_a_proxy_and_whom_to_ask_without(tmp_path, monkeypatch):
+    with WebServer({"http://shop.invalid/a.jpg": answer(PICTURES[0]), "/b.jpg": answer(PICTURES[1])}) as server:
+        monkeypatch.setenv("http_proxy", server.address)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        urls = ["http://shop.invalid/a.jpg", f"{server.address}/b.jpg"]
+        downloads, _ = fetched(tmp_path, urls)
+        found = [(tmp_path / remote_picture.file_name(url)).read_bytes() for url in urls]
+        assert found == PICTURES[:2] and not downloads.failures
+
+
 def test_pictures_that_a_server_compresses_or_that_pillow_may_not_know(tmp_path):
     import gzip
 
