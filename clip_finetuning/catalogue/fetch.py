@@ -1,6 +1,8 @@
 """Many pictures at a time, by threads, into one folder: each file whole or not at all."""
 
+import contextlib
 import errno
+import math
 import queue
 import threading
 import time
@@ -14,7 +16,7 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.http import HttpError
 
 THREADS = 16
-TOO_SLOW = 120.0  # seconds of a picture, all its attempts together; nothing else bounds a server that trickles
+TOO_SLOW = 120.0  # seconds of an attempt; nothing else bounds a server that trickles
 LOOK = 0.5  # seconds between looks at what takes too long
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
@@ -61,10 +63,9 @@ class _Crew:
 
     def results(self) -> Iterator[Failure | None]:
         while self.waiting:
-            try:
-                found = [self._done.get(timeout=LOOK)]
-            except queue.Empty:
-                found = self._too_slow()
+            found: list[tuple[str, Failure | Exception | None]] = [*self._too_slow()]
+            with contextlib.suppress(queue.Empty):
+                found.append(self._done.get(timeout=LOOK))
             for url, outcome in found:
                 if url not in self.waiting:  # one that came after all
                     continue
@@ -96,7 +97,11 @@ class _Crew:
         def sleep(seconds: float, error: OSError) -> None:
             if getattr(error, "wait", None):
                 self.schedule.pause(url, seconds)
+            if url in self._begun:
+                self._begun[url] = math.inf  # what a host asks for is not its slowness
             self.schedule.wait(url, seconds)
+            if url in self._begun:
+                self._begun[url] = time.monotonic()
 
         try:
             data = fetch_picture(url, self.manners.most_bytes, sleep)

@@ -6,14 +6,19 @@ command was given in, so that relative paths mean the same: it must be on a file
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 ATTEMPTS = 5  # of a job whose machine or process dies
+SECONDS = 10.0  # to reach a cluster
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -30,10 +35,15 @@ def connected(address: str) -> Iterator[int]:
         raise ValueError('--ray needs Ray, which is not installed: pip install -e ".[ray]"') from None
     start: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
+        _look_for(address)
         ray.init(
-            address, logging_level="ERROR", log_to_driver=False, runtime_env={"py_modules": [str(PACKAGE)]}, **start
+            address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"py_modules": [str(PACKAGE)]},
+            **start,
         )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         remedy = "start one with `ray start --head`, or give --ray local"
         raise ConnectionError(f"--ray {address}: no cluster there ({first}); {remedy}") from error
@@ -41,6 +51,13 @@ def connected(address: str) -> Iterator[int]:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+def _look_for(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would look for minutes."""
+    place = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
+    if place:
+        socket.create_connection((place[1], int(place[2])), SECONDS).close()
 
 
 def run(function: Callable[[Job], Result], jobs: Sequence[Job], at_once: int) -> Iterator[Result]:

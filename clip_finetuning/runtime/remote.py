@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,12 +33,22 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
 
+        _outlive_forks()
         with explained(url):
             return url_to_fs(url)
     except ImportError as error:
         raise ValueError(f"{url}: {error}; install fsspec and the package of this protocol, such as s3fs") from None
     except ValueError as error:
         raise ValueError(f"{url}: {error}; fsspec must know the protocol of an output URL") from None
+
+
+@functools.cache
+def _outlive_forks() -> None:
+    """Let workers have an event loop of their own: with fsspec of 2024 they would wait for ever for their parent's thread."""
+    import fsspec.asyn
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
 
 @contextmanager

@@ -165,6 +165,16 @@ def test_a_redirect_is_followed_and_a_login_goes_to_no_other_host(tmp_path):
         assert "Authorization" not in other.requests["/there.jpg"][0]
 
 
+def test_the_environment_names_a_proxy_and_whom_to_ask_without(tmp_path, monkeypatch):
+    with WebServer({"http://shop.invalid/a.jpg": answer(PICTURES[0]), "/b.jpg": answer(PICTURES[1])}) as server:
+        monkeypatch.setenv("http_proxy", server.address)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        urls = ["http://shop.invalid/a.jpg", f"{server.address}/b.jpg"]
+        downloads, _ = fetched(tmp_path, urls)
+        found = [(tmp_path / remote_picture.file_name(url)).read_bytes() for url in urls]
+        assert found == PICTURES[:2] and not downloads.failures
+
+
 def test_pictures_that_a_server_compresses_or_that_pillow_may_not_know(tmp_path):
     import gzip
 
@@ -264,6 +274,40 @@ def test_file_names_are_safe_and_no_two_alike():
     assert (
         remote_picture.file_name("https://shop.example/i/Red%20Dress.JPG?v=1") == "Red-Dress-e1774677a5ddb90871e6.jpg"
     )
+
+
+def test_whatever_a_cell_calls_a_url_has_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "UNREACHED", 0)
+    places = [
+        "\0/",
+        "a b/",
+        "user@:80/",
+        "127.0.0.1:99999/x",
+        "127.0.0.1:-1/",
+        "127.0.0.1:abc/",
+        "[::1]:1/",
+        "[::1",
+        "%00/",
+        "",
+    ]
+    places += [
+        "127.0.0.1:1/\ud800",
+        "127.0.0.1:1/ü ü?q=\x01",
+        "127.0.0.1:1/\r\nX: y",
+        "u:p\r\nX: y@127.0.0.1:1/",
+        "/a",
+        "[v1.x]/",
+    ]
+    urls = [f"http://{place}" for place in places] + [
+        "http:",
+        "s3://bucket/a.jpg",
+        "javascript://alert(1)",
+        "\ud800://a",
+    ]
+    downloads, _ = fetched(tmp_path, urls)
+    assert set(downloads.failures) == set(urls)
+    reasons = {failure.reason for failure in downloads.failures.values()}
+    assert reasons <= {"not a valid URL", "no connection", "not an http or https URL", "host does not answer"}
 
 
 def test_a_list_of_failures_is_data(tmp_path):

@@ -135,7 +135,7 @@ def flaky():
     """A server that speaks S3, as environment variables point at it; with the bucket `shop`."""
     pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
