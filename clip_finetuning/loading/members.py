@@ -93,12 +93,17 @@ def are_related(key: str, other: str) -> bool:
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
-def _shorter(key):
-    """`a.b.c` -> `a.b`, `a`."""
+def shorter(key: str) -> Iterator[str]:
+    """What a key goes on from: `a.b.c` -> `a.b`, `a`."""
     folder, slash, name = key.rpartition("/")
     while "." in name:
         name = name.rpartition(".")[0]
         yield folder + slash + name
+
+
+def is_part_of(name: str, sample: Grouped) -> bool:
+    """Whether a file of this name belongs to a sample that lacks its picture or its text."""
+    return not (sample.has_picture and sample.has_text) and are_related(split_name(name)[0], sample.key)
 
 
 def resolve(run: Run[T]) -> list[Grouped[T]]:
@@ -110,14 +115,14 @@ def resolve(run: Run[T]) -> list[Grouped[T]]:
     texts = {key: files for key, files in run.items() if key not in pictures and any(map(is_text, files))}
     has_more, used = set(), set()
     for key, files in pictures.items():  # 1.front.jpg takes 1.txt
-        for shorter in _shorter(key):
-            if shorter in pictures:
+        for above in shorter(key):
+            if above in pictures:
                 break
-            if shorter in texts:
-                pictures[key] = files = {**texts[shorter], **files}
-                used.add(shorter)
+            if above in texts:
+                pictures[key] = files = {**texts[above], **files}
+                used.add(above)
     for key, files in texts.items():  # 1.jpg takes 1.en.txt
-        owner = next((shorter for shorter in _shorter(key) if shorter in pictures), None)
+        owner = next((above for above in shorter(key) if above in pictures), None)
         if owner and key not in used:
             new = {suffix: value for suffix, value in files.items() if suffix not in pictures[owner]}
             pictures[owner].update(new)
@@ -125,7 +130,7 @@ def resolve(run: Run[T]) -> list[Grouped[T]]:
             if len(new) < len(files):
                 has_more.add(owner)
     for key in list(pictures):  # 1.seg.png beside 1.jpg and 1.txt
-        owner = next((shorter for shorter in _shorter(key) if shorter in pictures), None)
+        owner = next((above for above in shorter(key) if above in pictures), None)
         if owner and not any(map(is_text, pictures[key])) and any(map(is_text, pictures[owner])):
             del pictures[key]
             has_more.add(owner)

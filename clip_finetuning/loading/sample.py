@@ -157,7 +157,7 @@ def _fields(data: bytes | None, product: str | None = None) -> tuple[dict[str, A
         fields = None
     if not isinstance(fields, dict):
         return {}, True
-    return fields, isinstance(_product(fields, product), list | dict | bool)
+    return fields, product is None and isinstance(fields.get("product_id"), list | dict | bool)
 
 
 def _captions(raw: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:

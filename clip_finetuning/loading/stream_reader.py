@@ -12,14 +12,14 @@ import logging
 import lzma
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 from webdataset.gopen import Pipe, gopen, gopen_schemes
 
-from clip_finetuning.loading.members import Grouped, resolve, root_of, runs
+from clip_finetuning.loading.members import Grouped, is_part_of, resolve, runs, shorter
 from clip_finetuning.loading.sample import (
     FURTHER,
     USUAL,
@@ -100,7 +100,7 @@ def shard_samples(
                 yield raw
     except ShardDamage as error:
         damage, problem = error.reason, PROBLEMS.get(error.reason, error.reason)
-        lost = int(error.member is None or root_of(split_name(error.member)[0]) not in unusable)
+        lost = int(error.member is None or not unusable.completes(error.member))
     except ValueError as error:  # no tar
         damage, problem = UNREADABLE, str(error)
     except OSError as error:
@@ -134,55 +134,74 @@ class Unusable:
 
     def __init__(self, shard: str) -> None:
         self._shard = shard
-        self._parts: dict[str, list[tuple[Grouped, Skipped]]] = collections.defaultdict(list)  # by root
-        self._used: dict[str, frozenset[str]] = {}  # root of a sample that is used -> its suffixes
+        self._parts: list[tuple[Grouped, Skipped]] = []
+        self._used: dict[str, frozenset[str]] = {}  # key of a sample that is used, and what it goes on from -> suffixes
         self._suffixes: dict[frozenset[str], frozenset[str]] = {}  # of which there are few
-
-    def __contains__(self, root: str) -> bool:
-        return root in self._parts
 
     def met(self, grouped: Grouped) -> None:
         """Remember a sample that is used."""
         if len(self._used) < REMEMBERED:
             suffixes = frozenset(grouped.files)
-            self._used[root_of(grouped.key)] = self._suffixes.setdefault(suffixes, suffixes)
+            for key in (grouped.key, *shorter(grouped.key)):
+                self._used[key] = self._suffixes.setdefault(suffixes, suffixes)
 
     def note(self, grouped: Grouped, reason: str, place: int) -> None:
         """Remember what is no sample by itself, by its names alone."""
         where = f"{self._shard}: {described(grouped)}"
         entry = Skipped(1, reason, where, (self._shard, grouped.key, place))
-        self._parts[root_of(grouped.key)].append((grouped._replace(files=dict.fromkeys(grouped.files)), entry))
+        self._parts.append((grouped._replace(files=dict.fromkeys(grouped.files)), entry))
+
+    def completes(self, name: str) -> bool:
+        """Whether a file of this name belongs to one of the parts."""
+        return any(is_part_of(name, grouped) for grouped, _ in self._parts)
+
+    def _is_of_used(self, grouped):
+        used = self._used.get(grouped.key)
+        return used is not None and used.isdisjoint(grouped.files)
 
     def report(self, report: Report) -> int:
         """Tell each sample once -> how many of the parts were no samples of their own."""
-        surplus = 0
-        for root, parts in self._parts.items():
-            pictures = [entry for grouped, entry in parts if grouped.has_picture]
-            texts = _first_of_each([part for part in parts if not part[0].has_picture])
-            entries: Sequence[Skipped | Guessed] = pictures or texts
-            if pictures and texts:
-                entries = [entry._replace(reason=NOT_ADJACENT) for entry in max(pictures, texts, key=len)]
-            surplus += len(parts) - len(entries)
-            if not pictures and self._belong_to_used(root, parts):
-                surplus += len(entries)
-                entries = [Guessed(1, APART, entry.where, entry.of) for entry in entries]
-            for entry in entries:
-                report(entry)
-        return surplus
+        pictures = [part for part in self._parts if part[0].has_picture]
+        texts = [part for part in self._parts if not part[0].has_picture]
+        of_used = [part for part in texts if self._is_of_used(part[0])]
+        texts = _first_of_each([part for part in texts if not self._is_of_used(part[0])])
+        picture_names, text_names = (Names(grouped.key for grouped, _ in parts) for parts in (pictures, texts))
+        for grouped, entry in pictures:
+            is_apart = not grouped.has_text and text_names.count(grouped.key)
+            report(entry._replace(reason=NOT_ADJACENT) if is_apart else entry)
+        told, met = len(pictures), collections.Counter()
+        for grouped, entry in texts:
+            met[grouped.key] += 1
+            with_picture = picture_names.count(grouped.key)
+            if met[grouped.key] > with_picture:  # the others were told with their pictures
+                report(entry._replace(reason=NOT_ADJACENT) if with_picture else entry)
+                told += 1
+        for _, entry in of_used:
+            report(Guessed(1, APART, entry.where, entry.of))
+        return len(self._parts) - told
 
-    def _belong_to_used(self, root, parts):
-        used = self._used.get(root)
-        return used is not None and all(used.isdisjoint(grouped.files) for grouped, _ in parts)
+
+class Names:
+    """Some keys, and how many of them are a key, go on from it, or are what it goes on from."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._exact = collections.Counter(keys)
+        self._below = self._exact.copy()
+        for key, count in self._exact.items():
+            self._below.update(dict.fromkeys(shorter(key), count))
+
+    def count(self, key: str) -> int:
+        return self._below[key] + sum(self._exact[above] for above in shorter(key))
 
 
-def _first_of_each(parts: Sequence[tuple[Grouped, Skipped]]) -> list[Skipped]:
-    """The entries of as many samples as parts without a picture can be of: a `.txt` and a `.json` of one key are one."""
+def _first_of_each(parts: Sequence[tuple[Grouped, Skipped]]) -> list[tuple[Grouped, Skipped]]:
+    """As many parts as there are samples that parts without a picture can be of: a `.txt` and a `.json` of one key are one."""
     met: collections.Counter[tuple[str, str]] = collections.Counter()
-    samples: dict[tuple[str, int], Skipped] = {}
+    samples: dict[tuple[str, int], tuple[Grouped, Skipped]] = {}
     for grouped, entry in parts:
         for suffix in grouped.files:
             met[grouped.key, suffix] += 1
-            samples.setdefault((grouped.key, met[grouped.key, suffix]), entry)
+            samples.setdefault((grouped.key, met[grouped.key, suffix]), (grouped, entry))
     return list(samples.values())
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from clip_finetuning.loading.members import Grouped, Joined, are_related, join, resolve, root_of, runs
+from clip_finetuning.loading.members import Grouped, Joined, are_related, is_part_of, join, resolve, root_of, runs
 from clip_finetuning.loading.sample import (
     FURTHER,
     USUAL,
@@ -241,8 +241,10 @@ def contents_of(file: BinaryIO | io.FileIO, path: str) -> Contents:
     if damage is None or damage.reason == AFTER_END:
         return Contents(samples, ambiguous, damage and damage.reason, 0)
     whole = list(_without_torn(samples, together.joined))
-    is_new = damage.member is None or root_of(split_name(damage.member)[0]) not in {root_of(s.key) for s in samples}
-    return Contents(whole, ambiguous, damage.reason, len(samples) - len(whole) + is_new)
+    lost = len(samples) - len(whole)
+    if not lost and not (damage.member and any(is_part_of(damage.member, sample) for sample in whole)):
+        lost = 1
+    return Contents(whole, ambiguous, damage.reason, lost)
 
 
 def _without_torn(samples: Sequence[Grouped], joined: set[str]) -> Iterator[Grouped]:
