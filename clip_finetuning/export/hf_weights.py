@@ -152,7 +152,7 @@ def clip_text(model: Any) -> tuple[dict[str, Any], Weights]:
 
 def siglip_vision(tower: Any) -> tuple[dict[str, Any], Weights]:
     """(vision_config, weights) of SigLIP's vision transformer, which is timm's."""
-    trunk = getattr(tower, "trunk", None)
+    trunk: Any = getattr(tower, "trunk", None)
     demand(type(trunk).__name__ == "VisionTransformer", f"its image tower is a {_kind(tower)}")
     demand(
         trunk.global_pool == "map" and trunk.num_prefix_tokens == 0, "its image tower has no attention pooling alone"

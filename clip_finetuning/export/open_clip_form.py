@@ -70,8 +70,9 @@ class LocalFolder:
 
     def __init__(self, folder: Path) -> None:
         with quiet():
-            self.model, _, self.preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-            self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+            loaded: Any = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+            self.model, _, self.preprocess = loaded
+            self.tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
         self.model.eval()
 
     @torch.inference_mode()

@@ -16,7 +16,6 @@ LENGTH = 12
 
 
 def build(pretrained=False, **options):
-    options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None), options.pop("cache_dir", None)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
     return VisionTransformer(
         **sizes, class_token=False, global_pool="map", **{k: v for k, v in options.items() if k == "num_classes"}
