@@ -29,7 +29,7 @@ class LocalBatches:
         self.num_samples, self.batch_size = len(self.index), options.batch_size
         rank, world_size = options.rank, options.world_size
         if options.train:
-            self.batch_size = min(self.batch_size, len(set(self.products.tolist())) // world_size)
+            self.batch_size = min(self.batch_size, len(np.unique(self.products)) // world_size)
             self.num_batches = plan_size(self.products, self.batch_size * world_size, options.views)[0]
         else:
             self.num_samples = min(self.num_samples, options.max_samples or self.num_samples)
