@@ -15,7 +15,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +76,18 @@ def narrow(numbers: Any) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------- where
 
 
-def places(path: str) -> list[Path]:
+def places(path: str) -> Iterator[Path]:
     """The files that may keep a tar's index, the best one first."""
-    folder, name = os.path.split(os.path.abspath(path))
+    folder, name = os.path.split(path)
+    yield Path(folder, ".index", f"{name}.index")
+    yield Path(cache_of(folder), f"{name}.index")
+
+
+def cache_of(folder: str) -> str:
+    """The folder in the user's cache for the index of the shards of a folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    of_folder = hashlib.sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    file = f"{name}.index"
-    return [Path(folder, ".index", file), Path(cache, "clip-finetuning", "index", of_folder, file)]
+    name = hashlib.sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return os.path.join(cache, "clip-finetuning", "index", name)
 
 
 def save(path: str, contents: Contents, rules: Mapping[str, Any]) -> Path:
@@ -178,28 +183,27 @@ def is_within_bounds(contents: Contents) -> bool:
         return False
     if columns.products.dtype != "<i8" or columns.keys.dtype != "|u1":
         return False
-    ends, firsts = columns.key_ends.astype(np.int64), columns.firsts.astype(np.int64)
     offsets, sizes = columns.offsets.astype(np.int64), columns.sizes.astype(np.int64)
     return bool(
-        is_rising(ends, 0, len(columns.keys))
-        and firsts[0] == 0
-        and is_rising(firsts, 0, members)
-        and (offsets >= 512).all()
-        and (sizes >= 0).all()
-        and (offsets <= size).all()
+        is_rising(columns.key_ends, len(columns.keys))
+        and columns.firsts[0] == 0
+        and is_rising(columns.firsts, members)
+        and offsets.min(initial=512) >= 512
+        and offsets.max(initial=0) <= size
+        and sizes.min(initial=0) >= 0
         and (sizes <= size - offsets).all()
+        and columns.suffixes.min(initial=0) >= 0
         and (columns.suffixes < len(contents.suffixes)).all()
-        and (columns.suffixes >= 0).all()
         and contents.most_captions <= max(1, size)
         and all(number < samples for _, _, number in contents.guessed)
     )
 
 
-def is_rising(ends: np.ndarray, low: int, high: int) -> bool:
-    """Whether these never fall, begin at `low` or above, and end at `high`."""
+def is_rising(ends: np.ndarray, last: int) -> bool:
+    """Whether these begin at 0 or above, never fall, and end at `last`."""
     if not len(ends):
-        return low == high
-    return bool(ends[0] >= low and ends[-1] == high and (ends[1:] >= ends[:-1]).all())
+        return last == 0
+    return bool(ends[0] >= 0 and ends[-1] == last and (ends[1:] >= ends[:-1]).all())
 
 
 def _columns(described: Any, body: memoryview) -> Columns:

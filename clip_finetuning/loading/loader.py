@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,7 @@ from clip_finetuning.loading.batch_sampler import ORDER, is_planned_alike
 from clip_finetuning.loading.dataset import Batch, ClipDataset
 from clip_finetuning.loading.failure import Failure
 from clip_finetuning.loading.source import Options
-from clip_finetuning.runtime.accounting import Account, count_lost, majority_warning
+from clip_finetuning.runtime.accounting import Account, count_lost, majority_message
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Loader:
         self._skipped.note(source.skipped, aloud=options.rank == 0)  # every process finds these
         self._guessed.note(source.guessed, aloud=options.rank == 0)
         if options.train and options.rank == 0 and source.products is not None:
-            warning = majority_warning(source.products.tolist())
+            warning = _majority_warning(source.products)
             if warning:
                 log.warning("%s", warning)
 
@@ -178,6 +179,12 @@ def eval_loader(
     """
     options = Options(batch_size, train=False, rank=rank, world_size=world_size, max_samples=max_samples)
     return Loader(ClipDataset(pattern, transform, tokenizer, options), num_workers)
+
+
+def _majority_warning(products: np.ndarray) -> str | None:
+    """`majority_warning` of millions: whatever holds more than half of them stands in their middle once they are sorted."""
+    middle = np.partition(products, len(products) // 2)[len(products) // 2]
+    return majority_message("", int(np.count_nonzero(products == middle)), len(products))
 
 
 def _data_loader(dataset: ClipDataset, num_workers: int) -> DataLoader:

@@ -64,7 +64,7 @@ def everything(index):
 
 
 def index_of(path):
-    return kept_index.places(path)[0]
+    return next(kept_index.places(path))
 
 
 def test_a_kept_index_says_the_same_without_the_headers_being_read(tmp_path, read_anew):
