@@ -184,7 +184,7 @@ def eval_loader(
 def _majority_warning(products: np.ndarray) -> str | None:
     """`majority_warning` of millions: whatever holds more than half of them stands in their middle once they are sorted."""
     middle = np.partition(products, len(products) // 2)[len(products) // 2]
-    return majority_message("", int(np.count_nonzero(products == middle)), len(products))
+    return majority_message(None, int(np.count_nonzero(products == middle)), len(products))
 
 
 def _data_loader(dataset: ClipDataset, num_workers: int) -> DataLoader:
