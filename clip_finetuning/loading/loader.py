@@ -11,12 +11,9 @@
 `loading.dataset` says what `transform` and `tokenizer` are.
 """
 
-import atexit
 import collections
 import logging
-import signal
 import sys
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from clip_finetuning.loading import transport, workers
 from clip_finetuning.loading.batch_sampler import ORDER, is_planned_alike
 from clip_finetuning.loading.dataset import Batch, ClipDataset
 from clip_finetuning.loading.failure import Failure
@@ -48,7 +46,9 @@ class Loader:
         source, options = dataset.source, dataset.options
         self.num_samples = source.num_samples
         self.batch_size = source.batch_size * options.world_size
-        self.num_workers = num_workers if source.max_workers is None else min(num_workers, source.max_workers)
+        num_workers = num_workers if source.max_workers is None else min(num_workers, source.max_workers)
+        chosen = transport.choose(self, num_workers, dataset.batch_bytes(), aloud=options.rank == 0)
+        self.num_workers, dataset.in_shared_memory = chosen
         self._loader = _data_loader(dataset, self.num_workers)
         self._next = (0, 0)
         self._skipped, self._guessed = Account(), Account()
@@ -70,9 +70,10 @@ class Loader:
         epoch, start = self._next
         self._next = (epoch + 1, 0)
         self.dataset.set_epoch(epoch, start)
-        for batch in self._loader:
+        for batch in workers.batches_of(workers.started(self._loader)):
             if isinstance(batch, Failure):
                 batch.throw()
+            batch = transport.unpacked(batch)
             self._skipped.note(batch.lost)
             self._guessed.note(batch.guessed)
             if len(batch.keys):
@@ -84,8 +85,7 @@ class Loader:
         To be called before the processes part: a worker keeps what it inherited open, their connections too, and with
         some versions of torch a process waits for ever for a connection to end.
         """
-        _end_workers(weakref.ref(self._loader))
-        self._loader._iterator = None
+        workers.end(self._loader)
 
     @property
     def lost(self) -> dict[Hashable, tuple[int, str]]:
@@ -197,27 +197,13 @@ def _data_loader(dataset: ClipDataset, num_workers: int) -> DataLoader:
         # Those of a forkserver, the default since Python 3.14, would outlive a trainer that is killed.
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+        prefetch_factor=transport.PREFETCH if num_workers else None,
+        worker_init_fn=workers.ignore_signals,
     )
     if num_workers:
-        atexit.register(_end_workers, weakref.ref(loader))
+        workers.end_at_exit(loader)
     return loader
 
 
 def _unchanged(batch: Any) -> Any:
     return batch  # torch's default would walk through every string
-
-
-def _start_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the main process, which still needs its batches
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _end_workers(reference: Any) -> None:
-    """At the exit, before multiprocessing does: it would send SIGTERM, which workers ignore, and wait for ever."""
-    loader = reference()
-    iterator = loader and loader._iterator  # a private name, which other libraries end workers by too
-    if iterator is not None:
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
-            worker.kill()  # one that did not listen
