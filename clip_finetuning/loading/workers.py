@@ -6,7 +6,10 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator
+from multiprocessing import connection
 from typing import Any
+
+SECONDS_TO_END = 2.0  # for a process that has let go of its connections already
 
 _waiting: list[Any] = []  # torch's iterator whose batch the main process waits for right now
 
@@ -50,7 +53,8 @@ def batches_of(iterator: Any) -> Iterator[Any]:
             batch = next(iterator)
         except StopIteration:
             return
-        except RuntimeError:  # torch's own word for it
+        except Exception:  # torch's own word for a dead worker, a reset connection to it, half a message
+            connection.wait([worker.sentinel for worker in getattr(iterator, "_workers", [])], SECONDS_TO_END)
             check(iterator)
             raise
         finally:
