@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from multiprocessing import connection
 from typing import Any
 
-SECONDS_TO_END = 2.0  # for a process that has let go of its connections already
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
+SECONDS_TO_END = 5.0  # for a process that has let go of its connections already
+
+_died: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # torch's iterator -> what became of a worker
 _waiting: list[Any] = []  # torch's iterator whose batch the main process waits for right now
 
 
@@ -25,7 +28,8 @@ def started(loader: Any) -> Any:
     """
     is_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     before = signal.getsignal(signal.SIGCHLD) if is_main else None
-    iterator = iter(loader)
+    with _watched(loader._iterator):  # that of the last epoch, whose workers go on
+        iterator = iter(loader)
     if is_main and loader.num_workers and not isinstance(before, _ChildEnded):
         signal.signal(signal.SIGCHLD, _ChildEnded(before))
     return iterator
@@ -40,34 +44,46 @@ class _ChildEnded:
     def __call__(self, number: int, frame: Any) -> None:
         if callable(self.before) and not str(self.before.__module__).startswith("torch."):
             self.before(number, frame)
-        for iterator in _waiting:
+        for iterator in filter(None, _waiting):
             check(iterator)
 
 
 def batches_of(iterator: Any) -> Iterator[Any]:
     """The batches of torch's iterator. Raises WorkerDied."""
     while True:
-        check(iterator)
-        _waiting.append(iterator)
-        try:
-            batch = next(iterator)
-        except StopIteration:
+        with _watched(iterator):
+            batch = next(iterator, None)
+        if batch is None:
             return
-        except Exception:  # torch's own word for a dead worker, a reset connection to it, half a message
+        yield batch
+
+
+@contextlib.contextmanager
+def _watched(iterator: Any) -> Iterator[None]:
+    """Raises WorkerDied if one of its workers has died before, or dies while the main process waits for it."""
+    if iterator is not None:
+        check(iterator)
+    _waiting.append(iterator)
+    try:
+        yield
+    except Exception:  # torch's own word for a dead worker, a reset connection to it, half a message
+        if iterator is not None:
             connection.wait([worker.sentinel for worker in getattr(iterator, "_workers", [])], SECONDS_TO_END)
             check(iterator)
-            raise
-        finally:
-            _waiting.remove(iterator)
-        yield batch
+        raise
+    finally:
+        _waiting.remove(iterator)
 
 
 def check(iterator: Any) -> None:
     """Raises WorkerDied, after the end of the other workers, if one has died."""
+    if iterator in _died:  # torch takes an error of the handler above for one of its queue
+        raise WorkerDied(_died[iterator])
     for worker in getattr(iterator, "_workers", []):
         if worker.exitcode and not iterator._shutdown:
+            _died[iterator] = _message(worker.exitcode)
             _abandon(iterator)
-            raise WorkerDied(_message(worker.exitcode))
+            raise WorkerDied(_died[iterator])
 
 
 def _message(exit_code: int) -> str:
@@ -90,6 +106,9 @@ def _message(exit_code: int) -> str:
 def _abandon(iterator: Any) -> None:
     """End the workers by force. One that died may have held a lock, and half a message: nothing is to wait for it."""
     iterator._shutdown = True  # else torch would end them its own way, now or at the exit, and wait
+    if iterator._worker_pids_set:
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
     for worker in iterator._workers:
         worker.kill()
     for queue in [*iterator._index_queues, iterator._worker_result_queue]:
