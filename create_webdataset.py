@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import settings
-from clip_finetuning import catalogue, shards
+from clip_finetuning import catalogue, loading, shards
 from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.text import printable
 
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     for line in mapping.remarks() + catalogue.summary.skipped_lines(skipped):
         print(line)
     publish(args, shard_set, plan, summary)
+    loading.tar_index.keep(shard_set.local_paths(plan[args.part[0] - 1 :: args.part[1]]))
     print_result(args, shard_set, plan, summary, written)
     return 0
 

@@ -3,6 +3,7 @@
     python benchmarks/loader.py                                   # ours against the plain recipe
     pip install --target .peer --no-deps webdataset==0.2.86 pandas python-dateutil six
     python benchmarks/loader.py --peer-packages .peer             # and against open_clip_train's get_wds_dataset
+    python benchmarks/loader.py --start 260000 10000000           # how soon a training of so many samples begins
 
 All read the same shards (256-pixel JPEG of quality 95, four views a product, product captions; and 1000x1300 photos)
 through the page cache and make training batches of 64 at 224 pixels, with tokens. A contender is a process of its own
@@ -10,12 +11,17 @@ with one torch thread (and its workers); they take turns, an epoch each, after o
 ratios of medians, and our share of the ceiling, which is decoding and resizing alone. Ours hands out uint8, to be
 normalised on the device; "ours, float" does that on the CPU in the consumer. "ours, PIL decode" is what remains without
 simplejpeg.
+
+`--start` makes shards of 1,000 samples that are one file under many names, with an index kept of each that tells its
+products, four views each. Timed in a fresh process, after its imports, are the loader and its first batch; beside them
+stand the largest memory of that process, and the same without a kept index up to 260,000 samples.
 """
 
 import argparse
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -237,6 +243,70 @@ def compare(title, names, pattern, count, workers, options, reduced=False):
     return medians
 
 
+# ------------------------------------------------------------------------------------------------------------ the start
+
+
+def write_many_names(folder, samples):
+    """One shard of 1,000 samples under `samples` / 1,000 names, and an index of each -> their pattern."""
+    from clip_finetuning.loading import kept_index, tar_contents, tar_index
+    from clip_finetuning.loading.sample import USUAL
+
+    write_shards(folder, 1000 * SHARDS, (64, 64), views=4)
+    names = [folder / f"many.{number:06d}.tar" for number in range(samples // 1000)]
+    for name in names:
+        os.link(folder / "photos.000000.tar", name)
+    contents = tar_contents.read_contents(str(names[0]))
+    random = np.random.default_rng(0)
+    ids = np.repeat(random.integers(-(2**63), 2**63 - 1, samples // 4), 4).reshape(len(names), -1)
+    for name, products in zip(names, ids):
+        columns = contents.columns._replace(products=products)
+        (folder / ".index").mkdir(exist_ok=True)  # without `save`, which flushes each file to the disk
+        data = kept_index.encode(contents._replace(columns=columns), tar_index.rules_of(USUAL))
+        next(kept_index.places(str(name))).write_bytes(data)
+    return str(folder / f"many.{{000000..{len(names) - 1:06d}}}.tar")
+
+
+def start_once(pattern, workers):
+    """In a process of its own: print seconds to the loader, seconds to its first batch, and the largest memory in MB."""
+    sys.path.insert(0, str(ROOT))
+    import resource
+
+    import open_clip
+
+    from clip_finetuning.model.preprocessing import ImageTransform
+    from dBManagement import train_loader
+
+    transform, tokenizer = ImageTransform(SIZE, train=True), open_clip.get_tokenizer("ViT-B-32")
+    begin = time.perf_counter()
+    loader = train_loader(pattern, transform, tokenizer, batch_size=BATCH_SIZE, num_workers=workers)
+    made = time.perf_counter() - begin
+    next(iter(loader))
+    first = time.perf_counter() - begin
+    loader.close()
+    memory = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(json.dumps([made, first, *memory]))
+
+
+def compare_starts(samples, workers):
+    """Print how soon a training of so many samples begins."""
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        pattern = write_many_names(Path(folder, "many"), samples)
+        for kept in ("with a kept index", "without one"):
+            if kept == "without one":
+                if samples > 260_000:
+                    break
+                shutil.rmtree(Path(folder, "many", ".index"))
+            command = [sys.executable, __file__, "--starter", json.dumps([pattern, workers])]
+            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            made, first, mine, workers_memory = json.loads(printed.splitlines()[-1])
+            print(
+                f"{samples:,} samples, {workers} workers, {kept}: loader {made:.2f} s, first batch {first:.2f} s; "
+                f"{mine:,.0f} MB, a worker {workers_memory:,.0f} MB",
+                flush=True,
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-packages", type=Path, help="folder with webdataset 0.2.86, see above")
@@ -244,10 +314,19 @@ def main():
     parser.add_argument("--samples", type=int, default=1024, help="256-pixel pictures [1024]")
     parser.add_argument("--photos", type=int, default=128, help="large photos [128]")
     parser.add_argument("--workers", type=int, default=2, help="workers of the second comparison [2]")
+    parser.add_argument("--start", type=int, nargs="+", metavar="N", help="time the start with N samples instead")
+    parser.add_argument("--starter", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--contender", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
         contend(options.contender)
+        return
+    if options.starter:
+        start_once(*options.starter)
+        return
+    if options.start:
+        for samples in options.start:
+            compare_starts(samples, options.workers)
         return
     names = [OURS, PLAIN] + ([PEER] if options.peer_packages else [])
     with tempfile.TemporaryDirectory() as folder:

@@ -147,8 +147,9 @@ def shards_in(folder):
 
 
 def contents(folder):
-    """Name -> bytes of every file below a folder, hidden ones too."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Name -> bytes of every file below a folder, hidden ones too, but for the kept index, which holds the shards' times."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name != ".index")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # -------------------------------------------------------------------------------------------------------------- loaders

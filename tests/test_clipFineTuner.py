@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -810,6 +811,22 @@ def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
         time.sleep(0.002)
     process.join(20)
     assert not process.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_worker_that_is_killed_leaves_a_checkpoint_and_one_line(data, tmp_path):
+    """As the system does where memory ends."""
+    run = tmp_path / "run"
+    process = start(data, run, max_steps=5000, checkpoint_interval=5000, eval_interval="none", num_workers=2)
+    wait_for_step(run, 2, process)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[0]), signal.SIGKILL)
+    process.join(60)
+    said = (run / "console.txt").read_text()
+    assert process.exitcode == 2 and "Traceback" not in said, said
+    assert "error: a worker of the loader was killed (SIGKILL)" in said.splitlines()[-1]
+    (checkpoint,) = run.glob("checkpoint_*.pt")
+    assert clip.read_checkpoint(checkpoint)["step"] >= 2
 
 
 def test_two_trainers_on_one_folder_the_second_refuses(data, tmp_path):

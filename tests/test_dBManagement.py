@@ -17,8 +17,8 @@ from PIL import Image
 from clip_finetuning.loading import dataset
 from clip_finetuning.loading.dataset import RememberedTokens
 from clip_finetuning.loading.sample import NO_PICTURE
+from clip_finetuning.loading.tar_contents import CUT
 from clip_finetuning.loading.tar_format import TRUNCATED
-from clip_finetuning.loading.tar_index import CUT
 from clip_finetuning.model.preprocessing import ImageTransform
 from clip_finetuning.runtime import accounting
 from clip_finetuning.training.losses import positives
@@ -391,7 +391,7 @@ def test_strange_captions_and_names(tmp_path):
     batch = next(iter(evaluation(write_samples(tmp_path / ".." / tmp_path.name, samples))))
     assert batch.keys == names
     assert batch.captions[0] == "line break" and len(batch.captions[3]) == 100_000
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", ".index"}
 
 
 # --------------------------------------------------------------------------------- patterns and foreign shards

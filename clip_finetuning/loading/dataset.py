@@ -25,10 +25,12 @@ from clip_finetuning.loading.seeds import sample_seed
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.source import Group, Options, Source
 from clip_finetuning.loading.streaming import StreamedBatches
+from clip_finetuning.loading.transport import packed, shared_numbers
 from clip_finetuning.runtime.accounting import Guessed, Skipped, reason_of
 from clip_finetuning.runtime.text import printable, same_caption_key
 
 REMEMBERED_CAPTIONS = 100_000  # 60 MB of tokens at 77 a caption
+ASSUMED_SIZE = (384, 384)  # of what a transform makes that does not say it
 MOST_CAPTIONS = 8  # of a sample, by which `identities` tell what it shares with others
 log = logging.getLogger(__name__)
 
@@ -102,10 +104,17 @@ class ClipDataset(IterableDataset):
         # The same in every batch of every rank, which exchange them.
         self.captions_a_sample = min(self.source.most_captions, MOST_CAPTIONS) if self.train else 1
         self._has_told = False
-        self._position = torch.zeros(2, dtype=torch.int64).share_memory_()  # seen by workers that are running already
+        self.in_shared_memory = False  # where a worker's batches lie until they are taken
+        self._position = shared_numbers(2)  # seen by workers that are running already
 
     def __len__(self) -> int:
         return self.source.num_batches
+
+    def batch_bytes(self) -> int:
+        """About the bytes of a batch's pictures."""
+        size = getattr(self.transform, "size", None)  # of an ImageTransform
+        height, width = size if isinstance(size, tuple) and len(size) == 2 else ASSUMED_SIZE
+        return self.source.batch_size * 3 * height * width
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """The next iteration yields this epoch from this batch on; what comes before it is not decoded."""
@@ -117,7 +126,8 @@ class ClipDataset(IterableDataset):
         if info is None:
             return self._batches(epoch, start, 0, 1)
         worker = (start + info.id) % info.num_workers  # DataLoader takes its first batch from worker 0
-        return failures_as_values(self._batches(epoch, start, worker, info.num_workers))
+        batches = self._batches(epoch, start, worker, info.num_workers)
+        return failures_as_values(packed(batch, self.in_shared_memory) for batch in batches)
 
     def _batches(self, epoch: int, start: int, worker: int, num_workers: int) -> Iterator[Batch]:
         for group in self.source.groups(epoch, start, worker, num_workers):
@@ -142,7 +152,8 @@ class ClipDataset(IterableDataset):
                 loaded = self._load(spare, epoch)
             else:
                 if not rows:
-                    images = _empty_images(len(group.samples), loaded.image.shape)
+                    shared = self.in_shared_memory and get_worker_info() is not None
+                    images = _empty_images(len(group.samples), loaded.image.shape, shared)
                 images[len(rows)].copy_(loaded.image)
                 rows.append(loaded._replace(image=images[len(rows)]))
         if self.train and group.samples:
@@ -224,10 +235,10 @@ class RememberedTokens:
         return {"tokenizer": self.tokenizer, "rows": {}}
 
 
-def _empty_images(count: int, shape: torch.Size) -> torch.Tensor:
-    """uint8 (count, *shape), channels_last as the pictures come (twenty times as fast to copy); shared in a worker."""
+def _empty_images(count: int, shape: torch.Size, shared: bool) -> torch.Tensor:
+    """uint8 (count, *shape), channels_last as the pictures come (twenty times as fast to copy)."""
     images = torch.empty((count, *shape), dtype=torch.uint8, memory_format=torch.channels_last)
-    return images.share_memory_() if get_worker_info() else images
+    return images.share_memory_() if shared else images
 
 
 @contextlib.contextmanager

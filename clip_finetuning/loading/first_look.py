@@ -7,7 +7,8 @@ from typing import NamedTuple
 from clip_finetuning.loading.sample import SampleError, ShardSample, parse_sample
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.streaming import shard_samples
-from clip_finetuning.loading.tar_index import ShardReadError, TarIndex
+from clip_finetuning.loading.tar_contents import ShardReadError
+from clip_finetuning.loading.tar_index import TarIndex
 from clip_finetuning.runtime.accounting import Skipped
 from clip_finetuning.runtime.text import same_caption_key
 

@@ -11,24 +11,23 @@
 `loading.dataset` says what `transform` and `tokenizer` are.
 """
 
-import atexit
 import collections
 import logging
 import sys
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from clip_finetuning.loading import transport, workers
 from clip_finetuning.loading.batch_sampler import ORDER, is_planned_alike
 from clip_finetuning.loading.dataset import Batch, ClipDataset
 from clip_finetuning.loading.failure import Failure
 from clip_finetuning.loading.sample import Fields
 from clip_finetuning.loading.source import Options
-from clip_finetuning.runtime import signals
-from clip_finetuning.runtime.accounting import Account, count_lost, majority_warning
+from clip_finetuning.runtime.accounting import Account, count_lost, majority_message
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +47,16 @@ class Loader:
         source, options = dataset.source, dataset.options
         self.num_samples = source.num_samples
         self.batch_size = source.batch_size * options.world_size
-        self.num_workers = num_workers if source.max_workers is None else min(num_workers, source.max_workers)
+        num_workers = num_workers if source.max_workers is None else min(num_workers, source.max_workers)
+        chosen = transport.choose(self, num_workers, dataset.batch_bytes(), aloud=options.rank == 0)
+        self.num_workers, dataset.in_shared_memory = chosen
         self._loader = _data_loader(dataset, self.num_workers)
         self._next = (0, 0)
         self._skipped, self._guessed = Account(), Account()
         self._skipped.note(source.skipped, aloud=options.rank == 0)  # every process finds these
         self._guessed.note(source.guessed, aloud=options.rank == 0)
         if options.train and options.rank == 0 and source.products is not None:
-            warning = majority_warning(source.products.tolist())
+            warning = _majority_warning(source.products)
             if warning:
                 log.warning("%s", warning)
 
@@ -70,9 +71,10 @@ class Loader:
         epoch, start = self._next
         self._next = (epoch + 1, 0)
         self.dataset.set_epoch(epoch, start)
-        for batch in self._loader:
+        for batch in workers.batches_of(workers.started(self._loader)):
             if isinstance(batch, Failure):
                 batch.throw()
+            batch = transport.unpacked(batch)
             self._skipped.note(batch.lost)
             self._guessed.note(batch.guessed)
             if len(batch.keys):
@@ -84,8 +86,7 @@ class Loader:
         To be called before the processes part: a worker keeps what it inherited open, their connections too, and with
         some versions of torch a process waits for ever for a connection to end.
         """
-        _end_workers(weakref.ref(self._loader))
-        self._loader._iterator = None
+        workers.end(self._loader)
 
     @property
     def lost(self) -> dict[Hashable, tuple[int, str]]:
@@ -187,6 +188,12 @@ def eval_loader(
     return Loader(ClipDataset(pattern, transform, tokenizer, options), num_workers)
 
 
+def _majority_warning(products: np.ndarray) -> str | None:
+    """`majority_warning` of millions: whatever holds more than half of them stands in their middle once they are sorted."""
+    middle = np.partition(products, len(products) // 2)[len(products) // 2]
+    return majority_message(None, int(np.count_nonzero(products == middle)), len(products))
+
+
 def _data_loader(dataset: ClipDataset, num_workers: int) -> DataLoader:
     loader = DataLoader(
         dataset,
@@ -197,26 +204,13 @@ def _data_loader(dataset: ClipDataset, num_workers: int) -> DataLoader:
         # Those of a forkserver, the default since Python 3.14, would outlive a trainer that is killed.
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+        prefetch_factor=transport.PREFETCH if num_workers else None,
+        worker_init_fn=workers.ignore_signals,
     )
     if num_workers:
-        atexit.register(_end_workers, weakref.ref(loader))
+        workers.end_at_exit(loader)
     return loader
 
 
 def _unchanged(batch: Any) -> Any:
     return batch  # torch's default would walk through every string
-
-
-def _start_worker(_: int) -> None:
-    signals.ignore()  # they are for the main process, which still needs its batches
-
-
-def _end_workers(reference: Any) -> None:
-    """At the exit, before multiprocessing does: it would send SIGTERM, which workers ignore, and wait for ever."""
-    loader = reference()
-    iterator = loader and loader._iterator  # a private name, which other libraries end workers by too
-    if iterator is not None:
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
-            worker.kill()  # one that did not listen

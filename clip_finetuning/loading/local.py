@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_finetuning.loading.batch_sampler import plan_epoch, plan_size
+from clip_finetuning.loading.batch_sampler import plan_epoch, plan_size, product_codes
 from clip_finetuning.loading.source import Group, Options
 from clip_finetuning.loading.tar_index import TarIndex
 
@@ -29,8 +29,9 @@ class LocalBatches:
         self.num_samples, self.batch_size = len(self.index), options.batch_size
         rank, world_size = options.rank, options.world_size
         if options.train:
-            self.batch_size = min(self.batch_size, len(set(self.products.tolist())) // world_size)
-            self.num_batches = plan_size(self.products, self.batch_size * world_size, options.views)[0]
+            self._codes = product_codes(self.products)  # once, before the workers part
+            self.batch_size = min(self.batch_size, int(self._codes.max(initial=-1) + 1) // world_size)
+            self.num_batches = plan_size(self._codes, self.batch_size * world_size, options.views)[0]
         else:
             self.num_samples = min(self.num_samples, options.max_samples or self.num_samples)
             self._mine = range(self.num_samples * rank // world_size, self.num_samples * (rank + 1) // world_size)
@@ -57,7 +58,7 @@ class LocalBatches:
         if not self.options.train:
             return (Group(self._mine[i * self.batch_size : (i + 1) * self.batch_size]) for i in numbers)
         options = self.options
-        plan = plan_epoch(self.products, self.batch_size * options.world_size, options.seed, epoch, options.views)
+        plan = plan_epoch(self._codes, self.batch_size * options.world_size, options.seed, epoch, options.views)
         return (Group(self._share(plan[i]).tolist(), self._spares(plan, i)) for i in numbers)
 
     def _share(self, batch: np.ndarray) -> np.ndarray:

@@ -28,11 +28,10 @@ from clip_finetuning.loading.sample import (
     parse_sample,
     product_hash,
     record_of,
-    split_name,
 )
 from clip_finetuning.loading.shard_list import is_url
+from clip_finetuning.loading.tar_contents import described, shortfall
 from clip_finetuning.loading.tar_format import AFTER_END, TRUNCATED, ForwardFile, ShardDamage, tar_members
-from clip_finetuning.loading.tar_index import described, shortfall
 from clip_finetuning.runtime.accounting import Guessed, Skipped
 from clip_finetuning.runtime.http import SCHEMES, HttpFile
 from clip_finetuning.runtime.remote import RemoteFile

@@ -81,10 +81,15 @@ def majority_warning(products: Sequence[Any]) -> str | None:
     Its samples are no negatives of each other, so hardly anything is left to be told apart: a random model finds them.
     """
     product, count = next(iter(collections.Counter(products).most_common(1)), ("", 0))
-    if count <= MOST_VIEWS or 2 * count <= len(products):
+    return majority_message(product, count, len(products))
+
+
+def majority_message(product: Any, count: int, total: int) -> str | None:
+    """The same for the product that holds most samples, `count` of them; only a product's id is named."""
+    if count <= MOST_VIEWS or 2 * count <= total:
         return None
     name = f" ({product[:40]!r})" if isinstance(product, str) else ""
     return (
-        f"one product{name} holds {count:,} of {len(products):,} samples, so most of them are no negatives of each other: "
+        f"one product{name} holds {count:,} of {total:,} samples, so most of them are no negatives of each other: "
         "does product_id in the shards name products?"
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import NoReturn
 
-from clip_finetuning.runtime import command_line, signals
+from clip_finetuning.runtime import command_line, machine_error, signals
 from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 from clip_finetuning.runtime.text import printable
 
@@ -57,7 +57,10 @@ def _exit_code(main, page) -> int | None:
             first = (str(error).splitlines() or ["of the machine"])[0]
             message = f"out of memory: lower BATCH_SIZE, or MICRO_BATCH_SIZE in training ({first})"
         elif isinstance(error, RuntimeError):
-            raise
+            failed = machine_error.explain(error)
+            if failed is None:  # a mistake of this code
+                raise
+            message = f"{failed}; --debug shows where"
         print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
         return 2
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from clip_finetuning.shards.plan import Shard
-from clip_finetuning.shards.storage import open_folder
+from clip_finetuning.shards.storage import LocalFolder, open_folder
 from clip_finetuning.shards.tar_writer import TarWriter
 
 ATTEMPTS = 5
@@ -90,6 +90,11 @@ class ShardSet:
         for shard in shards:
             names |= {self.file(shard.number), self._record_name(shard.number)}
         self.folder.clean(names)
+
+    def local_paths(self, shards: Sequence[Shard]) -> list[str]:
+        """The paths of those shards that lie on this machine."""
+        paths = [self.folder.path / self.file(shard.number) for shard in shards if isinstance(self.folder, LocalFolder)]
+        return [str(path) for path in paths if path.is_file()]
 
     def surplus(self, plan: Sequence[Shard]) -> list[str]:
         """Shards of this name beyond those of the plan, from another run."""

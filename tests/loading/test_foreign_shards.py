@@ -16,8 +16,9 @@ from clip_finetuning.loading.sample import (
     split_name,
 )
 from clip_finetuning.loading.stream_reader import APART, NOT_ADJACENT, UNREADABLE, shard_samples
+from clip_finetuning.loading.tar_contents import AMBIGUOUS
 from clip_finetuning.loading.tar_format import AFTER_END, TRUNCATED
-from clip_finetuning.loading.tar_index import AMBIGUOUS, TarIndex
+from clip_finetuning.loading.tar_index import TarIndex
 from clip_finetuning.runtime.accounting import Guessed, Skipped
 from tests.helpers import add_file, catalogue_sample, encoded_picture, epoch, evaluation, keys, training, write_shard
 

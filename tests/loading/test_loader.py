@@ -7,7 +7,7 @@ import pytest
 
 from clip_finetuning.loading.sample import DAMAGED_JSON, DAMAGED_JSON_ALONE
 from clip_finetuning.loading.sizes import DAMAGED_SIZES
-from clip_finetuning.loading.tar_index import FEWER
+from clip_finetuning.loading.tar_contents import FEWER
 from tests.helpers import catalogue_sample, epoch, evaluation, keys, training, write_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -113,13 +113,14 @@ def write_majority(folder, most):
 
 @pytest.mark.parametrize(("most", "rank", "is_said"), [(11, 0, True), (9, 0, False), (11, 1, False)])
 def test_one_product_that_holds_most_samples_is_said_before_the_training(tmp_path, caplog, most, rank, is_said):
-    training(write_majority(tmp_path, most), 2, rank=rank, world_size=2)
+    pattern = write_majority(tmp_path, most)
+    training(pattern, 2, rank=rank, world_size=2)
     said = [
         record.getMessage() for record in caplog.records if "one product holds 11 of 21 samples" in record.getMessage()
     ]
     assert len(said) == is_said
     caplog.clear()
-    evaluation(write_majority(tmp_path, most))  # evaluate_clip.py says it of what it has embedded
+    evaluation(pattern)  # evaluate_clip.py says it of what it has embedded
     assert not caplog.records
 
 

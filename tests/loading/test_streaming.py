@@ -13,8 +13,9 @@ import torch
 
 from clip_finetuning.loading.stream_reader import UNREADABLE, shard_samples
 from clip_finetuning.loading.streaming import distinct_batches
+from clip_finetuning.loading.tar_contents import FEWER
 from clip_finetuning.loading.tar_format import TRUNCATED
-from clip_finetuning.loading.tar_index import FEWER, TarIndex
+from clip_finetuning.loading.tar_index import TarIndex
 from clip_finetuning.model.preprocessing import ImageTransform
 from dBManagement import eval_loader, train_loader
 from tests.helpers import (

@@ -12,8 +12,9 @@ import webdataset as wds
 
 from clip_finetuning.loading.sample import NO_CAPTION, NO_PICTURE, parse_sample
 from clip_finetuning.loading.sizes import expected_sizes
+from clip_finetuning.loading.tar_contents import CUT, FEWER
 from clip_finetuning.loading.tar_format import DAMAGED, TRUNCATED
-from clip_finetuning.loading.tar_index import CHANGED, CUT, FEWER, TarIndex
+from clip_finetuning.loading.tar_index import CHANGED, TarIndex
 from tests.helpers import add_file, catalogue_sample, encoded_picture, write_shard
 
 
@@ -63,7 +64,7 @@ def test_hostile_names_are_labels_and_folders_links_and_strangers_are_no_samples
     index = TarIndex([str(tmp_path / "a.tar")])
     assert [index.read(i)["__key__"] for i in range(len(index))] == ["/etc/passwd", "../../climbing", "images/../up"]
     assert index.skipped == []
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]  # nothing was extracted
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", ".index"}  # nothing was extracted
 
 
 def test_a_key_that_comes_twice_is_two_samples(tmp_path):
@@ -196,8 +197,8 @@ def test_a_stale_handle_is_opened_again_and_said_once(tmp_path, monkeypatch, cap
     index = shard_of(tmp_path / "a.tar")
     expected = [index.read(i) for i in range(4)]
     for _ in range(2):
-        index._files[str(tmp_path / "a.tar")].file.close()
-        index._files[str(tmp_path / "a.tar")] = index._files[str(tmp_path / "a.tar")]._replace(file=Failing(error))
+        index._files[str(tmp_path / "a.tar")].close()
+        index._files[str(tmp_path / "a.tar")] = Failing(error)
         assert [index.read(i) for i in range(4)] == expected
     assert Failing.closed and len(index._files) == 1
     (record,) = caplog.records

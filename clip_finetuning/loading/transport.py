@@ -1,0 +1,102 @@
+"""How batches come from the worker processes: through shared memory where `/dev/shm` has room for them, else through pipes.
+
+A container's `/dev/shm` often has 64 MB, and a process that writes beyond it is killed by the system. A pipe takes any
+batch, at the price of two copies.
+"""
+
+import logging
+import mmap
+import multiprocessing
+import os
+import sys
+import weakref
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+SHARED_MEMORY = "/dev/shm"
+PREFETCH = 2  # batches that wait for each worker's turn, torch's own number
+IN_USE = 2  # batches that the main process holds: the present one, and the next before it lets go of that
+MARGIN = 1.1  # for pages that are not full, and for others who take room
+log = logging.getLogger(__name__)
+_reserved: "weakref.WeakKeyDictionary[Any, int]" = (
+    weakref.WeakKeyDictionary()
+)  # loader -> bytes that it may come to need
+
+
+class Transport(NamedTuple):
+    """How many workers there are, and whether their batches lie in shared memory."""
+
+    num_workers: int
+    shared: bool
+
+
+def choose(loader: Any, num_workers: int, batch_bytes: int, aloud: bool = True) -> Transport:
+    """What the room in /dev/shm allows this loader, and a line about it where that is not what was asked for."""
+    if not num_workers or sys.platform != "linux":
+        return Transport(num_workers, True)
+    say = log.warning if aloud else log.debug
+    if failure := _why_no_locks():
+        say(
+            "no worker processes, since they need %s (%s): the main process decodes, which is slower; "
+            "with Docker, `--shm-size=1g` mounts it", SHARED_MEMORY, failure,
+        )  # fmt: skip
+        return Transport(0, False)
+    needed, room = int(batch_bytes * (PREFETCH * num_workers + IN_USE) * MARGIN), _room()
+    if needed <= room:
+        _reserved[loader] = needed
+        return Transport(num_workers, True)
+    say(
+        "%s has room for %s MB and the batches of %d workers need %s: they come through pipes, which is a little slower; "
+        "with Docker, `--shm-size=1g` makes room", SHARED_MEMORY, room >> 20, num_workers, (needed >> 20) + 1,
+    )  # fmt: skip
+    return Transport(num_workers, False)
+
+
+def _room() -> int:
+    """Bytes of /dev/shm that are left to another loader of this process, which shares it with others of one torchrun."""
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return 0
+    processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(0, status.f_bavail * status.f_frsize // processes - sum(_reserved.values()))
+
+
+def _why_no_locks() -> str | None:
+    """What the system says to a lock that processes share, if it says no: glibc keeps them in /dev/shm."""
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except (OSError, ImportError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def shared_numbers(count: int) -> torch.Tensor:
+    """int64 (count,), 0, which forked processes share; on Linux not in /dev/shm, which may be full or absent."""
+    if sys.platform != "linux":
+        return torch.zeros(count, dtype=torch.int64).share_memory_()
+    return torch.frombuffer(mmap.mmap(-1, 8 * count), dtype=torch.int64)
+
+
+def packed(batch: Any, shared: bool) -> Any:
+    """A worker's batch as it is sent: arrays go through the pipe, whatever is a tensor in shared memory does not."""
+    if not shared:
+        batch = batch._replace(images=batch.images.permute(0, 2, 3, 1).contiguous().numpy())  # in memory it is that
+    return batch._replace(tokens=batch.tokens.numpy(), identities=batch.identities.numpy())
+
+
+def unpacked(batch: Any) -> Any:
+    """The batch of tensors that was sent."""
+    tensors = {"tokens": _tensor(batch.tokens), "identities": _tensor(batch.identities)}
+    if not isinstance(batch.images, torch.Tensor):
+        tensors["images"] = _tensor(batch.images).permute(0, 3, 1, 2)
+    return batch._replace(**tensors)
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    if not isinstance(array, np.ndarray):
+        return array
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
