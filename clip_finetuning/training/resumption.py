@@ -41,18 +41,19 @@ def take_up(
     asked = set(given) - {name for name, unset in knobs.OPEN.items() if values[name] == unset}
     if asked & set(LENGTH):
         asked |= set(LENGTH)
-    taken, complaints = {}, []
+    taken: dict[str, Any] = {}
+    complaints: list[str] = []
     for name in knobs.ALL:
         if name in asked or name in OF_THE_CALL or name not in saved:
             continue
         try:
             replaced = name == "EPOCHS" and saved[name] is None and saved.get("MAX_STEPS") is not None
-            value = None if replaced else known[name].value(saved[name])
+            value: Any = None if replaced else known[name].value(saved[name])
         except ValueRefused as refusal:
             complaints.append(str(refusal))
             continue
-        if name in knobs.PATTERNS and value != values[name] and names_url(value):
-            flag = f"{known[name].flag}={shlex.quote(value)}"
+        if name in knobs.PATTERNS and value != values[name] and names_url(str(value)):
+            flag = f"{known[name].flag}={shlex.quote(str(value))}"
             complaints.append(f"{name} would be fetched, which is not for a file to say; if you trust it, add {flag}")
             continue
         taken[name] = value
