@@ -35,7 +35,6 @@ class Dialect(NamedTuple):
             self._replace(escapes=not self.escapes),
             self._replace(spaced=True),
             self._replace(doubled=False),
-            self._replace(quote="'" if self.quote == '"' else '"'),
         )
         return list(dict.fromkeys(others))
 
