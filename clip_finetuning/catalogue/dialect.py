@@ -35,7 +35,6 @@ class Dialect(NamedTuple):
             self._replace(escapes=not self.escapes),
             self._replace(spaced=True),
             self._replace(doubled=False),
-            self._replace(quote="'" if self.quote == '"' else '"'),
         )
         return list(dict.fromkeys(others))
 
@@ -208,7 +207,7 @@ class _Row:
 
     def _unquoted(self, text):
         quote = self.dialect.quote
-        self.quoted = self.quoted or self.dialect.delimiter in text or quote in text or "\n" in text or "\r" in text
+        self.quoted = self.quoted or self.dialect.delimiter in text or quote in text or self.lines > 1
         doubled = quote if self.dialect.doubled else ""
         return self._unescaped(text, doubled) if self.dialect.escapes else text.replace(doubled * 2, doubled)
 
