@@ -37,7 +37,7 @@ def check_skipped(summaries: Iterable[Summary], most: float) -> None:
     """Raise ValueError if more than the share `most` of all rows is skipped."""
     share, text = _lost(summaries)
     if share > most:
-        raise ValueError(f"{text}; --max-skipped {most:g} allows {most:.4g}, so nothing was written")
+        raise ValueError(f"{text}; that is more than --max-skipped {most:g}, so nothing was written")
 
 
 def _lost(summaries: Iterable[Summary]) -> tuple[float, str]:

@@ -175,7 +175,7 @@ def test_more_than_the_limit_writes_nothing(shop, capsys):
     before = (shop / "clip_dataset_train.json").read_bytes()
     write_records(shop, records_with_missing(3))
     with pytest.raises(
-        ValueError, match=r"^3 of 20 rows \(15%\) are skipped, .*--max-skipped 0.1 allows .*nothing was"
+        ValueError, match=r"^3 of 20 rows \(15%\) are skipped, .*more than --max-skipped 0.1, so nothing was"
     ):
         prepare(capsys, *COMMAND, "--max-skipped", "0.1")
     with pytest.raises(ValueError, match="nothing was written"):
