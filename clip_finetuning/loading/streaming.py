@@ -13,28 +13,21 @@ import os
 import random
 import sys
 import tarfile
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, BinaryIO
-from urllib.parse import urlparse
 
 import numpy as np
 from webdataset.filters import shuffle
-from webdataset.gopen import Pipe, gopen, gopen_schemes
+from webdataset.gopen import Pipe
 
+from clip_finetuning.loading.opening import open_shard
 from clip_finetuning.loading.sample import SampleError, parse_sample, product_hash
 from clip_finetuning.loading.seeds import lap_random, reader_random
-from clip_finetuning.loading.shard_list import is_url
 from clip_finetuning.loading.sizes import listed_sizes
 from clip_finetuning.loading.source import Group, Options
 from clip_finetuning.loading.tar_index import FEWER, TRUNCATED, ShardDamage, group_members
 from clip_finetuning.runtime.accounting import Guessed, Skipped
-from clip_finetuning.runtime.http import SCHEMES, HttpFile
-from clip_finetuning.runtime.remote import RemoteFile
-from clip_finetuning.runtime.resuming import ResumingStream
-from clip_finetuning.runtime.text import printable
 
 SHUFFLE_BUFFER = 2000  # samples of a reader; they are still encoded, so this is tens of megabytes
 HELD_BACK = 20  # batches that may wait because their products are in the present one
@@ -160,26 +153,6 @@ class StreamedBatches:
                     f"reader {reader + 1} of {readers} found no sample in {len(self.shards)} streamed shards "
                     f"({self.shards[0]} ...): are they empty, or out of reach?"
                 )
-
-
-def open_shard(shard: str) -> Any:
-    """A binary stream of a local path, or of any URL that webdataset or fsspec knows. Raises OSError and ValueError.
-
-    Where a connection breaks, the stream goes on at the same byte; `pipe:` and what webdataset leaves to a command end there.
-    """
-    if not is_url(shard):
-        return open(shard, "rb")
-    scheme = urlparse(shard).scheme
-    if scheme in SCHEMES:
-        return ResumingStream(HttpFile(shard), sleep=partial(_say_and_sleep, shard))
-    if scheme in gopen_schemes:
-        return gopen(shard)
-    return ResumingStream(RemoteFile(shard), sleep=partial(_say_and_sleep, shard))
-
-
-def _say_and_sleep(shard: str, seconds: float, error: OSError) -> None:
-    log.warning("%s: %s; trying again in %g seconds", printable(shard), printable(error), seconds)
-    time.sleep(seconds)
 
 
 def shard_samples(shard: str, report: Report, expected: int | None = None) -> Iterator[RawSample]:
