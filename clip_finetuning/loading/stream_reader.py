@@ -8,18 +8,15 @@ import bz2
 import collections
 import contextlib
 import gzip
-import logging
 import lzma
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, BinaryIO
-from urllib.parse import urlparse
 
-from webdataset.gopen import Pipe, gopen, gopen_schemes
+from webdataset.gopen import Pipe
 
 from clip_finetuning.loading.members import Grouped, is_part_of, resolve, runs, shorter
+from clip_finetuning.loading.opening import open_shard
 from clip_finetuning.loading.sample import (
     FURTHER,
     USUAL,
@@ -29,16 +26,9 @@ from clip_finetuning.loading.sample import (
     product_hash,
     record_of,
 )
-from clip_finetuning.loading.shard_list import is_url
 from clip_finetuning.loading.tar_contents import described, shortfall
 from clip_finetuning.loading.tar_format import AFTER_END, TRUNCATED, ForwardFile, ShardDamage, tar_members
 from clip_finetuning.runtime.accounting import Guessed, Skipped
-from clip_finetuning.runtime.http import SCHEMES, HttpFile
-from clip_finetuning.runtime.remote import RemoteFile
-from clip_finetuning.runtime.resuming import ResumingStream
-from clip_finetuning.runtime.text import printable
-
-log = logging.getLogger(__name__)
 
 REMEMBERED = 100_000  # keys of a shard whose files were met, in case that more of them follow
 UNREADABLE = "unreadable shard"
@@ -49,26 +39,6 @@ APART = "files of a sample that are not adjacent in a stream, and not used"
 PROBLEMS = {TRUNCATED: "unexpected end of data"}
 RawSample = dict[str, Any]
 Report = Callable[[Skipped | Guessed], object]  # takes what breaks a shard off, and what of it cannot be used
-
-
-def open_shard(shard: str) -> Any:
-    """A binary stream of a local path, or of any URL that webdataset or fsspec knows. Raises OSError and ValueError.
-
-    Where a connection breaks, the stream goes on at the same byte; `pipe:` and what webdataset leaves to a command end there.
-    """
-    if not is_url(shard):
-        return open(shard, "rb")
-    scheme = urlparse(shard).scheme
-    if scheme in SCHEMES:
-        return ResumingStream(HttpFile(shard), sleep=partial(_say_and_sleep, shard))
-    if scheme in gopen_schemes:
-        return gopen(shard)
-    return ResumingStream(RemoteFile(shard), sleep=partial(_say_and_sleep, shard))
-
-
-def _say_and_sleep(shard: str, seconds: float, error: OSError) -> None:
-    log.warning("%s: %s; trying again in %g seconds", printable(shard), printable(error), seconds)
-    time.sleep(seconds)
 
 
 def shard_samples(

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import create_webdataset
-from clip_finetuning.loading import stream_reader
+from clip_finetuning.loading import opening
 from clip_finetuning.runtime import remote, resuming
 from tests.helpers import (
     assert_same,
@@ -89,7 +89,7 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_no_mixture(folder):
 
 def test_a_web_server_that_is_not_there_is_one_line_after_few_attempts(folder, caplog, monkeypatch):
     slept = []
-    monkeypatch.setattr(stream_reader.time, "sleep", slept.append)
+    monkeypatch.setattr(opening.time, "sleep", slept.append)
     with WebServer({}) as server:
         address = server.address
     with pytest.raises(
@@ -240,8 +240,8 @@ def test_a_store_that_gives_up_mid_file_is_gone_on_with(tmp_path, monkeypatch):
         return read(self, size)
 
     monkeypatch.setattr(MemoryFile, "read", breaking)
-    with stream_reader.open_shard("memory://flaky/a.tar") as stream:
+    with opening.open_shard("memory://flaky/a.tar") as stream:
         assert stream.read() == data
     assert breaks[0] > 3
     with pytest.raises(FileNotFoundError):
-        stream_reader.open_shard("memory://flaky/b.tar")
+        opening.open_shard("memory://flaky/b.tar")
