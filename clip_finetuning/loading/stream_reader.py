@@ -26,7 +26,6 @@ from clip_finetuning.loading.sample import (
     parse_sample,
     product_hash,
     record_of,
-    split_name,
 )
 from clip_finetuning.loading.shard_list import is_url
 from clip_finetuning.loading.tar_format import AFTER_END, TRUNCATED, ForwardFile, ShardDamage, tar_members
