@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from clip_finetuning.loading.members import Grouped, Joined, are_related, is_part_of, join, resolve, root_of, runs
+from clip_finetuning.loading.members import Grouped, are_related, is_part_of, join, resolve, root_of, runs
 from clip_finetuning.loading.sample import (
     FURTHER,
     USUAL,
@@ -221,7 +221,7 @@ def _is_same(there, key, suffix, size):
 class Contents(NamedTuple):
     """What a tar holds."""
 
-    samples: list[Grouped[Member]]
+    samples: list[Grouped]  # of Members
     ambiguous: list[str]  # the key of each sample whose files cannot be told apart
     damage: str | None  # what breaks it off
     lost: int  # samples that are known to be lost by that; there may be more
@@ -235,7 +235,7 @@ def contents_of(file: BinaryIO | io.FileIO, path: str) -> Contents:
             all_runs.append(run)
     except ShardDamage as error:
         damage = error
-    together: Joined[Member] = join(all_runs)
+    together = join(all_runs)
     samples = [sample for run in together.runs for sample in resolve(run)]
     ambiguous = [key for key, count in together.ambiguous for _ in range(count)]
     if damage is None or damage.reason == AFTER_END:
