@@ -27,7 +27,7 @@ from clip_finetuning.loading.sample import (
     split_name,
 )
 from clip_finetuning.loading.sizes import expected_sizes
-from clip_finetuning.loading.tar_format import AFTER_END, BLOCK, Member, ShardDamage, tar_members
+from clip_finetuning.loading.tar_format import AFTER_END, BLOCK, ShardDamage, tar_members
 from clip_finetuning.runtime.accounting import Guessed, Skipped
 
 MAX_OPEN_FILES = 256  # a process may have 1,024 on most systems
