@@ -8,7 +8,7 @@ and `1.seg.png` beside a `1.jpg` with a text is no sample of its own.
 
 import collections
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from clip_finetuning.loading.sample import is_picture, is_text, split_name
 from clip_finetuning.loading.tar_format import AFTER_END, ShardDamage
@@ -18,11 +18,11 @@ T = TypeVar("T")
 Run = dict[str, dict[str, T]]  # neighbours: key -> suffix -> value
 
 
-class Grouped(NamedTuple, Generic[T]):
+class Grouped(NamedTuple):
     """A sample, or what there is of one."""
 
     key: str
-    files: dict[str, T]  # suffix -> value
+    files: dict[str, Any]  # suffix -> value
     has_more: bool = False  # files that would belong to it as well, and are not used
 
     @property
@@ -106,7 +106,7 @@ def is_part_of(name: str, sample: Grouped) -> bool:
     return not (sample.has_picture and sample.has_text) and are_related(split_name(name)[0], sample.key)
 
 
-def resolve(run: Run[T]) -> list[Grouped[T]]:
+def resolve(run: Run[T]) -> list[Grouped]:
     """The samples of a run, and what there is of incomplete ones."""
     if len(run) == 1:
         ((key, files),) = run.items()
@@ -141,15 +141,15 @@ def resolve(run: Run[T]) -> list[Grouped[T]]:
 # ------------------------------------------------------------------------------------ files that are no neighbours
 
 
-class Joined(NamedTuple, Generic[T]):
+class Joined(NamedTuple):
     """The runs of a whole tar after those of one root were put together."""
 
-    runs: list[Run[T]]
+    runs: list[Run[Any]]
     ambiguous: list[tuple[str, int]]  # (key, how many) of samples whose files cannot be told apart
     joined: set[str]  # the roots that were put together
 
 
-def join(all_runs: Sequence[Run[T]]) -> Joined[T]:
+def join(all_runs: Sequence[Run[T]]) -> Joined:
     """Put the files of a key together wherever they lie in the tar, as in one of all pictures, then all texts.
 
     A key that comes twice is two samples: those that are whole stay as they are, and of the others the n-th picture has

@@ -15,7 +15,7 @@ import numpy as np
 
 from clip_finetuning.loading import kept_index
 from clip_finetuning.loading.kept_index import Contents
-from clip_finetuning.loading.members import Grouped, Joined, is_part_of, join, resolve, root_of, runs
+from clip_finetuning.loading.members import Grouped, is_part_of, join, resolve, root_of, runs
 from clip_finetuning.loading.sample import (
     FURTHER,
     USUAL,
@@ -26,7 +26,7 @@ from clip_finetuning.loading.sample import (
     parse_sample,
     product_hash,
 )
-from clip_finetuning.loading.tar_format import AFTER_END, BLOCK, Member, ShardDamage, tar_members
+from clip_finetuning.loading.tar_format import AFTER_END, BLOCK, ShardDamage, tar_members
 from clip_finetuning.runtime.accounting import Guessed, Skipped
 
 FEWER = "fewer samples than sizes.json says"
@@ -123,7 +123,7 @@ class _ContentsReader:
 class TarSamples(NamedTuple):
     """What a tar holds."""
 
-    samples: list[Grouped[Member]]
+    samples: list[Grouped]  # of Members
     ambiguous: list[str]  # the key of each sample whose files cannot be told apart
     damage: str | None  # what breaks it off
     lost: int  # samples that are known to be lost by that; there may be more
@@ -137,7 +137,7 @@ def samples_of(file: BinaryIO | io.FileIO, path: str) -> TarSamples:
             all_runs.append(run)
     except ShardDamage as error:
         damage = error
-    together: Joined[Member] = join(all_runs)
+    together = join(all_runs)
     samples = [sample for run in together.runs for sample in resolve(run)]
     ambiguous = [key for key, count in together.ambiguous for _ in range(count)]
     if damage is None or damage.reason == AFTER_END:
