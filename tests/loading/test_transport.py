@@ -112,11 +112,11 @@ def small_shared_memory(command):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder with shards of 520 products, and a tiny model of 224 pixels."""
+    """A folder with a shard of 264 products, and a tiny model of 224 pixels."""
     if not shutil.which("unshare") or small_shared_memory(["true"]).returncode:
         pytest.skip("no mount namespaces here")
     folder = tmp_path_factory.mktemp("pictures")
-    write_shard(folder / "a.000000.tar", [catalogue_sample(number, number) for number in range(520)])
+    write_shard(folder / "a.000000.tar", [catalogue_sample(number, number) for number in range(264)])
     vision = {**TINY["vision_cfg"], "image_size": 224, "patch_size": 56}
     (folder / "tiny.json").write_text(json.dumps({**TINY, "vision_cfg": vision}))
     return folder
