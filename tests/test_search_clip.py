@@ -80,7 +80,7 @@ def test_shards_are_indexed_with_the_evaluators_own_embeddings(tmp_path, make_sh
         assert json.loads(file["image_key"].tobytes()) == list(index_of(tmp_path / "index"))
     index = Index.open(tmp_path / "index")
     assert np.array_equal(index.vectors, images) and np.array_equal(index.caption_vectors, texts)
-    streamed = "::".join(f"pipe:cat {shard}" for shard in sorted((tmp_path / "shards").glob("*.tar")))
+    streamed = "::".join(f"pipe:cat {shard}" for shard in sorted(tmp_path.glob("shards.*.tar")))
     make(streamed, tmp_path / "streamed", model)
     assert list(index_of(tmp_path / "streamed")) == list(index_of(tmp_path / "index"))
 
