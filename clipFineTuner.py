@@ -136,7 +136,8 @@ def take_settings_of(checkpoint: dict[str, Any] | None, args: argparse.Namespace
 
 def look_for_shards(args: argparse.Namespace) -> None:
     """FileNotFoundError or ValueError for shards that do not serve: known before a model is built or downloaded."""
-    loading.first_look.check_contrast(args.train_dataset_pattern)
+    fields = loading.sample.Fields(args.caption_key, args.product_key)
+    loading.first_look.check_contrast(args.train_dataset_pattern, fields)
     if args.eval_interval is not None and "VALID_DATASET_PATTERN" in args.given:
         loading.first_look.check_shards(args.valid_dataset_pattern)
 

@@ -127,7 +127,10 @@ def default_output(args: argparse.Namespace) -> str:
 def load_baseline(args: argparse.Namespace) -> dict[str, Any]:
     """The results to compare with. Raises ValueError, before a model runs, if they do not fit what is to be measured."""
     baseline = load_results(args.baseline, args)
-    samples = None if args.from_embeddings else loading.first_look.listed(args.dataset_path, args.max_samples)
+    samples = None
+    if not args.from_embeddings:
+        fields = loading.sample.Fields(args.caption_key, args.product_key)
+        samples = loading.first_look.listed(args.dataset_path, args.max_samples, fields)
     retrieval.baseline.check(baseline, args.output, args.protocol, *(samples or (None,)))
     return baseline
 

@@ -40,7 +40,7 @@ def main():
         command += ["--compare", args.compare]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            address = re.match(r"http://(\S+)/ ", server.stdout.readline())[1]
+            address = next(found[1] for line in server.stdout if (found := re.match(r"http://(\S+)/ ", line)))
             ask(address, 1, args.visitors)  # the first queries allocate
             seconds = ask(address, args.seconds, args.visitors)
         finally:

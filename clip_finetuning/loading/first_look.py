@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from clip_finetuning.loading.sample import SampleError, ShardSample, parse_sample
+from clip_finetuning.loading.sample import USUAL, Fields, SampleError, ShardSample, parse_sample
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
-from clip_finetuning.loading.streaming import shard_samples
+from clip_finetuning.loading.stream_reader import shard_samples
 from clip_finetuning.loading.tar_contents import ShardReadError
 from clip_finetuning.loading.tar_index import TarIndex
-from clip_finetuning.runtime.accounting import Skipped
+from clip_finetuning.runtime.accounting import Guessed, Skipped
 from clip_finetuning.runtime.text import same_caption_key
 
 LOOKED_AT = 20  # samples of a shard, at first: they are of more than one product, nearly always
@@ -29,11 +29,11 @@ def check_shards(pattern: str) -> list[str]:
     """The shards of a pattern. Raises FileNotFoundError if one is missing, ValueError if the streamed ones are out of reach."""
     shards = expand_pattern(pattern)
     if any(map(is_url, shards)):
-        next(_samples(shards, LOOKED_AT), None)
+        next(_samples(shards, LOOKED_AT, USUAL), None)
     return shards
 
 
-def check_contrast(pattern: str) -> None:
+def check_contrast(pattern: str, fields: Fields = USUAL) -> None:
     """ValueError if no two samples of the shards can be told apart: then no batch of them teaches anything.
 
     Samples are told apart by what the loss goes by: another product, and no caption in common. Reads a few samples, and
@@ -41,7 +41,7 @@ def check_contrast(pattern: str) -> None:
     """
     shards, met = check_shards(pattern), []
     for limit in (LOOKED_AT, None):
-        for sample in _samples(shards, limit):
+        for sample in _samples(shards, limit, fields):
             identity = (sample.product_id, frozenset(map(same_caption_key, sample.captions)))
             if any(identity[0] != product and not identity[1] & captions for product, captions in met):
                 return
@@ -58,30 +58,30 @@ def check_contrast(pattern: str) -> None:
     )
 
 
-def listed(pattern: str, max_samples: int | None = None) -> Listed | None:
+def listed(pattern: str, max_samples: int | None = None, fields: Fields = USUAL) -> Listed | None:
     """What an evaluation of these shards would look at if it can read each picture; None for streams, which are read once."""
     shards = expand_pattern(pattern)
     if any(map(is_url, shards)):
         return None
-    index, found = TarIndex(shards), []
+    index, found = TarIndex(shards, fields), []
     for number in range(min(len(index), max_samples or len(index))):
         try:
-            sample = parse_sample(index.read(number))
+            sample = parse_sample(index.read(number), fields)
         except (SampleError, ShardReadError):
             continue
         found.append((sample.key, sample.product_id, sample.captions[0]))
     return Listed(*map(list, zip(*found))) if found else Listed([], [], [])
 
 
-def _samples(shards: list[str], limit: int | None) -> Iterator[ShardSample]:
+def _samples(shards: list[str], limit: int | None, fields: Fields) -> Iterator[ShardSample]:
     """The samples that can be used, the first `limit` of each shard. ValueError if the first shards are out of reach."""
     found, unreadable = 0, []
     for shard in shards:
-        problems: list[Skipped] = []
-        for raw in itertools.islice(shard_samples(shard, problems.append), limit):
+        problems: list[Skipped | Guessed] = []
+        for raw in itertools.islice(shard_samples(shard, problems.append, fields=fields), limit):
             found += 1
             try:
-                yield parse_sample(raw)
+                yield parse_sample(raw, fields)
             except SampleError:
                 continue
         unreadable += problems

@@ -93,7 +93,7 @@ def cache_of(folder: str) -> str:
 
 def save(path: str, contents: Contents, rules: Mapping[str, Any]) -> Path:
     """Keep a tar's contents -> where. Raises OSError if there is no place for it."""
-    data = encode(contents, rules)
+    data, failure = encode(contents, rules), OSError()
     for place in places(path):
         try:
             with atomic_write(place) as temporary:

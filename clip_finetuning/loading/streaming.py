@@ -56,7 +56,10 @@ class StreamedBatches:
         self.num_batches = -(-sum(self._wanted[shard] for shard in self._mine) // self.batch_size)
 
     def _note(self, entry: Skipped | Guessed) -> None:
-        (self.guessed if isinstance(entry, Guessed) else self.skipped).append(entry)
+        if isinstance(entry, Guessed):
+            self.guessed.append(entry)
+        else:
+            self.skipped.append(entry)
 
     def _sizes(self, products_alone: bool) -> list[int]:
         """Samples of each shard, from `sizes.json` beside it; without one, every shard has to be read once."""

@@ -134,7 +134,10 @@ class TarIndex:
         for reason, key, number in shard.guessed:
             self.guessed.append(Guessed(1, reason, f"{name}: {key}", first + number))
         for entry in shortfall(path, path, expected, shard.found, shard.damage, shard.lost):
-            (self.guessed if isinstance(entry, Guessed) else self.skipped).append(entry)
+            if isinstance(entry, Guessed):
+                self.guessed.append(entry)
+            else:
+                self.skipped.append(entry)
 
 
 class Found(NamedTuple):

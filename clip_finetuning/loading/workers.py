@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from multiprocessing import connection
 from typing import Any
 
-from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data._utils.signal_handling import (
+    _remove_worker_pids,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from clip_finetuning.runtime import signals
 
@@ -46,7 +48,7 @@ class _ChildEnded:
     def __call__(self, number: int, frame: Any) -> None:
         if callable(self.before) and not str(self.before.__module__).startswith("torch."):
             self.before(number, frame)
-        for iterator in filter(None, _waiting):
+        for iterator in [one for one in _waiting if one is not None]:  # they have a length, which they cannot tell
             check(iterator)
 
 

@@ -79,7 +79,8 @@ class Pictures(IterableDataset):
 
     def _block(self, group: Group) -> Block:
         rows, new, images, thumbnails = [], [], [], []
-        lost, guessed = list(group.skipped), []
+        lost = [entry for entry in group.skipped if isinstance(entry, Skipped)]
+        guessed = [entry for entry in group.skipped if isinstance(entry, Guessed)]
         for sample in group.samples:
             try:
                 said = self.read(sample)

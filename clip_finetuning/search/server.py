@@ -144,7 +144,7 @@ def application(sides: list[Side], hosts: list[str] | None = None) -> FastAPI:
         return About(indexes=[_described(side) for side in sides], categories=categories)
 
     for name, media_type in FILES.items():
-        content = resources.files(__package__).joinpath(name).read_bytes()
+        content = resources.files(__name__.rpartition(".")[0]).joinpath(name).read_bytes()
         path = "/" if name == "page.html" else f"/{name}"
         app.add_api_route(path, _file(content, media_type), response_class=Response, include_in_schema=False)
     return app

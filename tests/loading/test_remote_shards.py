@@ -42,7 +42,7 @@ def folder(make_shards, tmp_path_factory):
 
 
 def pages(folder, **how):
-    return {f"/{path.name}": file_page(path.read_bytes(), **how) for path in folder.iterdir()}
+    return {f"/{path.name}": file_page(path.read_bytes(), **how) for path in folder.iterdir() if path.is_file()}
 
 
 # ------------------------------------------------------------------------------------------------------ http
@@ -192,7 +192,7 @@ def test_training_and_evaluation_from_a_bucket_that_fails_now_and_then(stored, f
     import s3fs
 
     files = s3fs.S3FileSystem()
-    for path in folder.iterdir():
+    for path in filter(os.path.isfile, folder.iterdir()):
         files.put_file(str(path), f"shop/read/{path.name}")
     flaky.every = 4
     loader = evaluation(f"s3://shop/read/{SHARDS}", num_workers=1)
