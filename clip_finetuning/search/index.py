@@ -36,7 +36,7 @@ class Hit(NamedTuple):
 class Index:
     """An open index. `about`: what index.json says - model, source, counts, graph. Safe to use from several threads."""
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, about: dict[str, Any], with_graph: bool = True) -> None:
         place = files.generation(folder, about)
         self.folder, self.about = folder, about
         self.vectors = _array(place / files.VECTORS, 2, np.float32)  # (N, D)
@@ -56,21 +56,24 @@ class Index:
         if any(column.min() < first or column.max() >= end for column, first, end in ends):
             raise ValueError(f"{place / files.ROWS} names categories or captions that are not there; {files.AGAIN}")
         self.graph, self.reach = None, 0
-        if files.GRAPH in about["files"]:
+        if with_graph and files.GRAPH in about["files"]:
             self.reach = _reach(about)
             self.graph = graphs.load(place / files.GRAPH, self.vectors.shape[1])
             self.graph.expansion_search = self.reach
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> "Index":
-        """The index of a folder. Raises FileNotFoundError, or ValueError for one that is damaged or cut short."""
+    def open(cls, folder: str | os.PathLike, with_graph: bool = True) -> "Index":
+        """The index of a folder; without its graph, every search scores every picture.
+
+        Raises FileNotFoundError, or ValueError for one that is damaged or cut short.
+        """
         about = files.read_about(folder)
         try:
-            return cls(Path(folder), about)
+            return cls(Path(folder), about, with_graph)
         except ValueError:
             if files.read_about(folder)["generation"] == about["generation"]:
                 raise
-        return cls(Path(folder), files.read_about(folder))  # a run has put a new state in place meanwhile
+        return cls(Path(folder), files.read_about(folder), with_graph)  # a run has put a new state in place meanwhile
 
     def __len__(self) -> int:
         """How many pictures it holds."""
