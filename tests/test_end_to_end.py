@@ -127,7 +127,7 @@ def test_training_goes_on_where_it_stopped(run):
         "clip_prep.py --data-dir nowhere",
         "create_webdataset.py --json nowhere.json --output-dir out",
         "clipFineTuner.py --train-dataset-pattern nowhere.{000000..000001}.tar",
-        "evaluate_clip.py --checkpoint nowhere.pt",
+        "evaluate_clip.py --dataset-path webdataset_shards/*valid*.tar --checkpoint nowhere.pt",
     ],
 )
 def test_a_users_mistake_ends_in_one_line_and_exit_code_2(run, line):

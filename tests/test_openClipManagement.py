@@ -241,6 +241,7 @@ def test_no_network_on_first_download_ends_in_one_line_with_the_remedy(tmp_path,
     def offline(*_, **__):
         raise RuntimeError("cannot reach the hub\nlong story")
 
+    monkeypatch.setattr("clip_finetuning.model.hub.look", lambda _: ("", 0))  # which may be wrong a moment later
     monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
     with pytest.raises(ValueError, match="cannot reach the hub.*MODEL_PRETRAINED to a local file") as refusal:
         clip.create_model("ViT-B-32", "laion2b_s34b_b79k", str(tmp_path))

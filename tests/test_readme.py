@@ -131,7 +131,14 @@ def test_the_flags_that_the_pages_name_belong_to_some_script():
     sources = [*ROOT.glob("*.py"), *ROOT.glob("demo/*.py"), *ROOT.glob("benchmarks/*.py")]
     known = {flag for path in sources for flag in re.findall(r'"(--[a-z0-9-]+)"', path.read_text(encoding="utf-8"))}
     known |= {f"--{name.lower().replace('_', '-')}" for name in KNOBS} | {"--help"}
-    others = {"--lr", "--wd", "--requeue"}  # open_clip_train's, SLURM's
+    others = {
+        "--lr",
+        "--wd",
+        "--requeue",
+        "--sort",
+        "--data-binary",
+        "--shm-size",
+    }  # open_clip_train's, SLURM's, tar's, curl's, Docker's
     for page, text in PAGES.items():
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         codes = " ".join(code for code in re.findall(r"`([^`]+)`", prose) if "torchrun" not in code)

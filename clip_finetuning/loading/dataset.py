@@ -25,12 +25,11 @@ from clip_finetuning.loading.seeds import sample_seed
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.source import Group, Options, Source
 from clip_finetuning.loading.streaming import StreamedBatches
-from clip_finetuning.loading.transport import packed, shared_numbers
+from clip_finetuning.loading.transport import batch_bytes, packed, shared_numbers
 from clip_finetuning.runtime.accounting import Guessed, Skipped, reason_of
 from clip_finetuning.runtime.text import printable, same_caption_key
 
 REMEMBERED_CAPTIONS = 100_000  # 60 MB of tokens at 77 a caption
-ASSUMED_SIZE = (384, 384)  # of what a transform makes that does not say it
 MOST_CAPTIONS = 8  # of a sample, by which `identities` tell what it shares with others
 log = logging.getLogger(__name__)
 
@@ -112,9 +111,7 @@ class ClipDataset(IterableDataset):
 
     def batch_bytes(self) -> int:
         """About the bytes of a batch's pictures."""
-        size = getattr(self.transform, "size", None)  # of an ImageTransform
-        height, width = size if isinstance(size, tuple) and len(size) == 2 else ASSUMED_SIZE
-        return self.source.batch_size * 3 * height * width
+        return batch_bytes(self.transform, self.source.batch_size)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """The next iteration yields this epoch from this batch on; what comes before it is not decoded."""

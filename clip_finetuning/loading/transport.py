@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 SHARED_MEMORY = "/dev/shm"
+ASSUMED_SIZE = (384, 384)  # of what a transform makes that does not say it
 PREFETCH = 2  # batches that wait for each worker's turn, torch's own number
+PICTURES = 4  # dimensions of a batch of pictures
 IN_USE = 2  # batches that the main process holds: the present one, and the next before it lets go of that
 MARGIN = 1.1  # for pages that are not full, and for others who take room
 log = logging.getLogger(__name__)
@@ -30,6 +32,13 @@ class Transport(NamedTuple):
 
     num_workers: int
     shared: bool
+
+
+def batch_bytes(transform: Any, batch_size: int) -> int:
+    """About the bytes of a batch's pictures."""
+    size = getattr(transform, "size", None)  # of an ImageTransform
+    height, width = size if isinstance(size, tuple) and len(size) == 2 else ASSUMED_SIZE
+    return batch_size * 3 * height * width
 
 
 def choose(loader: Any, num_workers: int, batch_bytes: int, aloud: bool = True) -> Transport:
@@ -81,22 +90,26 @@ def shared_numbers(count: int) -> torch.Tensor:
 
 
 def packed(batch: Any, shared: bool) -> Any:
-    """A worker's batch as it is sent: arrays go through the pipe, whatever is a tensor in shared memory does not."""
-    if not shared:
-        batch = batch._replace(images=batch.images.permute(0, 2, 3, 1).contiguous().numpy())  # in memory it is that
-    return batch._replace(tokens=batch.tokens.numpy(), identities=batch.identities.numpy())
+    """A worker's batch, a NamedTuple, as it is sent: arrays go through the pipe, tensors lie in shared memory.
+
+    Those are the pictures, of four dimensions, where there is room.
+    """
+    arrays = {}
+    for name, value in zip(batch._fields, batch):
+        if isinstance(value, torch.Tensor) and not (shared and value.ndim == PICTURES):
+            is_pictures = value.ndim == PICTURES  # which lie in memory with their channels last
+            arrays[name] = (value.permute(0, 2, 3, 1).contiguous() if is_pictures else value).numpy()
+    return batch._replace(**arrays)
 
 
 def unpacked(batch: Any) -> Any:
     """The batch of tensors that was sent."""
-    tensors = {"tokens": _tensor(batch.tokens), "identities": _tensor(batch.identities)}
-    if not isinstance(batch.images, torch.Tensor):
-        tensors["images"] = _tensor(batch.images).permute(0, 3, 1, 2)
+    tensors = {name: _tensor(value) for name, value in zip(batch._fields, batch) if isinstance(value, np.ndarray)}
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.permute(0, 3, 1, 2) if tensor.ndim == PICTURES else tensor
     return batch._replace(**tensors)
 
 
-def _tensor(array: Any) -> torch.Tensor:
-    if not isinstance(array, np.ndarray):
-        return array
+def _tensor(array: np.ndarray) -> torch.Tensor:
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if torch.cuda.is_available() else tensor

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from multiprocessing import connection
 from typing import Any
 
-from torch.utils.data._utils.signal_handling import (
-    _remove_worker_pids,  # pyright: ignore[reportAttributeAccessIssue]
-)
+from torch.utils.data._utils import signal_handling
 
 from clip_finetuning.runtime import signals
 
@@ -71,8 +69,8 @@ def _watched(iterator: Any) -> Iterator[None]:
     try:
         yield
     except Exception:  # torch's own word for a dead worker, a reset connection to it, half a message
-        if iterator is not None:
-            connection.wait([worker.sentinel for worker in getattr(iterator, "_workers", [])], SECONDS_TO_END)
+        if sentinels := [worker.sentinel for worker in getattr(iterator, "_workers", [])]:
+            connection.wait(sentinels, SECONDS_TO_END)
             check(iterator)
         raise
     finally:
@@ -111,7 +109,7 @@ def _abandon(iterator: Any) -> None:
     """End the workers by force. One that died may have held a lock, and half a message: nothing is to wait for it."""
     iterator._shutdown = True  # else torch would end them its own way, now or at the exit, and wait
     if iterator._worker_pids_set:
-        _remove_worker_pids(id(iterator))
+        signal_handling._remove_worker_pids(id(iterator))  # pyright: ignore[reportAttributeAccessIssue]
         iterator._worker_pids_set = False
     for worker in iterator._workers:
         worker.kill()

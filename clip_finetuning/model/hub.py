@@ -64,8 +64,11 @@ def wanted_of(name: str, pretrained: str, config: Mapping[str, Any], own_weights
             found.append(Wanted(cfg["url"]))
     text = config.get("text_cfg", {})
     for key, file in (("hf_tokenizer_name", "tokenizer_config.json"), ("hf_model_name", "config.json")):
-        if text.get(key) and not os.path.isdir(text[key]):
-            found.append(of_repository(text[key], file))
+        source = text.get(key)
+        if source and key == "hf_tokenizer_name" and place == "local-dir":
+            source = identifier  # where open_clip takes it from, whatever the config names
+        if source and not os.path.isdir(source):
+            found.append(of_repository(source, file))
     return found
 
 

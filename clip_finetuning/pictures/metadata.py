@@ -17,9 +17,12 @@ SHORTEST = {APP0: 14, APP14: 12}  # bytes of a JFIF and an Adobe segment that sa
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """The same picture without texts and profiles; None where there are none, or the format is another one."""
+    """The same picture without texts and profiles; None where there are none, pixels are cut, or for another format."""
     if data.startswith(PNG):
-        bare = PNG + b"".join(_png_chunks(data))
+        chunks = list(_png_chunks(data))
+        if any(len(chunk) < 12 + int.from_bytes(chunk[:4], "big") for chunk in chunks):
+            return None
+        bare = PNG + b"".join(chunks)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         bare = _webp(data)
     elif data.startswith(b"\xff\xd8"):

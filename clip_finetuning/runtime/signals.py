@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from typing import NoReturn
 
 # Windows has no SIGHUP.
@@ -63,6 +64,7 @@ def _stop(number: int, _: object) -> NoReturn:
     if multiprocessing.parent_process() is not None:  # a worker that inherited this
         os._exit(exit_code(number))
     leave_terminal(number)
+    threading.excepthook = lambda _: None  # a pool's own thread, which finds its workers gone
     for child in multiprocessing.active_children():
         if not child.daemon:  # of a process pool, which would be waited for until all its work is done
             child.kill()

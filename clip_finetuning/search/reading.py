@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from clip_finetuning.loading.failure import Failure, failures_as_values
 from clip_finetuning.loading.loader import Loader
 from clip_finetuning.loading.source import Group, Options
+from clip_finetuning.loading.transport import batch_bytes, packed
 from clip_finetuning.pictures.decode import load_picture
 from clip_finetuning.runtime.accounting import Guessed, Skipped, reason_of
 from clip_finetuning.search.source import Opened
@@ -60,9 +61,14 @@ class Pictures(IterableDataset):
         super().__init__()
         self.source, self.read, self.options = opened.source, opened.read, options
         self.transform, self.known = transform, known
+        self.in_shared_memory = False  # where a worker's Blocks lie until they are taken
 
     def __len__(self) -> int:
         return self.source.num_batches
+
+    def batch_bytes(self) -> int:
+        """About the bytes of a Block's pictures."""
+        return batch_bytes(self.transform, self.options.batch_size)
 
     def set_epoch(self, epoch: int, start: int) -> None:
         """One pass is all there is."""
@@ -71,7 +77,9 @@ class Pictures(IterableDataset):
         info: Any = get_worker_info()
         if info is None:
             return self._blocks(0, 1)
-        return failures_as_values(self._blocks(info.id, info.num_workers))
+        return failures_as_values(
+            packed(block, self.in_shared_memory) for block in self._blocks(info.id, info.num_workers)
+        )
 
     def _blocks(self, worker: int, num_workers: int) -> Iterator[Block]:
         for group in self.source.groups(0, 0, worker, num_workers):

@@ -42,7 +42,7 @@ def test_a_lone_quote_swallows_no_row(tmp_path, suffix, sign, opening, closing, 
     titles = [row.captions[0] for row in rows]
     lost = sum(map(len, skipped.values()))  # of pictures that are URLs or not there
     assert len(rows) + lost == ROWS
-    assert set(skipped) <= {"missing image", "image is a URL (download it first)"}
+    assert set(skipped) <= {"missing image", "image is a URL (--download DIR fetches it)"}
     if picture == "1.jpg":
         assert [title.strip('"') for title in titles] == [f"Title {number}" for number in range(1, ROWS + 1)]
         assert titles[opening[0] - 1] == f'"Title {opening[0]}' + '"' * (opening[0] in closing)
