@@ -109,7 +109,7 @@ def _abandon(iterator: Any) -> None:
     """End the workers by force. One that died may have held a lock, and half a message: nothing is to wait for it."""
     iterator._shutdown = True  # else torch would end them its own way, now or at the exit, and wait
     if iterator._worker_pids_set:
-        signal_handling._remove_worker_pids(id(iterator))  # pyright: ignore[reportAttributeAccessIssue]
+        signal_handling._remove_worker_pids(id(iterator))  # pyright: ignore[reportPrivateImportUsage]
         iterator._worker_pids_set = False
     for worker in iterator._workers:
         worker.kill()
