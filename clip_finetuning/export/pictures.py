@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 
 from clip_finetuning.loading.sample import SampleError, ShardSample, parse_sample
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
-from clip_finetuning.loading.streaming import shard_samples
+from clip_finetuning.loading.stream_reader import shard_samples
 from clip_finetuning.loading.tar_index import TarIndex
 from clip_finetuning.pictures.decode import PictureError, load_picture
+from clip_finetuning.runtime.accounting import Skipped
 
 ORIENTATION = 0x0112  # the Exif tag
 # How to store a picture for each value of the tag, so that a viewer who obeys it shows the picture as it was.
@@ -60,7 +61,8 @@ def read(pattern: str, count: int) -> Pictures:
         if len(samples) == count:
             break
     for entry in lost:
-        skipped[entry.reason] += entry.count
+        if isinstance(entry, Skipped):  # else something of a sample that is used was guessed
+            skipped[entry.reason] += entry.count
     if not samples:
         raise ValueError(f"{pattern} has no picture to check the export on: {dict(skipped) or 'its shards are empty'}")
     return Pictures(samples, skipped, total)
