@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import sys
 import threading
 import time
@@ -41,9 +42,21 @@ def cluster():
         cluster.shutdown()
 
 
+def wait_for_processors(cluster, count):
+    """Until the cluster counts them: that it has a machine, or has lost one, is told a while after."""
+    import ray
+
+    ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+    end = time.monotonic() + 60
+    while ray.cluster_resources().get("CPU") != count and time.monotonic() < end:
+        time.sleep(0.05)
+    ray.shutdown()
+
+
 def kill_when(cluster, in_the_middle):
     """Add a machine, and kill it once `in_the_middle()` -> the thread that waits for it, and what it killed."""
     machine, killed = cluster.add_node(num_cpus=1, **MEMORY), []
+    wait_for_processors(cluster, 2)
 
     def kill():
         end = time.monotonic() + 120
