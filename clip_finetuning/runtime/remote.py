@@ -14,6 +14,8 @@ from clip_finetuning.runtime.resuming import is_temporary
 T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0)  # seconds before each further attempt, beyond those of the file system itself
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+# What botocore and aiohttp call a connection that ended before its answer; they are no OSErrors, and not always here.
+BROKEN_OFF = ("HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError")
 HINTS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_S3_ANON=true for a public bucket, and "
     "AWS_ENDPOINT_URL where the server is not Amazon's"
@@ -62,6 +64,7 @@ def explained(url: str) -> Iterator[None]:
         hint = HINTS.get(url.partition(":")[0], "")
         text = " ".join(str(error).split()) or type(error).__name__
         temporary = isinstance(error, OSError) and not isinstance(error, PERMANENT)
+        temporary = temporary or any(kind.__name__ in BROKEN_OFF for kind in type(error).__mro__)
         raise RemoteError(f"{url}: {text}" + (f"; {hint}" if hint else ""), temporary) from error
 
 
