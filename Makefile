@@ -46,7 +46,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 $(LOWEST)/installed: requirements.txt requirements-dev.txt
 	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r requirements-dev.txt
+	UV_HTTP_TIMEOUT=600 $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r requirements-dev.txt
 	touch $@
 
 clean:
