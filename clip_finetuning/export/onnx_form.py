@@ -20,6 +20,7 @@ from clip_finetuning.export.check import read_preprocess
 from clip_finetuning.export.form import Facts, Options, need, unit
 from clip_finetuning.export.preprocess_file import FILE
 from clip_finetuning.model.clip_model import ClipModel
+from clip_finetuning.model.weights import quiet
 
 NAME = "onnx"
 TOWERS = ("image", "text")
@@ -104,13 +105,10 @@ def _plain_attention() -> Iterator[None]:
     """Attention in parts that ONNX has, not in one fused kernel; and no warnings of the exporter about itself."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     finally:
-        logging.disable(logging.NOTSET)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 

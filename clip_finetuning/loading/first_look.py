@@ -80,10 +80,7 @@ def _samples(shards: list[str], limit: int | None, fields: Fields) -> Iterator[S
         problems: list[Skipped | Guessed] = []
         for raw in itertools.islice(shard_samples(shard, problems.append, fields=fields), limit):
             found += 1
-            try:
-                yield parse_sample(raw, fields)
-            except SampleError:
-                continue
+            yield parse_sample(raw, fields)
         unreadable += problems
         if is_url(shard) and not found and len(unreadable) == min(TRIED, len(shards)):
             raise ValueError(

@@ -13,25 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from clip_finetuning.pictures.decode import PictureError, load_picture
 from clip_finetuning.retrieval import comparison, metrics, names, protocols
 from clip_finetuning.retrieval.embeddings import Embeddings, texts
+from clip_finetuning.runtime.pages import templates
 
 QUERIES = 60  # shown in all: two thirds a random sample, one third the worst
 SHOWN = 5  # answers of each query
 THUMBNAIL = 160  # pixels of the longer side
 BARS = 40  # categories in the chart
 CONFUSIONS = 12
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+TEMPLATES = templates(Path(__file__).parent)
 
 
 class Answer(NamedTuple):
