@@ -25,7 +25,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     if left_out:
         lines += textwrap.wrap(f"left out: {left_out}", 80, subsequent_indent="  ")
     for name in shared:
-        for direction in names.DIRECTIONS:
+        for direction in names.DIRECTIONS_OF[name]:
             pair = [results["protocols"][name][direction] for results in (first, second)]
             lines += ["", f"{name}, {names.title(direction)}".ljust(26) + f"{'A':>8}{'B':>8}{'B - A [95 %]':>26}"]
             lines += _differences(*pair)

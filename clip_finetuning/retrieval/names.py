@@ -1,7 +1,8 @@
 """What protocols, directions and numbers are called: in result files, in tables and pages, on the command line."""
 
-PROTOCOLS = ("product", "pair", "one_view", "sampled101")
 DIRECTIONS = ("text_to_image", "image_to_text")
+DIRECTIONS_OF = dict.fromkeys(("product", "pair", "one_view", "sampled101"), DIRECTIONS)  # each protocol's
+PROTOCOLS = tuple(DIRECTIONS_OF)
 KS = (1, 5, 10)  # of Recall@k, where nobody asks for others
 OTHER_NUMBERS = {"median_rank": "median rank", "mrr": "MRR", "map": "mAP"}  # beside the recalls, as tables call them
 

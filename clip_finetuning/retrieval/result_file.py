@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval.names import DIRECTIONS, PROTOCOLS, recalls
+from clip_finetuning.retrieval.names import DIRECTIONS_OF, PROTOCOLS, recalls
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
@@ -47,7 +47,7 @@ def check_results(results: Any) -> None:
     for name, protocol in results["protocols"].items():
         if name not in PROTOCOLS:
             raise ValueError(f"{name!r} is none of the protocols {', '.join(PROTOCOLS)}")
-        for way in DIRECTIONS:
+        for way in DIRECTIONS_OF[name]:
             if not isinstance(protocol, dict) or not isinstance(protocol.get(way), dict):
                 raise ValueError(f"{name} lacks {way!r}")
             _check_direction(protocol[way], f"{name}, {way}")

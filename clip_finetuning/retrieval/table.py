@@ -13,7 +13,7 @@ def render(results: dict[str, Any]) -> str:
     """Model, data and what one should know of them, then a table for each protocol."""
     lines = [*_about(results), "each cell: value [95 % interval over products] (chance)"]
     for name, protocol in results["protocols"].items():
-        lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol)]
+        lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
     if "zero_shot" in results:
         lines += ["", *_zero_shot(results["zero_shot"])]
     return "\n".join(lines)
@@ -38,14 +38,13 @@ def _about(results):
     return lines
 
 
-def _protocol(protocol):
+def _protocol(protocol, ways):
     """A line for each number, a column for each direction."""
-    directions = [protocol[direction] for direction in names.DIRECTIONS]
-    titles = [names.title(direction) for direction in names.DIRECTIONS]
-    yield titles[0].rjust(48) + titles[1].rjust(30)
+    directions = [protocol[way] for way in ways]
+    yield "".join(names.title(way).rjust(width) for way, width in zip(ways, (48, 30)))
     for key in [*names.recalls(directions[0]), *names.OTHER_NUMBERS]:
         cells = [_cell(numbers, key) if key.startswith("recall") else f"{numbers[key]:.4g}" for numbers in directions]
-        yield f"  {names.label(key)}".ljust(16) + cells[0].rjust(32) + cells[1].rjust(30)
+        yield f"  {names.label(key)}".ljust(16) + "".join(cell.rjust(width) for cell, width in zip(cells, (32, 30)))
 
 
 def _cell(numbers, key):
