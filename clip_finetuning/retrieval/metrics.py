@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 BLOCK_BYTES = 40 * 2**20  # one block of scores; two of this size are alive at a time
+BROKEN = "hold NaN or infinity: the model is broken, look at its training log"
 NEVER = np.iinfo(np.int64).max  # the rank of a query that has no positive in the gallery
 
 Rows = np.ndarray | torch.Tensor  # (n, D) embeddings of any float type
@@ -107,7 +108,7 @@ def _block_rows(gallery_size):
 def _matrix(values, what):
     matrix = torch.as_tensor(values).detach().to("cpu", torch.float32)
     if not torch.isfinite(matrix).all():
-        raise ValueError(f"the {what} embeddings hold NaN or infinity: the model is broken, look at its training log")
+        raise ValueError(f"the {what} embeddings {BROKEN}")
     return matrix
 
 
@@ -205,15 +206,33 @@ def _pair_numbers(values):
 
 def top_items(queries: Rows, gallery: Rows, count: int, block_rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """The `count` best gallery items of each query and their scores -> (Q, count) each; equal scores by number."""
-    queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
     count = min(count, len(gallery))
-    items, scores = [], []
+    items, scores = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
     for start in range(0, len(queries), block_rows):
-        ordered = (queries[start : start + block_rows] @ gallery.T).sort(dim=1, descending=True, stable=True)
-        items.append(ordered.indices[:, :count])
-        scores.append(ordered.values[:, :count])
-    empty = [torch.empty(0, count)]
-    return torch.cat(items or empty).numpy(), torch.cat(scores or empty).numpy()
+        for query, found in enumerate(all_scores(queries[start : start + block_rows], gallery), start):
+            items[query] = first_places(found, count)
+            scores[query] = found[items[query]]
+    return items, scores
+
+
+def all_scores(queries: Rows, gallery: Rows) -> np.ndarray:
+    """The score of every gallery item for each query -> (Q, G) float32. Raises ValueError where one is not finite.
+
+    Unlike the gallery, the scores tell of a broken item without a second pass over memory.
+    """
+    queries, gallery = (torch.as_tensor(rows).detach().to("cpu", torch.float32) for rows in (queries, gallery))
+    scores = (queries @ gallery.T).numpy()
+    if not np.isfinite(scores).all():
+        raise ValueError(f"the scores of queries and gallery {BROKEN}")
+    return scores
+
+
+def first_places(scores: np.ndarray, count: int) -> np.ndarray:
+    """The places of the `count` best of scores (n,), best first; equal ones in their order."""
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    near = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return near[np.argsort(-scores[near], kind="stable")[:count]]
 
 
 def nearest_items(queries: Rows, gallery: Rows, block_rows: int = 1024) -> np.ndarray:
