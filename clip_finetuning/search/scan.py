@@ -151,15 +151,20 @@ class Scan:
     def nearest(self, query: np.ndarray, reach: int) -> np.ndarray:
         """The pictures of about the `reach` best codes for a query (D,), ascending."""
         with _one_thread():
-            return self._rows_of(self._packed.search((query @ self._rotation)[None], min(reach, len(self)))[1][0])
+            return self._found(query[None], reach)[0]
 
     def nearest_of_each(self, queries: np.ndarray, reach: int) -> list[np.ndarray]:
         """The same of many queries (Q, D), by all cores."""
-        found = self._packed.search(np.ascontiguousarray(queries @ self._rotation), min(reach, len(self)))[1]
+        return self._found(queries, reach)
+
+    def _found(self, queries: np.ndarray, reach: int) -> list[np.ndarray]:
+        if reach >= len(self):  # faiss leaves out what scores lowest
+            return [np.sort(self._members)] * len(queries)
+        found = self._packed.search(np.ascontiguousarray(queries @ self._rotation), reach)[1]
         return [self._rows_of(numbers) for numbers in found]
 
     def _rows_of(self, numbers: np.ndarray) -> np.ndarray:
-        numbers = numbers[numbers >= 0]
+        numbers = numbers[numbers >= 0]  # -1 fills up
         first, counts = self._starts[numbers], self._starts[numbers + 1] - self._starts[numbers]
         if len(numbers) != counts.sum():
             first = np.repeat(first - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
