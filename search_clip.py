@@ -179,7 +179,7 @@ def open_source(args: argparse.Namespace, options: "Options") -> "Opened":
 
 def query(args: argparse.Namespace) -> None:
     """Answer words, a picture or both."""
-    index = search.index.Index.open(args.place, with_graph=not args.exact)
+    index = search.index.Index.open(args.place)
     with contextlib.redirect_stdout(sys.stderr):  # what is said of the model is no part of the answer
         encoder = open_encoder(index, args, args.checkpoint)
     [hits] = index.search(query_vector(encoder, args), args.top, args.category, args.exact, args.all_views)

@@ -91,7 +91,7 @@ def measure(kind, folder, vectors, queries, categories):
     start = time.perf_counter()
     index = Index.open(folder)
     opened = time.perf_counter() - start
-    print(f"{kind}: index made in {seconds:.0f} s, opened in {opened:.1f} s, graph {index.about['graph']}")
+    print(f"{kind}: index made in {seconds:.0f} s, opened in {opened:.1f} s, scan {index.about['scan']}")
     report("  all categories", index, queries[150:])
     held, mapped = (after - first for after, first in zip(memory(), before))
     print(f"  memory: {held:.0f} MiB of its own ({mapped:.0f} MiB of files mapped)")

@@ -13,6 +13,7 @@ import torch
 from clip_finetuning.retrieval.positives import Positives, joined, offsets_of, without
 from clip_finetuning.retrieval.tiles import (
     Best,
+    Product,
     Rows,
     Source,
     Thresholds,
@@ -194,15 +195,33 @@ def rank_candidates(queries: Rows, candidates: Rows) -> Ranks:
 
 def top_items(queries: Rows, gallery: Rows, count: int, block_rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """The `count` best gallery items of each query and their scores -> (Q, count) each; equal scores by number."""
-    queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
     count = min(count, len(gallery))
-    items, scores = [], []
+    items, scores = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
     for start in range(0, len(queries), block_rows):
-        ordered = (queries[start : start + block_rows] @ gallery.T).sort(dim=1, descending=True, stable=True)
-        items.append(ordered.indices[:, :count])
-        scores.append(ordered.values[:, :count])
-    empty = [torch.empty(0, count)]
-    return torch.cat(items or empty).numpy(), torch.cat(scores or empty).numpy()
+        for query, found in enumerate(all_scores(queries[start : start + block_rows], gallery), start):
+            items[query] = first_places(found, count)
+            scores[query] = found[items[query]]
+    return items, scores
+
+
+def all_scores(queries: Rows, gallery: Rows) -> np.ndarray:
+    """The score of every gallery item for each of a few queries -> (Q, G) float32, to the bit those of `rank_positives`."""
+    device = torch.device("cpu")
+    source, multiply = Source(gallery, "gallery", device), Product(Tile(), device)
+    rows = Source(queries, "query", device).read(slice(None))
+    scores = np.empty((len(rows), len(gallery)), np.float32)
+    for first in range(0, len(gallery), Tile().columns):
+        part = slice(first, first + Tile().columns)
+        scores[:, part] = multiply(rows, source.read(part)).numpy()
+    return scores
+
+
+def first_places(scores: np.ndarray, count: int) -> np.ndarray:
+    """The places of the `count` best of scores (n,), best first; equal ones in their order."""
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    near = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return near[np.argsort(-scores[near], kind="stable")[:count]]
 
 
 def nearest_items(queries: Rows, gallery: Rows, block_rows: int = 1024) -> np.ndarray:
