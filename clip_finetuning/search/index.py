@@ -156,7 +156,7 @@ class Index:
 
     def _scored(self, query: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
         """The cosines of rows (None: all)."""
-        return self.vectors @ query if rows is None else self.vectors[rows] @ query
+        return self.vectors @ query if rows is None else scans.cosines(self.vectors, rows, query)
 
     def _chosen(
         self, rows: np.ndarray | None, scores: np.ndarray, top: int, views: bool

@@ -14,6 +14,7 @@ from PIL import Image
 
 from clip_finetuning.retrieval import metrics
 from clip_finetuning.search.index import Index
+from clip_finetuning.search.scan import cosines
 
 NEIGHBOURS = 20  # of a picture, among those of other products, that are looked at
 BLOCK = 1024
@@ -146,7 +147,7 @@ def _close_pairs(index: Index, similarity: float) -> Iterator[tuple[np.ndarray, 
             continue
         for row, (query, rows) in enumerate(zip(block, index.scan.nearest_of_each(block, index.reach)), start):
             rows = rows[index.product[rows] != index.product[row]]
-            scores = index.vectors[rows] @ query
+            scores = cosines(index.vectors, rows, query)
             chosen = np.argsort(-scores, kind="stable")[:NEIGHBOURS]
             chosen = chosen[scores[chosen] >= similarity]
             yield np.full(len(chosen), row), rows[chosen], scores[chosen]
