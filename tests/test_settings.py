@@ -45,15 +45,15 @@ FLAGS = {
         --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
     "export_clip": """
-        --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8
+        --caption-key --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8
         --license --max-samples --model-cache-dir --model-name --model-pretrained --normalize --on-colab --output --pictures
-        --results --seed --valid-dataset-pattern
+        --product-key --results --seed --valid-dataset-pattern
     """,
     "search_clip": """
-        --all-views --allow-outside --batch-size --category --checkpoint --compare --data-dir --debug --device --exact --export --help
+        --all-views --allow-outside --batch-size --caption-key --category --checkpoint --compare --data-dir --debug --device --exact --export --help
         --host --image --image-interpolation --image-mean --image-resize-mode --image-std --json --model-cache-dir
-        --model-name --model-pretrained --num-workers --on-colab --output --port --precision --seed --sheet --similarity
-        --top
+        --model-name --model-pretrained --num-workers --on-colab --output --port --precision --product-key --seed --sheet
+        --similarity --top
     """,
 }
 SMALLEST_CALL = {
