@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval import names
+from clip_finetuning.retrieval import citation, names
 
 WIDTH = 80
 
@@ -14,9 +14,25 @@ def render(results: dict[str, Any]) -> str:
     lines = [*_about(results), "each cell: value [95 % interval over products] (chance)"]
     for name, protocol in results["protocols"].items():
         lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
+        if cite := citation.of(results, name):
+            lines.append(f"protocol: {cite}")
+    if "statistics" in results:
+        lines += ["", *_wrapped(power_sentence(results["statistics"]))]
     if "zero_shot" in results:
         lines += ["", *_zero_shot(results["zero_shot"])]
     return "\n".join(lines)
+
+
+def power_sentence(statistics: dict[str, Any]) -> str:
+    """From which difference on another model can be told from this one, in words."""
+    smallest = statistics["smallest_difference"]
+    keys = list(next(iter(smallest.values())))
+    key = "recall@10" if "recall@10" in keys else keys[-1]
+    told = ", ".join(f"{numbers[key]:.3f} {names.title(way)}" for way, numbers in smallest.items())
+    return (
+        f"{statistics['power']:.0%} of comparisons would show a difference in {names.label(key)} of {told} (two-sided 5 %, "
+        f"paired; assumed: the two models' hits correlate by {statistics['correlation']:g})"
+    )
 
 
 def _about(results):
