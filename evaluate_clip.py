@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     ranks = runtime.distributed.start(args.device)
     if not args.from_embeddings:
         loading.first_look.check_shards(args.dataset_path)
+    prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
         clip_model, embeddings = None, retrieval.embeddings.load(args.from_embeddings)
@@ -55,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     if ranks.rank == 0:
         results = evaluate(embeddings, args) | about
         if clip_model is not None and args.zero_shot:
-            results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
+            precision = results["model"]["precision"]
+            results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
         write_outputs(args, embeddings, results, baseline)
 
 
@@ -93,6 +95,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--zero-shot", action="store_true", help="also classify images by the names of their categories"
     )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="how --zero-shot names a category: one prompt a line, with {}"
+    )
     args = parser.parse_args(argv)
     _check_together(parser, args)
     args.dataset_path = args.dataset_path or (args.test_dataset_pattern if args.test else args.valid_dataset_pattern)
@@ -112,6 +117,8 @@ def _check_together(parser, args):
         parser.error(f"--max-samples {args.max_samples} is not allowed: it takes a whole number >= 1")
     if args.zero_shot and args.from_embeddings:
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
+    if args.prompts and not args.zero_shot:
+        parser.error("--prompts says how --zero-shot asks; add --zero-shot")
     if args.report and not {"product", "all"} & set(args.protocol):
         parser.error("--report shows the product protocol; add it to --protocol")
     if args.test and args.dataset_path:

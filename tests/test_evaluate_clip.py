@@ -288,6 +288,22 @@ def test_zero_shot_and_report(data, tmp_path):
     assert set(shown) <= {f"{number:09d}" for number in range(12)} and len(set(shown.values())) == len(shown)
 
 
+def test_prompts_are_a_setting_and_two_classifications_are_compared(data, tmp_path, capsys):
+    samples = [catalogue_sample(n, n // 2, category=["TOPS", "SHOES"][n // 2 % 2]) for n in range(12)]
+    write_shard(tmp_path / "a.000000.tar", samples)
+    (tmp_path / "prompts.txt").write_text("{}\nthe {} of a shop\n")
+    pattern = (f"--dataset-path={tmp_path / 'a.000000.tar'}", "--protocol=product", "--zero-shot")
+    assert len(evaluate(data, tmp_path, *pattern, "--output=a.json")["zero_shot"]["prompts"]) == 5
+    other = evaluate(data, tmp_path, *pattern, "--prompts=prompts.txt", "--output=b.json", "--baseline=a.json")
+    assert other["zero_shot"]["prompts"] == ["{}", "the {} of a shop"]
+    said = capsys.readouterr().out
+    assert "2 classes named by 2 prompts" in said and "asked by other prompts: 5 of A, 2 of B" in said
+    assert max(map(len, said.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        evaluate(data, tmp_path, "--prompts=prompts.txt")
+    assert "--prompts says how --zero-shot asks; add --zero-shot" in capsys.readouterr().err
+
+
 def test_a_report_without_its_shards_has_keys_for_pictures(data, tmp_path, capsys):
     evaluate(data, tmp_path, "--save-embeddings=e.npz")
     evaluate_clip.main(

@@ -34,6 +34,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
             lines += ["", heading(f"{name}, {names.title(direction)}"), *differences(*pair)]
             if all(KEY in numbers["by_product"] for numbers in pair):
                 lines += [*_effect(*pair), *_changed_categories(*pair)]
+    lines += _zero_shot(first, second)
     return "\n".join(lines)
 
 
@@ -104,8 +105,64 @@ def _effect(a, b):
     effect = power.effect(gains, a[KEY], b[KEY])
     yield from _wrapped(
         f"  effect on {names.label(KEY)}: {effect.gained:,} products gain, {effect.lost:,} lose (odds {effect.odds:.3g}), "
-        f"Cohen's h {effect.h:+.2f} ({effect.size}); from {power.smallest_gain(gains, queries):.3f} on 80 % would show"
+        f"Cohen's h {effect.h:+.2f} ({effect.size}); 80 % of such comparisons would show {power.smallest_gain(gains, queries):.3f}"
     )
+
+
+# --------------------------------------------------------------------------------------------- zero-shot
+
+
+def zero_shot_changes(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{top1, top5, macro: before, after, gain, paired interval, verdict} of two zero-shot results of the same data.
+
+    Raises ValueError where they have other categories, or one is from before hits were kept by product.
+    """
+    tables = [part.get("by_product") for part in (first, second)]
+    if None in tables:
+        raise ValueError("one is from before hits were kept by product; measure it anew")
+    if tables[0]["category"] != tables[1]["category"] or tables[0]["product"] != tables[1]["product"]:
+        raise ValueError("the two have other categories, or products in them")
+    changes = {}
+    for key in ("top1", "top5", "macro"):
+        gains, queries = paired_gains(first, second, "top1" if key == "macro" else key)
+        if key == "macro":  # each class has the weight of one, whatever its size
+            _, class_of = np.unique(texts(tables[0]["category"]), return_inverse=True)
+            images = np.bincount(class_of, queries)[class_of]
+            weight = queries.sum() / (class_of.max() + 1) / images
+            gains, queries = gains * weight, queries * weight
+        low, high = intervals.gain_interval(gains, queries)
+        changes[key] = {
+            "before": first[key],
+            "after": second[key],
+            "gain": float(gains.sum() / queries.sum()),
+            "interval": [low, high],
+            "verdict": verdict(low, high),
+        }
+    return changes
+
+
+def _zero_shot(first, second):
+    parts = [results.get("zero_shot") for results in (first, second)]
+    if not any(parts):
+        return
+    lacking = [printable(results["name"]) for results, part in zip((first, second), parts) if not part]
+    try:
+        if lacking:
+            raise ValueError(f"{lacking[0]} lacks it")
+        changes = zero_shot_changes(*parts)
+    except ValueError as error:
+        yield from ["", *_wrapped(f"left out: zero-shot: {error}")]
+        return
+    a, b = parts
+    yield from ["", heading(f"zero-shot, {b['classes']} classes")]
+    for key, label in (("top1", "top-1"), ("top5", "top-5"), ("macro", "top-1, macro")):
+        change = changes[key]
+        yield difference(label, change["before"], change["after"], change["gain"], change["interval"])
+    yield from _wrapped(
+        f"  chance {b['chance']['top1']:.4f}, always {printable(b['majority']['class'])[:40]!r} {b['majority']['top1']:.4f} (top-1)"
+    )
+    if a["prompts"] != b["prompts"]:
+        yield from _wrapped(f"  asked by other prompts: {len(a['prompts'])} of A, {len(b['prompts'])} of B")
 
 
 # ---------------------------------------------------------------------------------------------- categories

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from clip_finetuning.retrieval import citation, names
+from clip_finetuning.runtime.text import printable
 
 WIDTH = 80
+CONFUSIONS = 5  # that are named
 
 
 def render(results: dict[str, Any]) -> str:
@@ -69,14 +71,29 @@ def _cell(numbers, key):
 
 
 def _zero_shot(result):
-    yield (
-        f"zero-shot, {result['classes']} categories: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}, "
-        f"macro {result['macro']:.4f}"
+    """Accuracy with what chance and the largest class alone would give, and the most frequent mistakes."""
+    yield from _wrapped(
+        f"zero-shot: {result['images']:,} images, {result['classes']} classes named by {len(result['prompts'])} prompts; "
+        f"always saying {printable(result['majority']['class'])[:40]!r}, the largest, gives top-1 {result['majority']['top1']:.4f}"
     )
-    broken = result["without_embedding"]
-    if broken:
-        yield from textwrap.wrap(f"left out, since the name's embedding is not finite: {', '.join(broken)}", WIDTH)
+    for key, label in (("top1", "top-1"), ("top5", "top-5"), ("macro", "top-1, macro")):
+        yield f"  {label}".ljust(16) + _cell(result, key).rjust(32)
+    yield "  F1".ljust(16) + f"macro {result['f1']['macro']:.4f}, weighted {result['f1']['weighted']:.4f}".rjust(32)
+    told = [
+        f"{_named(row['class'])} for {_named(row['taken_for'])} {row['share']:.0%}"
+        for row in result["confusion"]["top"]
+    ]
+    if told:
+        yield from _wrapped(f"  taken for another: {', '.join(told[:CONFUSIONS])}")
+    if left_out := result["without_category"]:
+        yield from _wrapped(f"  left out: {left_out:,} images without a category")
+    if broken := result["without_embedding"]:
+        yield from _wrapped(f"  left out, since the name's embedding is not finite: {', '.join(map(_named, broken))}")
+
+
+def _named(category):
+    return printable(category)[:30]
 
 
 def _wrapped(text):
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return textwrap.wrap(text, WIDTH, subsequent_indent="    " if text.startswith(" ") else "  ")

@@ -1,6 +1,7 @@
 """The line to cite is the same wherever the same is measured, and another where anything else is."""
 
 import numpy as np
+
 from clip_finetuning.retrieval import citation, sampled101
 from clip_finetuning.retrieval.results import measure_embeddings
 from tests.helpers import embedded_catalogue
