@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_finetuning.retrieval import intervals, names, power
-from clip_finetuning.retrieval.comparability import check, comparable  # noqa: F401  (the page asks it here)
+from clip_finetuning.retrieval.comparability import check
+from clip_finetuning.retrieval.comparability import comparable as comparable
 from clip_finetuning.retrieval.embeddings import texts
 from clip_finetuning.runtime.text import printable
 
@@ -34,7 +35,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
             lines += ["", heading(f"{name}, {names.title(direction)}"), *differences(*pair)]
             if all(KEY in numbers["by_product"] for numbers in pair):
                 lines += [*_effect(*pair), *_changed_categories(*pair)]
-    lines += _zero_shot(first, second)
+    lines += [*_zero_shot(first, second), *_retention(first, second)]
     return "\n".join(lines)
 
 
@@ -63,9 +64,9 @@ def verdict(low: float, high: float) -> str:
     return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
-def heading(what: str) -> str:
+def heading(what: str, a: str = "A", b: str = "B", change: str = "B - A") -> str:
     """The line above `differences`."""
-    return f"{what}".ljust(26) + f"{'A':>8}{'B':>8}{'B - A [95 %]':>26}"
+    return what.ljust(26) + f"{a:>8}{b:>8}{f'{change} [95 %]':>26}"
 
 
 def differences(a: dict, b: dict) -> Iterator[str]:
@@ -98,6 +99,19 @@ def measures(first: dict[str, Any], second: dict[str, Any], key: str) -> dict[st
         "cohens_h": effect.h,
         "smallest_gain": power.smallest_gain(gains, queries),
     }
+
+
+def effects(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """`measures` of the recalls of each protocol that can be compared, {protocol: {direction: {recall@k: ...}}}, and `name`."""
+    found: dict[str, Any] = {"name": str(first["name"])}
+    for name in check(first, second)[0]:
+        found[name] = {}
+        for way in names.DIRECTIONS_OF[name]:
+            a, b = (results["protocols"][name][way] for results in (first, second))
+            keys = [key for key in names.recalls(a["by_product"]) if key in b["by_product"]]
+            same = all(a["by_product"][column] == b["by_product"][column] for column in ("product", "queries"))
+            found[name][way] = {key: measures(a, b, key) for key in keys} if same else {}
+    return found
 
 
 def _effect(a, b):
@@ -163,6 +177,33 @@ def _zero_shot(first, second):
     )
     if a["prompts"] != b["prompts"]:
         yield from _wrapped(f"  asked by other prompts: {len(a['prompts'])} of A, {len(b['prompts'])} of B")
+
+
+# --------------------------------------------------------------------------------------------- retention
+
+
+def _retention(first, second):
+    """What changed on other data, in the protocols that both measured there."""
+    parts = [results.get("retention") for results in (first, second)]
+    if not any(parts):
+        return
+    lacking = [printable(results["name"]) for results, part in zip((first, second), parts) if not part]
+    if lacking:
+        yield from ["", *_wrapped(f"left out: retention: {lacking[0]} lacks it")]
+        return
+    named = [part | {"name": results["name"]} for results, part in zip((first, second), parts)]
+    try:
+        shared, left_out = check(*named)
+    except ValueError as error:
+        yield from ["", *_wrapped(f"left out: retention: {error}")]
+        return
+    yield from ["", *_wrapped(f"retention, on {printable(parts[1]['pattern'])[:200]}")]
+    for reason in left_out:
+        yield from _wrapped(f"left out: {reason}")
+    for name in shared:
+        for direction in names.DIRECTIONS_OF[name]:
+            pair = [part["protocols"][name][direction] for part in parts]
+            yield from [heading(f"{name}, {names.title(direction)}"), *differences(*pair)]
 
 
 # ---------------------------------------------------------------------------------------------- categories
@@ -235,7 +276,7 @@ def _changed_categories(a, b):
         yield from _wrapped(f"  better in {told}{more}")
     fewer = f"; {len(of['few'])} have fewer than {FEWEST_PRODUCTS} products" if of["few"] else ""
     counts = f"{len(of['better'])} better, {len(of['worse'])} worse of {len(changes) - len(of['few'])} judged"
-    yield f"  categories: {counts}, by Holm at 5 %{fewer}"
+    yield from _wrapped(f"  categories: {counts}, by Holm at 5 %{fewer}")
 
 
 def _named(change):

@@ -47,6 +47,8 @@ def check_results(results: Any) -> None:
     _check_protocols(results["protocols"])
     if "zero_shot" in results:
         _check_zero_shot(results["zero_shot"])
+    if results.get("retention") is not None:
+        _check_retention(results["retention"])
 
 
 def _check_protocols(protocols):
@@ -59,6 +61,34 @@ def _check_protocols(protocols):
             _check_direction(protocol[way], f"{name}, {way}")
         if type(protocol.get("version", 1)) is not int or not isinstance(protocol.get("cite", ""), str):
             raise ValueError(f"{name}: 'version' must be a whole number and 'cite' a text")
+
+
+def _check_retention(results):
+    """That it is a result of its own, with what changed since the model before."""
+    if not isinstance(results, dict) or "retention" in results or not isinstance(results.get("pattern"), str):
+        raise ValueError("'retention' must be an object with a text 'pattern', and hold no other retention")
+    try:
+        check_results(results)
+    except ValueError as error:
+        raise ValueError(f"retention: {error}") from None
+    if results.get("protocol") not in results["protocols"]:
+        raise ValueError("retention: 'protocol' must name one of its protocols")
+    change, base = results.get("change", {}), results.get("base", {})
+    for part in (change, base, *(change.values() if isinstance(change, dict) else [])):
+        if not isinstance(part, dict):
+            raise ValueError("retention: 'base', 'change' and each of its directions must be objects")
+    if any(type(value) is not str for value in (results.get("sentence", ""), *base.values())):
+        raise ValueError("retention: 'sentence' and what 'base' holds must be texts")
+    for row in (row for way in change.values() for row in way.values()):
+        if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in ("before", "after", "gain")):
+            raise ValueError("retention: each recall of 'change' must hold numbers 'before', 'after' and 'gain'")
+        if not _is_interval(row.get("interval")) or row.get("verdict") not in ("better", "worse", "unclear"):
+            raise ValueError("retention: each recall of 'change' must hold an 'interval' and a 'verdict'")
+    if any(
+        way not in DIRECTIONS_OF[results["protocol"]] or any(not SHOWN.fullmatch(key) for key in keys)
+        for way, keys in change.items()
+    ):
+        raise ValueError("retention: 'change' must be by direction and recall")
 
 
 def _check_zero_shot(numbers):

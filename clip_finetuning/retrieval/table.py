@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval import citation, names
+from clip_finetuning.retrieval import citation, comparison, names
 from clip_finetuning.runtime.text import printable
 
 WIDTH = 80
@@ -22,6 +22,8 @@ def render(results: dict[str, Any]) -> str:
         lines += ["", *_wrapped(power_sentence(results["statistics"]))]
     if "zero_shot" in results:
         lines += ["", *_zero_shot(results["zero_shot"])]
+    if results.get("retention"):
+        lines += ["", *_retention(results["retention"])]
     return "\n".join(lines)
 
 
@@ -32,7 +34,7 @@ def power_sentence(statistics: dict[str, Any]) -> str:
     key = "recall@10" if "recall@10" in keys else keys[-1]
     told = ", ".join(f"{numbers[key]:.3f} {names.title(way)}" for way, numbers in smallest.items())
     return (
-        f"{statistics['power']:.0%} of comparisons would show a difference in {names.label(key)} of {told} (two-sided 5 %, "
+        f"{100 * statistics['power']:.0f} % of comparisons would show a difference in {names.label(key)} of {told} (two-sided 5 %, "
         f"paired; assumed: the two models' hits correlate by {statistics['correlation']:g})"
     )
 
@@ -89,6 +91,27 @@ def _zero_shot(result):
         yield from _wrapped(f"  left out: {left_out:,} images without a category")
     if broken := result["without_embedding"]:
         yield from _wrapped(f"  left out, since the name's embedding is not finite: {', '.join(map(_named, broken))}")
+
+
+def _retention(results):
+    """The same protocols on other data; of the first one what changed there, if that is known."""
+    yield from _wrapped(
+        f"retention: {Path(results['pattern']).name}: {results['num_samples']:,} images, {results['num_products']:,} "
+        f"products; {results['sentence']}"
+    )
+    if skipped := results["data"].get("skipped"):
+        yield from _wrapped(f"  left out: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}")
+    for name, protocol in results["protocols"].items():
+        if name == results["protocol"] and results["change"]:
+            for way, changes in results["change"].items():
+                yield comparison.heading(f"{name}, {names.title(way)}", "before", "after", "change")
+                for key, change in changes.items():
+                    values = (change[what] for what in ("before", "after", "gain", "interval"))
+                    yield comparison.difference(names.label(key), *values)
+        else:
+            yield f"{name}"
+            yield from _protocol(protocol, names.DIRECTIONS_OF[name])
+        yield f"protocol: {citation.of(results, name)}"
 
 
 def _named(category):

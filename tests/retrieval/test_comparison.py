@@ -128,7 +128,7 @@ def test_a_category_of_few_products_is_not_judged():
     a, b = np.ones(39), np.zeros(39)
     text = comparison.compare(hits_of("a", a, categories), hits_of("b", b, categories))
     assert "worse in LARGE" in text and "worse in SMALL" not in text
-    assert "  categories: 0 better, 1 worse of 1 judged, by Holm at 5 %; 1 have fewer than 20 products" in text
+    assert "  categories: 0 better, 1 worse of 1 judged, by Holm at 5 %; 1 have fewer than\n    20 products" in text
 
 
 # ------------------------------------------------------------------------------------------- older results
