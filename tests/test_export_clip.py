@@ -262,6 +262,28 @@ def test_the_model_card_has_the_numbers_of_this_model_and_of_its_base(shop, tmp_
     assert "evaluation_results_old.json: it measures another.pt" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_model_card_says_what_the_model_still_knows_of_other_data(shop, tmp_path, monkeypatch, is_known):
+    folder, _ = shop
+    monkeypatch.chdir(tmp_path)
+    retention = result_of("", fingerprint="other", recall=0.625)
+    retention["data"]["pattern"] = retention["pattern"] = "/secret/general.tar"
+    if is_known:
+        change = {"before": 0.875, "after": 0.625, "gain": -0.25, "interval": [-0.5, -0.125], "verdict": "worse"}
+        retention["change"] = {"text_to_image": {"recall@10": change}}
+        retention["base"] = {"name": "ViT-B-32", "weights": "/secret/start.pt"}
+    results = result_of(str(folder / "final.pt"), recall=0.75) | {"retention": retention}
+    (tmp_path / "evaluation_results_checkpoint.json").write_text(json.dumps(results))
+    run(folder, "--form", "open_clip", "--output", str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "What it still knows of other data, 6 samples of `general.tar`" in card and "secret" not in card
+    assert "To cite: protocol: product/v1 strict sha256:abc" in card
+    assert ("against the model before (ViT-B-32, start.pt)" in card) == is_known
+    assert bool(re.search(r"\| 0\.875 +\| 0\.625 +\| -0\.250 \(-0\.500 to -0\.125\) \| worse \|", card)) == is_known
+    assert ("What it forgot is not known" in card) == (not is_known)
+    assert bool(re.search(r"\| Recall@10, text->image +\| 0\.625 +\| 0\.525 to 0\.725", card)) == (not is_known)
+
+
 def test_results_older_than_the_checkpoint_are_another_models(shop, tmp_path, monkeypatch, capsys):
     folder, _ = shop
     monkeypatch.chdir(tmp_path)
