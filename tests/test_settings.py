@@ -21,7 +21,7 @@ PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 # The command line of each script: what is added or taken away here is a decision, and documented.
 FLAGS = {
     "clip_prep": """
-        --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
+        --allow-outside --attributes --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
         --download --download-limit --download-rate --drop-leaks --encoding --hdf5 --help --image-column --image-template
         --images --keep-markup --max-skipped --num-workers --on-colab --output --preset --product-column --ray --split
         --subcategory-column --table --test-fraction --valid-fraction
