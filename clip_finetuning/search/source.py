@@ -53,7 +53,7 @@ def _shard_sample(source: Source, sample: Any) -> ShardSample:
 def of_entry(key: str, path: str, entry: Any) -> Picture:
     """The Picture of a mapping's entry, which the index calls `key`."""
     captions, texts = list(entry.captions), (entry.product_id, entry.category, entry.subcategory, entry.image_name)
-    return Picture(path, ShardSample(key, NO_BYTES, captions, *texts))
+    return Picture(path, ShardSample(key, NO_BYTES, captions, *texts, {}))
 
 
 def of_pictures(
@@ -106,7 +106,7 @@ def _said(name: str, beside: dict[str, Path]) -> ShardSample:
     try:
         said = parse_sample({"__key__": key, "jpg": NO_BYTES, **texts})
     except SampleError:
-        said = ShardSample(key, NO_BYTES, [], "", "", "", "")
+        said = ShardSample(key, NO_BYTES, [], "", "", "", "", {})
     image_name = said.image_name or name.rpartition("/")[2]
     return said._replace(category=said.category or folder, product_id=said.product_id or key, image_name=image_name)
 
