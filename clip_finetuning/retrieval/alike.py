@@ -72,7 +72,7 @@ def related(likeness: Likeness, own: Positives, images: np.ndarray, texts: np.nd
     if likeness.kind is not None:
         found["attributes"] = _of_classes(likeness.kind[images], None, own, width)
     found = {reason: _without(keys, mine) for reason, keys in found.items()}
-    together = np.unique(np.concatenate(list(found.values())))
+    together = _distinct(np.concatenate(list(found.values())))
     counts = {reason: len(found[reason]) for reason in REASONS if reason in found}
     return Alike(from_keys(together, len(own.offsets) - 1, width), counts)
 
@@ -92,14 +92,16 @@ def keys_of(pairs: Positives, width: int) -> np.ndarray:
 
 
 def _looks(looks):
-    unique, look = np.unique(looks, axis=0, return_inverse=True)
+    known: dict[bytes, int] = {}
+    look = np.array([known.setdefault(row, len(known)) for row in map(bytes, looks)], dtype=np.int64)
+    unique = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
     pairs = [(first, second) for first, second, _ in close_pairs(unpacked(unique))]
     itself = np.arange(len(unique))
     first = np.concatenate([itself, *(column for pair in pairs for column in pair)])
     second = np.concatenate([itself, *(column for pair in pairs for column in reversed(pair))])
     order = np.argsort(first, kind="stable")
     offsets = np.searchsorted(first[order], np.arange(len(unique) + 1))
-    return {"look": look.reshape(-1), "near": Positives(offsets, second[order])}
+    return {"look": look, "near": Positives(offsets, second[order])}
 
 
 def _kinds(e):
@@ -132,12 +134,12 @@ def _numbered(values):
 def _of_classes(classes, near, own, width):
     """Keys of the images in a class of one of the query's own images, or in one that is near: distinct ones."""
     count = int(classes.max(initial=-1)) + 1
-    mine = np.unique(_keys(_queries(own), classes[own.items], count)[classes[own.items] >= 0])
+    mine = _distinct(_keys(_queries(own), classes[own.items], count)[classes[own.items] >= 0])
     queries, numbers = np.divmod(mine, max(count, 1))
     if near is not None:
         near_queries, near_numbers = _through(queries, numbers, near)
         inside = near_numbers < count
-        queries, numbers = np.divmod(np.unique(_keys(near_queries[inside], near_numbers[inside], count)), max(count, 1))
+        queries, numbers = np.divmod(_distinct(_keys(near_queries[inside], near_numbers[inside], count)), max(count, 1))
     return _keys(*_through(queries, numbers, by_group(np.arange(count), classes)), width)
 
 
@@ -146,7 +148,7 @@ def _of_wordings(wordings, own, width):
     mates = by_group(wordings, wordings)
     several = np.flatnonzero(np.diff(mates.offsets) > 1)
     queries, others = _through(several, several, mates)
-    return np.unique(_keys(*_through(queries, others, own), width))
+    return _distinct(_keys(*_through(queries, others, own), width))
 
 
 def _through(queries, numbers, relation):
@@ -164,6 +166,12 @@ def _through(queries, numbers, relation):
 
 def _keys(queries, items, width):
     return queries * np.int64(width) + items
+
+
+def _distinct(keys):
+    """Ascending, each once: by sorting, for NumPy's own hash table takes minutes for ten million."""
+    ascending = np.sort(keys, kind="stable")  # of runs that are in order, mostly
+    return ascending[np.diff(ascending, prepend=-1) != 0]
 
 
 def _without(keys, known):
