@@ -49,6 +49,12 @@ def unpacked(looks: np.ndarray) -> list[Look]:
     return [(int.from_bytes(row[:8], "big"), row[8:]) for row in map(bytes, looks)]
 
 
+def differences(looks: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bits, levels) by which packed fingerprints (N, LOOK) differ from another one (LOOK,): (N,) each."""
+    bits = np.unpackbits(looks[:, :8] ^ other[:8], axis=1).sum(axis=1, dtype=np.int64)
+    return bits, np.abs(looks[:, 8:].astype(np.int16) - other[8:]).mean(axis=1)
+
+
 def close_pairs(fingerprints: Iterable[Look]) -> Iterator[Pairs]:
     """Yield (first, second, distance), three int arrays, of the pictures that look the same; first < second.
 

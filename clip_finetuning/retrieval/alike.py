@@ -23,6 +23,7 @@ from clip_finetuning.retrieval.wording import wording_key
 from clip_finetuning.runtime.text import same_caption_key
 
 REASONS = ("pictures", "captions", "attributes")
+NONE = np.empty(0, np.int64)
 MOST_PAIRS = 100_000_000  # 800 MB a list
 
 
@@ -44,7 +45,7 @@ class Alike(NamedTuple):
     """For each query the gallery items of other products that are alike: by one reason each, and together."""
 
     pairs: Positives
-    counts: dict[str, int]  # (query, item) pairs by reason; one may have several reasons
+    counts: dict[str, int]  # (query, item) pairs by reason, of which one may have several, and `all`
 
 
 def likeness_of(embeddings: Embeddings) -> Likeness:
@@ -58,14 +59,17 @@ def likeness_of(embeddings: Embeddings) -> Likeness:
     return Likeness(**likeness)
 
 
-def related(likeness: Likeness, own: Positives, images: np.ndarray, texts: np.ndarray) -> Alike:
+def related(
+    likeness: Likeness, own: Positives, images: np.ndarray, texts: np.ndarray, judged: np.ndarray = NONE
+) -> Alike:
     """What is alike for each query with `own`, all items of its own products, in a gallery of images.
 
-    `images` (G,) are the numbers of the gallery's images, `texts` (Q,) that of each query's text. Raises ValueError where
-    so much is alike that the attributes tell nothing apart.
+    `images` (G,) are the numbers of the gallery's images, `texts` (Q,) that of each query's text. `judged` are pairs that
+    are not asked about, as ascending numbers `query * G + item`. Raises ValueError where so much is alike that nothing is
+    told apart.
     """
     width = len(images)
-    mine = np.sort(_keys(_queries(own), own.items, width))
+    mine = _distinct(np.concatenate([_keys(_queries(own), own.items, width), judged]))
     found = {"captions": _of_wordings(likeness.wording[texts], own, width)}
     if likeness.look is not None and likeness.near is not None:
         found["pictures"] = _of_classes(likeness.look[images], likeness.near, own, width)
@@ -73,7 +77,7 @@ def related(likeness: Likeness, own: Positives, images: np.ndarray, texts: np.nd
         found["attributes"] = _of_classes(likeness.kind[images], None, own, width)
     found = {reason: _without(keys, mine) for reason, keys in found.items()}
     together = _distinct(np.concatenate(list(found.values())))
-    counts = {reason: len(found[reason]) for reason in REASONS if reason in found}
+    counts = {reason: len(found[reason]) for reason in REASONS if reason in found} | {"all": len(together)}
     return Alike(from_keys(together, len(own.offsets) - 1, width), counts)
 
 

@@ -61,51 +61,55 @@ def read(paths: Sequence[str | os.PathLike], embeddings: Embeddings) -> Judgemen
     Raises FileNotFoundError, and ValueError for a file without the columns, a verdict that is none, verdicts that
     contradict each other, and files of which no pair is in this data.
     """
-    verdicts, places, blank = {}, {}, 0
+    find = _Pairs(embeddings)
+    verdicts: dict[tuple[int, int], str] = {}  # (text, image) -> verdict
+    places: dict[tuple[int, int], str] = {}
+    blank, judged, unknown = 0, 0, 0
     for path in paths:
         for line, row in spreadsheet.read(path, NEEDED, WHAT):
-            where = f"{path}:{line}"
-            verdict = row["verdict"].strip().lower()
+            where, verdict = f"{path}:{line}", row["verdict"].strip().lower()
             if verdict not in (RIGHT, WRONG, ""):
                 raise ValueError(
                     f"{where}: the verdict {printable(verdict)!r} is none; it takes right, wrong or nothing"
                 )
-            pair = same_caption_key(row["caption"]), row["image_key"], row.get("image_product", "")
             if not verdict:
                 blank += 1
-            elif verdicts.setdefault(pair, verdict) != verdict:
-                raise ValueError(
-                    f"{where} says {verdict} of the picture {printable(pair[1])} for {printable(row['caption'])[:60]!r}, "
-                    f"{places[pair]} says {verdicts[pair]}; leave one of them"
-                )
-            else:
-                places.setdefault(pair, where)
-    return _found(verdicts, blank, embeddings, paths)
-
-
-def _found(verdicts, blank, e, paths):
-    captions: dict[str, int] = {}
-    for text, caption in enumerate(e.captions):
-        captions.setdefault(same_caption_key(caption), text)
-    images: dict[str, list[int]] = {}
-    for image, key in enumerate(e.image_key):
-        images.setdefault(key, []).append(image)
-    rows: dict[str, list[tuple[int, int]]] = {RIGHT: [], WRONG: []}
-    unknown = 0
-    for (caption, key, product), verdict in verdicts.items():
-        found = images.get(key, [])
-        if len(found) > 1:  # other shards may have the same keys
-            found = [image for image in found if e.image_product[image] == product]
-        if caption in captions and found:
-            rows[verdict] += [(captions[caption], image) for image in found]
-        else:
-            unknown += 1
-    if verdicts and unknown == len(verdicts):
+                continue
+            judged += 1
+            found = find(row)
+            unknown += not found
+            for pair in found:
+                place = places.setdefault(pair, where)
+                if verdicts.setdefault(pair, verdict) != verdict:
+                    raise ValueError(
+                        f"{where} says {verdict} of the picture {printable(row['image_key'])} for "
+                        f"{printable(row['caption'])[:60]!r}, {place} says {verdicts[pair]}; leave one of them"
+                    )
+    if judged and unknown == judged:
         names = ", ".join(map(str, paths))
-        raise ValueError(f"{names}: none of the {unknown:,} judged captions and pictures are in this data")
-    used = "\n".join(sorted(f"{verdict}\0{pair}" for verdict, pairs in rows.items() for pair in pairs))
-    digest = hashlib.sha256(used.encode()).hexdigest()[:16]
-    return Judgements(_columns(rows[RIGHT]), _columns(rows[WRONG]), blank, unknown, digest)
+        raise ValueError(f"{names}: none of the {judged:,} judged captions and pictures are in this data")
+    right, wrong = (_columns(pair for pair, said in verdicts.items() if said == verdict) for verdict in (RIGHT, WRONG))
+    digest = hashlib.sha256(repr([column.tolist() for column in (*right, *wrong)]).encode()).hexdigest()[:16]
+    return Judgements(right, wrong, blank, unknown, digest)
+
+
+class _Pairs:
+    """Finds the (text, image) numbers of a row: a caption's first text, and the pictures of its key."""
+
+    def __init__(self, e: Embeddings) -> None:
+        self.products = e.image_product
+        self.texts: dict[str, int] = {}
+        for text, caption in enumerate(e.captions):
+            self.texts.setdefault(same_caption_key(caption), text)
+        self.images: dict[str, list[int]] = {}
+        for image, key in enumerate(e.image_key):
+            self.images.setdefault(key, []).append(image)
+
+    def __call__(self, row: dict[str, str]) -> list[tuple[int, int]]:
+        text, found = self.texts.get(same_caption_key(row["caption"])), self.images.get(row["image_key"], [])
+        if len(found) > 1:  # other shards may have the same keys
+            found = [image for image in found if self.products[image] == row.get("image_product")]
+        return [] if text is None else [(text, image) for image in found]
 
 
 def _columns(pairs: Iterable[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
