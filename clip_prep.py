@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 import settings
 from clip_finetuning import catalogue, runtime
 from clip_finetuning.runtime import command_line, console
-from clip_finetuning.runtime.text import named_list
 
 if TYPE_CHECKING:
     from clip_finetuning.catalogue.download import Downloads, OfUrl
@@ -88,7 +87,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--attributes",
         metavar="COLUMN,...",
-        type=attribute_names,
+        type=command_line.names,
         default=(),
         help="columns, fields or keys to keep beside the category, such as colour,material, for --truth of evaluate_clip.py",
     )
@@ -205,14 +204,6 @@ def positive(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not allowed: it takes a number above 0")
     return number
-
-
-def attribute_names(text: str) -> tuple[str, ...]:
-    """The names of --attributes."""
-    try:
-        return named_list(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def fetch_pictures(args: argparse.Namespace) -> Downloads:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import numpy as np
 
 from clip_finetuning.pictures.near_duplicates import LOOK
 from clip_finetuning.runtime.atomic_write import atomic_write
-from clip_finetuning.runtime.text import attribute_text, caption_numbers, text_of
+from clip_finetuning.runtime.text import attribute_text, caption_numbers, printable, text_of
 
 TEXTS = ("image_product", "text_product", "image_key", "captions", "category", "subcategory")
 ATTRIBUTES = "attributes"
+LISTED = 20  # attributes that a message lists
 SAME_POINT = 0.99  # cosine; half precision stays well above
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,24 @@ class Embeddings:
     def fingerprint(self) -> str:
         """A hash of which samples these are, whatever the model: results of equal ones can be compared."""
         return fingerprint_of(self.image_key, self.image_product, self.captions[self.image_text])
+
+    def keys_of(self, images: Sequence[int]) -> dict[int, str]:
+        """{image: the key of its sample}, by which shards have its picture; a key of several samples names none."""
+        counts = Counter(self.image_key)
+        return {image: key for image in images if counts[key := str(self.image_key[image])] == 1}
+
+    def keep_attributes(self, names: Sequence[str]) -> None:
+        """Leave out all attributes but these; no names: keep all. Raises ValueError for one that no sample has."""
+        there = dict.fromkeys(name for said in (() if self.attributes is None else self.attributes) for name in said)
+        for name in names:
+            if name not in there:
+                known = ", ".join(map(printable, list(there)[:LISTED])) or "none"
+                raise ValueError(
+                    f"--attributes {printable(name)}: no sample of the embeddings file has it; there are {known}"
+                )
+        if names and self.attributes is not None:
+            kept = [{name: said[name] for name in names if name in said} for said in self.attributes]
+            self.attributes = texts(kept)
 
 
 def fingerprint_of(keys: Iterable[str], products: Iterable[str], captions: Iterable[str]) -> str:

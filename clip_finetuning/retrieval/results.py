@@ -13,6 +13,7 @@ from clip_finetuning.retrieval.embed import Loader, NothingFinite, embed
 from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
 from clip_finetuning.retrieval.names import DIRECTIONS, KS
 from clip_finetuning.retrieval.sampled101 import Candidates
+from clip_finetuning.retrieval.truth import Truth
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.accounting import majority_warning
 from clip_finetuning.runtime.text import caption_numbers
@@ -57,9 +58,13 @@ def measure_embeddings(
     ks: Sequence[int],
     seed: int = 0,
     candidates: Candidates | None = None,
+    truth: Truth | None = None,
 ) -> dict[str, Any]:
-    """Results of the protocols; the first one's recalls stand at the top level too."""
-    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates) for name in protocol_names}
+    """Results of the protocols; the first one's recalls stand at the top level too.
+
+    `truth` says what else than the items of one product may count as right.
+    """
+    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates, truth) for name in protocol_names}
     headline = evaluated[protocol_names[0]]
     recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in DIRECTIONS} for k in ks}
     return {
@@ -72,6 +77,7 @@ def measure_embeddings(
         "ties": "a positive that ties with negatives counts after them; in pair, samples with the same caption share "
         "their expected rank",
         "warnings": warnings_of(embeddings),
+        **({"judgements": truth.judged.as_result()} if truth and truth.judged else {}),
         "protocols": evaluated,
     }
 

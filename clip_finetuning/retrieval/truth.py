@@ -79,9 +79,11 @@ def transposed(marked: Marked, width: int) -> Marked:
 
 
 def marked_tasks(
-    truth: Truth, tasks: Mapping[str, Any]
+    truth: Truth | None, tasks: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Positives | None], dict[str, int]]:
     """(tasks with what was judged right among the positives, what is alike by direction, pairs by reason) of a protocol."""
+    if truth is None:
+        return dict(tasks), dict.fromkeys(tasks), {}
     forward = tasks["text_to_image"]
     marked, counts = mark(truth, forward.positives, forward.query_items, forward.gallery_items)
     found = {"text_to_image": marked, "image_to_text": transposed(marked, len(forward.gallery_items))}

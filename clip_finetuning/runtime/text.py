@@ -36,14 +36,6 @@ def attribute_text(value: object, as_text: Callable[[object], str] = text_of) ->
     return ", ".join(sorted(texts - {""}))
 
 
-def named_list(text: str) -> tuple[str, ...]:
-    """The names in `colour, material`, each once. Raises ValueError if there is none."""
-    names = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
-    if not names:
-        raise ValueError(f"{text!r} names nothing; it takes names with commas between them, such as colour,material")
-    return names
-
-
 def decoded(data: bytes) -> str:
     """Bytes of no stated encoding: UTF-8, or what web pages that say Latin-1 mean."""
     try:
