@@ -168,7 +168,8 @@ def load_baseline(args: argparse.Namespace) -> dict[str, Any]:
     if not args.from_embeddings:
         fields = loading.sample.Fields(args.caption_key, args.product_key)
         samples = loading.first_look.listed(args.dataset_path, args.max_samples, fields)
-    retrieval.baseline.check(baseline, args.output, args.protocol, *(samples or (None,)))
+    judged = bool(args.judgements)
+    retrieval.baseline.check(baseline, args.output, args.protocol, *(samples or (None,)), judged=judged)
     return baseline
 
 

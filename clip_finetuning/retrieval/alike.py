@@ -18,7 +18,7 @@ import numpy as np
 
 from clip_finetuning.pictures.near_duplicates import close_pairs, unpacked
 from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.metrics import Positives, by_group
+from clip_finetuning.retrieval.positives import Positives, by_group
 from clip_finetuning.retrieval.wording import wording_key
 from clip_finetuning.runtime.text import same_caption_key
 
@@ -69,7 +69,7 @@ def related(
     told apart.
     """
     width = len(images)
-    mine = _distinct(np.concatenate([_keys(_queries(own), own.items, width), judged]))
+    mine = _distinct(np.concatenate([_keys(own.queries(), own.items, width), judged]))
     found = {"captions": _of_wordings(likeness.wording[texts], own, width)}
     if likeness.look is not None and likeness.near is not None:
         found["pictures"] = _of_classes(likeness.look[images], likeness.near, own, width)
@@ -89,7 +89,7 @@ def from_keys(keys: np.ndarray, queries: int, width: int) -> Positives:
 
 def keys_of(pairs: Positives, width: int) -> np.ndarray:
     """The numbers `query * width + item` of ragged lists, ascending."""
-    return np.sort(_keys(_queries(pairs), pairs.items, width))
+    return np.sort(_keys(pairs.queries(), pairs.items, width))
 
 
 # ------------------------------------------------------------------------------------------- what is alike
@@ -138,7 +138,7 @@ def _numbered(values):
 def _of_classes(classes, near, own, width):
     """Keys of the images in a class of one of the query's own images, or in one that is near: distinct ones."""
     count = int(classes.max(initial=-1)) + 1
-    mine = _distinct(_keys(_queries(own), classes[own.items], count)[classes[own.items] >= 0])
+    mine = _distinct(_keys(own.queries(), classes[own.items], count)[classes[own.items] >= 0])
     queries, numbers = np.divmod(mine, max(count, 1))
     if near is not None:
         near_queries, near_numbers = _through(queries, numbers, near)
@@ -184,8 +184,3 @@ def _without(keys, known):
         return keys
     place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     return keys[known[place] != keys]
-
-
-def _queries(pairs):
-    """The query of each item."""
-    return np.repeat(np.arange(len(pairs.offsets) - 1), np.diff(pairs.offsets))

@@ -40,6 +40,10 @@ def check(first: dict[str, Any], second: dict[str, Any]) -> tuple[list[str], str
     """
     if not _same_data(first, second):
         raise ValueError(f"{first['name']} and {second['name']} are results of different data and cannot be compared")
+    if judgements_of(first) != judgements_of(second):
+        raise ValueError(
+            f"{first['name']} and {second['name']} go by other judgements; measure both with the same ones"
+        )
     shared = [name for name in first.get("protocols", {}) if name in second.get("protocols", {})]
     if not shared:
         raise ValueError(f"{first['name']} and {second['name']} have no protocol in common")
@@ -56,12 +60,18 @@ def check(first: dict[str, Any], second: dict[str, Any]) -> tuple[list[str], str
 def comparable(first: dict[str, Any], second: dict[str, Any], protocol: str) -> bool:
     """Whether two results are of the same data and count hits alike in a protocol, which both have."""
     shared = all(protocol in results["protocols"] for results in (first, second))
-    return shared and _same_data(first, second) and _same_rules(first, second, protocol)
+    alike = _same_data(first, second) and judgements_of(first) == judgements_of(second)
+    return shared and alike and _same_rules(first, second, protocol)
 
 
 def _same_data(first, second):
     fingerprints = [results.get("data", {}).get("fingerprint") for results in (first, second)]
     return fingerprints[0] is not None and fingerprints[0] == fingerprints[1]
+
+
+def judgements_of(results: dict[str, Any]) -> str:
+    """Which judgements of people a result goes by, blank for none."""
+    return results.get("judgements", {}).get("fingerprint", "")
 
 
 def rules_of(results: dict[str, Any]) -> int:

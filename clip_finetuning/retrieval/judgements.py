@@ -13,7 +13,7 @@ import numpy as np
 
 from clip_finetuning.retrieval.alike import from_keys, keys_of
 from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.metrics import Positives
+from clip_finetuning.retrieval.positives import Positives
 from clip_finetuning.runtime import spreadsheet
 from clip_finetuning.runtime.text import printable, same_caption_key
 

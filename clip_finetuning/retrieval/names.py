@@ -3,6 +3,7 @@
 DIRECTIONS = ("text_to_image", "image_to_text")
 DIRECTIONS_OF = dict.fromkeys(("product", "pair", "one_view", "sampled101"), DIRECTIONS)  # each protocol's
 PROTOCOLS = tuple(DIRECTIONS_OF)
+TRUTHS = ("strict", "tolerant", "without")  # how look-alikes of other products count; strict is the headline
 KS = (1, 5, 10)  # of Recall@k, where nobody asks for others
 OTHER_NUMBERS = {"median_rank": "median rank", "mrr": "MRR", "map": "mAP"}  # beside the recalls, as tables call them
 

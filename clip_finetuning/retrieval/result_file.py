@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval.names import DIRECTIONS_OF, PROTOCOLS, recalls
+from clip_finetuning.retrieval.names import DIRECTIONS_OF, PROTOCOLS, TRUTHS, recalls
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
@@ -51,6 +51,33 @@ def check_results(results: Any) -> None:
             if not isinstance(protocol, dict) or not isinstance(protocol.get(way), dict):
                 raise ValueError(f"{name} lacks {way!r}")
             _check_direction(protocol[way], f"{name}, {way}")
+        _check_truth(protocol.get("truth", {"pairs": {}, "sentence": ""}), name)
+    judgements = results.get("judgements", {"fingerprint": "", "sentence": ""})
+    if not isinstance(judgements, dict) or any(
+        type(judgements.get(key)) is not str for key in ("fingerprint", "sentence")
+    ):
+        raise ValueError("'judgements' must be an object with texts 'fingerprint' and 'sentence'")
+
+
+def _check_truth(truth, name):
+    where = f"{name}, truth"
+    if not isinstance(truth, dict) or type(truth.get("sentence")) is not str:
+        raise ValueError(f"{where} must be an object with a text 'sentence'")
+    pairs = truth.get("pairs")
+    if not isinstance(pairs, dict) or any(type(count) is not int for count in pairs.values()):
+        raise ValueError(f"{where}: 'pairs' must be whole numbers by reason")
+    for kind, of in truth.items():
+        if kind in ("pairs", "sentence"):
+            continue
+        if kind not in TRUTHS or not isinstance(of, dict):
+            raise ValueError(f"{where}: {kind!r} must be one of {', '.join(TRUTHS)}, an object")
+        for way in DIRECTIONS_OF[name]:
+            _check_numbers(of.get(way), f"{where}, {kind}, {way}")
+            intervals = of[way].get("intervals")
+            for key in recalls(of[way]):
+                ends = intervals.get(key) if isinstance(intervals, dict) else None
+                if not isinstance(ends, list) or len(ends) != 2 or not all(map(_is_number, ends)):
+                    raise ValueError(f"{where}, {kind}, {way}: the interval of {key!r} must be two numbers")
 
 
 def _check_direction(numbers, where):

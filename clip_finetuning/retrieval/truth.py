@@ -17,10 +17,10 @@ from clip_finetuning.retrieval import alike, intervals, judgements, metrics
 from clip_finetuning.retrieval.alike import Likeness
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.judgements import Judgements
-from clip_finetuning.retrieval.metrics import Positives
+from clip_finetuning.retrieval.names import TRUTHS
+from clip_finetuning.retrieval.positives import Positives
 from clip_finetuning.runtime.text import caption_numbers
 
-TRUTHS = ("strict", "tolerant", "without")
 MEANING = {
     "strict": "look-alikes of other products are misses",
     "tolerant": "they are hits",

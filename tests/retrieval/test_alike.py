@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clip_finetuning.retrieval import alike, protocols
-from clip_finetuning.retrieval.metrics import Positives, by_group
+from clip_finetuning.retrieval.positives import Positives, by_group
 from clip_finetuning.retrieval.wording import wording_key
 from tests.helpers import embedded_catalogue
 

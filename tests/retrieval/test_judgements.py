@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clip_finetuning.retrieval import judgements
-from clip_finetuning.retrieval.metrics import one_to_one
+from clip_finetuning.retrieval.positives import one_to_one
 from clip_finetuning.runtime import spreadsheet
 from tests.helpers import embedded_catalogue
 
