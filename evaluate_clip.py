@@ -16,6 +16,7 @@ evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs u
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import settings
@@ -27,6 +28,7 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
+    from clip_finetuning.retrieval.truth import Truth
     from clip_finetuning.runtime.distributed import Ranks
 
 RECALLS = (5, 10)  # always reported at the top level of the results
@@ -45,11 +47,14 @@ def main(argv: list[str] | None = None) -> None:
         return
     ranks = runtime.distributed.start(args.device)
     if not args.from_embeddings:
+        if args.disputed or args.truth != "strict":
+            retrieval.looks.check()
         loading.first_look.check_shards(args.dataset_path)
     prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
         clip_model, embeddings = None, retrieval.embeddings.load(args.from_embeddings)
+        embeddings.keep_attributes(args.attributes)
         about = {"embeddings": args.from_embeddings, "data": {"fingerprint": embeddings.fingerprint()}}
     else:
         checkpoint = read_checkpoint(args)
@@ -60,13 +65,16 @@ def main(argv: list[str] | None = None) -> None:
         if args.retention:
             about["retention"] = measure_retention(clip_model, checkpoint, args, ranks, baseline)
     if ranks.rank == 0:
-        results = evaluate(embeddings, args) | about
+        truth = truth_of(embeddings, args)
+        results = evaluate(embeddings, args, truth) | about
         if clip_model is not None and args.zero_shot:
             precision = results["model"]["precision"]
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
         if baseline:
             results["statistics"]["baseline"] = retrieval.comparison.effects(baseline, results | {"name": args.output})
         write_outputs(args, embeddings, results, baseline)
+        if args.disputed:
+            write_disputed(args, embeddings, truth)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -109,6 +117,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prompts", metavar="FILE", help="how --zero-shot names a category: one prompt a line, with {}"
     )
+    _add_truth_arguments(parser)
     args = parser.parse_args(argv)
     _check_together(parser, args)
     args.dataset_path = args.dataset_path or (args.test_dataset_pattern if args.test else args.valid_dataset_pattern)
@@ -118,6 +127,32 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.protocol = sorted(set(args.protocol), key=PROTOCOLS.index)  # product, if asked for, is the headline
     args.k = sorted({*args.k, *RECALLS})
     return args
+
+
+def _add_truth_arguments(parser):
+    """The flags about what the catalogue leaves out."""
+    group = parser.add_argument_group("incomplete truth")
+    group.add_argument(
+        "--truth",
+        choices=("strict", "tolerant", "without", "all"),
+        default="strict",
+        help="look-alikes of other products: misses (strict, always the headline), hits too (tolerant), or left out [strict]",
+    )
+    group.add_argument(
+        "--attributes",
+        metavar="FIELD,...",
+        type=command_line.names,
+        default=(),
+        help="fields of the samples' .json that make products alike [those under attributes]",
+    )
+    group.add_argument(
+        "--disputed",
+        metavar="FILE.csv",
+        help="write pairs that are called wrong and may be right, and FILE.html to judge them",
+    )
+    group.add_argument(
+        "--judgements", metavar="FILE.csv", nargs="+", default=[], help="verdicts on such pairs: right ones are hits"
+    )
 
 
 def _check_together(parser, args):
@@ -134,6 +169,8 @@ def _check_together(parser, args):
         parser.error("--prompts says how --zero-shot asks; add --zero-shot")
     if args.report and not {"product", "all"} & set(args.protocol):
         parser.error("--report shows the product protocol; add it to --protocol")
+    if args.disputed and not args.disputed.lower().endswith(".csv"):
+        parser.error(f"--disputed {args.disputed} must end in .csv; the page to judge the pairs is written beside it")
     if args.test and args.dataset_path:
         parser.error("--test and --dataset-path both name shards; leave out one")
 
@@ -151,7 +188,8 @@ def load_baseline(args: argparse.Namespace) -> dict[str, Any]:
     if not args.from_embeddings:
         fields = loading.sample.Fields(args.caption_key, args.product_key)
         samples = loading.first_look.listed(args.dataset_path, args.max_samples, fields)
-    retrieval.baseline.check(baseline, args.output, args.protocol, *(samples or (None,)))
+    judged = bool(args.judgements)
+    retrieval.baseline.check(baseline, args.output, args.protocol, *(samples or (None,)), judged=judged)
     return baseline
 
 
@@ -182,6 +220,7 @@ def embed_shards(
     clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks"
 ) -> tuple["Embeddings", dict[str, Any]]:
     """(Embeddings of the shards, what the results say about model and data)."""
+    compares_pictures = bool(args.disputed) or args.truth != "strict"
     loader = loading.loader.eval_loader(
         args.dataset_path,
         model.clip_model.image_transform(clip_model, train=False),
@@ -193,6 +232,8 @@ def embed_shards(
         max_samples=args.max_samples,
         caption_key=args.caption_key,
         product_key=args.product_key,
+        attributes=args.attributes,
+        look=retrieval.looks.look_of if compares_pictures else None,
     )
     seen = runtime.distributed.gather_objects(loader.num_samples)
     if len(set(seen)) > 1:
@@ -267,12 +308,18 @@ def measure_others(clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ra
     return {"pattern": args.retention, **measured, **about}
 
 
-def evaluate(embeddings: "Embeddings", args: argparse.Namespace) -> dict[str, Any]:
+def truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
+    """What counts as right, as the flags say."""
+    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
+    return retrieval.truth.truth_of(embeddings, args.truth, judged)
+
+
+def evaluate(embeddings: "Embeddings", args: argparse.Namespace, truth: "Truth") -> dict[str, Any]:
     """The numbers of the protocols that the flags name."""
     candidates = None
     if "sampled101" in args.protocol:
         candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
-    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates)
+    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates, truth)
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -280,7 +327,9 @@ def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     if not path.endswith(".npz"):
         return retrieval.result_file.read(path)
     embeddings = retrieval.embeddings.load(path)
-    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed)
+    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
+    truth = retrieval.truth.truth_of(embeddings, judged=judged)
+    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, truth=truth)
     return results | {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
 
 
@@ -299,6 +348,27 @@ def write_outputs(
     if args.report:
         write_report(args, embeddings, results, baseline)
         print(f"report written to {args.report}")
+
+
+def write_disputed(args: argparse.Namespace, embeddings: "Embeddings", truth: "Truth") -> None:
+    """The table of disputed pairs, and the page beside it on which they are judged."""
+    pairs = retrieval.disputed.find(embeddings, truth)
+    page = str(Path(args.disputed).with_suffix(".html"))
+    key_of = embeddings.keys_of(retrieval.disputed.images_of(pairs))
+    try:
+        found = loading.lookup.read_pictures(args.dataset_path, key_of.values(), args.caption_key)
+    except FileNotFoundError as error:
+        print(f"{page} has no pictures: {error}", file=sys.stderr)
+        found = {}
+    pictures = {image: found[key] for image, key in key_of.items() if key in found}
+    written = {
+        args.disputed: retrieval.disputed.csv(embeddings, pairs),
+        page: retrieval.disputed.page(embeddings, pairs, pictures, Path(args.disputed).name),
+    }
+    for path, text in written.items():
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace", newline="")
+    print(f"{len(pairs):,} disputed pairs written to {args.disputed}; {page} takes the verdicts for --judgements")
 
 
 def write_report(

@@ -21,7 +21,7 @@ PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 # The command line of each script: what is added or taken away here is a decision, and documented.
 FLAGS = {
     "clip_prep": """
-        --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
+        --allow-outside --attributes --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
         --download --download-limit --download-rate --drop-leaks --encoding --hdf5 --help --image-column --image-template
         --images --keep-markup --max-skipped --num-workers --on-colab --output --preset --product-column --ray --split
         --subcategory-column --table --test-fraction --valid-fraction
@@ -39,10 +39,11 @@ FLAGS = {
         --tensorboard --train-dataset-pattern --valid-dataset-pattern --views --warmup-steps --weight-decay
     """,
     "evaluate_clip": """
-        --baseline --batch-size --candidates --caption-key --checkpoint --checkpoint-dir --compare --dataset-path --debug --device
-        --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean --image-resize-mode --image-std --k --max-samples --model-cache-dir --model-name --model-pretrained
+        --attributes --baseline --batch-size --candidates --caption-key --checkpoint --checkpoint-dir --compare --dataset-path
+        --debug --device --disputed --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean
+        --image-resize-mode --image-std --judgements --k --max-samples --model-cache-dir --model-name --model-pretrained
         --num-workers --on-colab --output --precision --product-key --prompts --protocol --report --retention --save-embeddings --seed
-        --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
+        --test --test-dataset-pattern --truth --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
     "export_clip": """
         --caption-key --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8

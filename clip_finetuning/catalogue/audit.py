@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from clip_finetuning.catalogue.caption_checks import caption_findings
 from clip_finetuning.catalogue.mapping import Mapping, read_mapping
-from clip_finetuning.catalogue.near_duplicates import can_fingerprint, close_pairs, fingerprint
 from clip_finetuning.pictures.decode import PictureError, load_picture, read_source
+from clip_finetuning.pictures.near_duplicates import can_fingerprint, close_pairs, fingerprint
 
 MAX_TOKENS = 77  # CLIP's tokenizers cut the rest off
 TINY = 64  # pixels of the shorter side: a model sees a blur

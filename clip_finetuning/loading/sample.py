@@ -10,10 +10,10 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clip_finetuning.runtime.text import text_of
+from clip_finetuning.runtime.text import attribute_text, text_of
 
 # What Pillow reads, alone or with a plugin; the first of them counts where a sample has several.
 PICTURE_SUFFIXES = (
@@ -41,9 +41,11 @@ class Fields(NamedTuple):
 
     caption: str | None = None
     product: str | None = None
+    attributes: tuple[str, ...] = ()
 
 
 USUAL = Fields()
+Attributes = dict[str, str]  # what is said of a product by name: its colour, its material
 
 
 class SampleError(ValueError):
@@ -64,6 +66,7 @@ class ShardSample(NamedTuple):
     category: str
     subcategory: str
     image_name: str
+    attributes: Attributes  # {name: value}, without blank ones
     guess: str | None = None  # what is used although something is missing, damaged or left over
 
 
@@ -115,6 +118,7 @@ def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL, needs_caption: b
         category=text_of(fields.get("category")),
         subcategory=text_of(fields.get("subcategory")),
         image_name=text_of(fields.get("image_name")),
+        attributes=attributes_of(fields, names.attributes),
         guess=guess or (FURTHER_FILES if raw.get(FURTHER) or sum(map(is_picture, raw)) > 1 else None),
     )
 
@@ -128,6 +132,17 @@ def value_at(fields: Mapping[str, Any], name: str) -> Any:
         else:
             value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def attributes_of(fields: Mapping[str, Any], names: Sequence[str] = ()) -> Attributes:
+    """What a `.json` says under `attributes`; or the fields of these names, there or, dotted where they lie deeper, in all of it."""
+    said = fields.get("attributes")
+    said = said if isinstance(said, dict) else {}
+    pairs = (
+        ((name, said[name] if name in said else value_at(fields, name)) for name in names) if names else said.items()
+    )
+    texts = {text_of(name): attribute_text(value) for name, value in pairs}
+    return {name: text for name, text in texts.items() if name and text}
 
 
 def has_text_at(fields: Mapping[str, Any], name: str) -> bool:

@@ -15,6 +15,8 @@ def check(first: dict[str, Any], second: dict[str, Any]) -> tuple[list[str], lis
     called = [printable(results["name"]) for results in (first, second)]
     if not same_data(first, second):
         raise ValueError(f"{called[0]} and {called[1]} are results of different data and cannot be compared")
+    if judgements_of(first) != judgements_of(second):
+        raise ValueError(f"{called[0]} and {called[1]} go by other judgements; measure both with the same ones")
     protocols = [results.get("protocols", {}) for results in (first, second)]
     shared = [name for name in protocols[0] if name in protocols[1]]
     if not shared:
@@ -32,13 +34,19 @@ def check(first: dict[str, Any], second: dict[str, Any]) -> tuple[list[str], lis
 def comparable(first: dict[str, Any], second: dict[str, Any], protocol: str) -> bool:
     """Whether two results are of the same data and count hits alike in a protocol, which both have."""
     shared = all(protocol in results["protocols"] for results in (first, second))
-    return shared and same_data(first, second) and _same_rules(first, second, protocol)
+    alike = same_data(first, second) and judgements_of(first) == judgements_of(second)
+    return shared and alike and _same_rules(first, second, protocol)
 
 
 def same_data(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two results are known to be of the same samples."""
     fingerprints = [results.get("data", {}).get("fingerprint") for results in (first, second)]
     return fingerprints[0] is not None and fingerprints[0] == fingerprints[1]
+
+
+def judgements_of(results: dict[str, Any]) -> str:
+    """Which judgements of people a result goes by, blank for none."""
+    return results.get("judgements", {}).get("fingerprint", "")
 
 
 def _same_rules(first, second, protocol):

@@ -68,6 +68,9 @@ def joined(first: Positives, second: Positives) -> Positives:
 def without(positives: Positives, others: Positives, gallery_size: int) -> Positives:
     """Those that are not among the others of the same query, each once."""
     pairs = [some.queries() * gallery_size + some.items for some in (positives, others)]
-    kept = np.setdiff1d(*pairs)
+    own, known = map(np.sort, pairs)  # NumPy's own difference of sets takes minutes for ten million
+    own = own[np.diff(own, prepend=-1) != 0]
+    place = np.searchsorted(known, own)
+    kept = own[np.append(known, -1)[place] != own]
     counts = np.bincount(kept // gallery_size, minlength=len(positives.offsets) - 1)
     return Positives(offsets_of(counts), kept % gallery_size)

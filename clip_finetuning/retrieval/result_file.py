@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval.names import DIRECTIONS_OF, PROTOCOLS, recalls
+from clip_finetuning.retrieval.names import DIRECTIONS_OF, PROTOCOLS, TRUTHS, recalls
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
@@ -47,6 +47,7 @@ def check_results(results: Any) -> None:
     _check_protocols(results["protocols"])
     if "zero_shot" in results:
         _check_zero_shot(results["zero_shot"])
+    _check_judgements(results.get("judgements", {"fingerprint": "", "sentence": ""}))
     if results.get("retention") is not None:
         _check_retention(results["retention"])
 
@@ -61,6 +62,7 @@ def _check_protocols(protocols):
             _check_direction(protocol[way], f"{name}, {way}")
         if type(protocol.get("version", 1)) is not int or not isinstance(protocol.get("cite", ""), str):
             raise ValueError(f"{name}: 'version' must be a whole number and 'cite' a text")
+        _check_truth(protocol.get("truth", {"pairs": {}, "sentence": ""}), name)
 
 
 def _check_retention(results):
@@ -122,6 +124,34 @@ def _check_confusion(confusion):
         kinds = {"class": str, "taken_for": str, "images": int, "share": float}
         if not isinstance(row, dict) or any(type(row.get(key)) is not kind for key, kind in kinds.items()):
             raise ValueError(f"zero_shot: 'top' of confusion must be a list of objects with {', '.join(kinds)}")
+
+
+def _check_judgements(judgements):
+    if not isinstance(judgements, dict) or any(
+        type(judgements.get(key)) is not str for key in ("fingerprint", "sentence")
+    ):
+        raise ValueError("'judgements' must be an object with texts 'fingerprint' and 'sentence'")
+
+
+def _check_truth(truth, name):
+    where = f"{name}, truth"
+    if not isinstance(truth, dict) or type(truth.get("sentence")) is not str:
+        raise ValueError(f"{where} must be an object with a text 'sentence'")
+    pairs = truth.get("pairs")
+    if not isinstance(pairs, dict) or any(type(count) is not int for count in pairs.values()):
+        raise ValueError(f"{where}: 'pairs' must be whole numbers by reason")
+    for kind, of in truth.items():
+        if kind in ("pairs", "sentence"):
+            continue
+        if kind not in TRUTHS or not isinstance(of, dict):
+            raise ValueError(f"{where}: {kind!r} must be one of {', '.join(TRUTHS)}, an object")
+        for way in DIRECTIONS_OF[name]:
+            _check_numbers(of.get(way), f"{where}, {kind}, {way}")
+            intervals = of[way].get("intervals")
+            for key in recalls(of[way]):
+                ends = intervals.get(key) if isinstance(intervals, dict) else None
+                if not isinstance(ends, list) or len(ends) != 2 or not all(map(_is_number, ends)):
+                    raise ValueError(f"{where}, {kind}, {way}: the interval of {key!r} must be two numbers")
 
 
 def _check_direction(numbers, where):

@@ -13,6 +13,7 @@ from clip_finetuning.retrieval.embed import Loader, NothingFinite, embed
 from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
 from clip_finetuning.retrieval.names import DIRECTIONS, KS
 from clip_finetuning.retrieval.sampled101 import Candidates, draw_candidates
+from clip_finetuning.retrieval.truth import Truth
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.accounting import majority_warning
 from clip_finetuning.runtime.text import caption_numbers
@@ -57,11 +58,15 @@ def measure_embeddings(
     ks: Sequence[int],
     seed: int = 0,
     candidates: Candidates | None = None,
+    truth: Truth | None = None,
 ) -> dict[str, Any]:
-    """Results of the protocols; the first one's recalls stand at the top level too."""
+    """Results of the protocols; the first one's recalls stand at the top level too.
+
+    `truth` says what else than the items of one product may count as right.
+    """
     if "sampled101" in protocol_names:
         candidates = candidates or draw_candidates(embeddings, seed)
-    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates) for name in protocol_names}
+    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates, truth) for name in protocol_names}
     _cite(evaluated, embeddings.fingerprint(), candidates)
     headline = evaluated[protocol_names[0]]
     recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in DIRECTIONS} for k in ks}
@@ -83,6 +88,7 @@ def measure_embeddings(
             "power": power.POWER,
             "correlation": power.CORRELATION,
         },
+        **({"judgements": truth.judged.as_result()} if truth and truth.judged else {}),
         "protocols": evaluated,
     }
 

@@ -65,11 +65,27 @@ def _protocol(protocol, ways):
     for key in [*names.recalls(directions[0]), *names.OTHER_NUMBERS]:
         cells = [_cell(numbers, key) if key.startswith("recall") else f"{numbers[key]:.4g}" for numbers in directions]
         yield f"  {names.label(key)}".ljust(16) + "".join(cell.rjust(width) for cell, width in zip(cells, (32, 30)))
+    if "truth" in protocol:
+        yield from _truth(protocol["truth"], ways)
+
+
+def _truth(truth, ways):
+    """The recalls by each truth that was asked for, and what these are."""
+    yield from _wrapped(truth["sentence"])
+    for name in (name for name in names.TRUTHS if name in truth):
+        for key in names.recalls(truth[name][ways[0]]):
+            cells = [_with_interval(truth[name][way], key) for way in ways]
+            label = f"  {names.label(key)} {name}"
+            yield label.ljust(24) + "".join(cell.rjust(width) for cell, width in zip(cells, (24, 30)))
 
 
 def _cell(numbers, key):
+    return f"{_with_interval(numbers, key)} ({numbers['chance'][key]:.3f})"
+
+
+def _with_interval(numbers, key):
     low, high = numbers["intervals"][key]
-    return f"{numbers[key]:.4f} [{low:.3f}, {high:.3f}] ({numbers['chance'][key]:.3f})"
+    return f"{numbers[key]:.4f} [{low:.3f}, {high:.3f}]"
 
 
 def _zero_shot(result):

@@ -4,19 +4,17 @@ The pages are one file each, without script; all text in them is escaped.
 """
 
 import base64
-import csv as csv_format
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clip_finetuning.runtime import spreadsheet
 from clip_finetuning.runtime.pages import templates
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.search.index import Hit, Index
 from clip_finetuning.search.mine import Findings
 
 TEMPLATES = templates(Path(__file__).parent)
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula at the start of a cell
 
 
 def lines(about: dict[str, Any], folder: str) -> list[str]:
@@ -59,17 +57,7 @@ def page(index: Index, findings: Findings) -> str:
 
 def csv(findings: Findings) -> str:
     """The findings as a table, UTF-8 with a byte order mark; no cell is a formula to a spreadsheet."""
-    text = io.StringIO()
-    text.write("\ufeff")
-    writer = csv_format.writer(text)
-    header, rows = findings.table()
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return spreadsheet.written(*findings.table())
 
 
 def _url(jpeg: bytes) -> str:

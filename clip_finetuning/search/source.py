@@ -56,7 +56,7 @@ def _shard_sample(source: Source, fields: Fields, sample: Any) -> ShardSample:
 def of_entry(key: str, path: str, entry: Any) -> Picture:
     """The Picture of a mapping's entry, which the index calls `key`."""
     captions, texts = list(entry.captions), (entry.product_id, entry.category, entry.subcategory, entry.image_name)
-    return Picture(path, ShardSample(key, NO_BYTES, captions, *texts))
+    return Picture(path, ShardSample(key, NO_BYTES, captions, *texts, {}))
 
 
 def of_pictures(

@@ -17,6 +17,50 @@ def results():
     return json.loads(json.dumps(measured | {"data": {"fingerprint": "f", "skipped": {"<i>": 1}}}))
 
 
+@pytest.fixture(scope="module")
+def judged(results):
+    interval = {"recall@1": [0, 1]}
+    ways = {
+        way: {"recall@1": 0.5, "mrr": 0.5, "intervals": interval, "queries": 3}
+        for way in ("text_to_image", "image_to_text")
+    }
+    truth = {"strict": ways, "pairs": {"pictures": 3}, "sentence": "s"}
+    protocols = results["protocols"] | {"product": results["protocols"]["product"] | {"truth": truth}}
+    return results | {"protocols": protocols, "judgements": {"fingerprint": "f", "sentence": "s", "right": 1}}
+
+
+def test_truths_and_judgements_are_read(tmp_path, judged):
+    result_file.write(tmp_path / "r.json", judged)
+    assert result_file.read(tmp_path / "r.json")["protocols"]["product"]["truth"]["pairs"] == {"pictures": 3}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("judgements",), "x"),
+        (("judgements", "fingerprint"), 7),
+        (("protocols", "product", "truth"), []),
+        (("protocols", "product", "truth", "sentence"), None),
+        (("protocols", "product", "truth", "pairs"), {"pictures": "many"}),
+        (("protocols", "product", "truth", "lax"), {}),
+        (("protocols", "product", "truth", "strict"), {"text_to_image": {}}),
+        (("protocols", "product", "truth", "strict", "image_to_text", "recall@1"), "<i>"),
+        (("protocols", "product", "truth", "strict", "image_to_text", "intervals"), {}),
+        (("protocols", "product", "truth", "strict", "image_to_text", "intervals", "recall@1"), [0, "1"]),
+    ],
+)
+def test_damaged_truths_are_refused_in_one_line(tmp_path, judged, place, value):
+    damaged = copy.deepcopy(judged)
+    part = damaged
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (tmp_path / "bad.json").write_text(json.dumps(damaged))
+    with pytest.raises(ValueError, match="bad.json is no result file of evaluate_clip.py: ") as error:
+        result_file.read(tmp_path / "bad.json")
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_written_is_read_with_the_version_that_wrote_it(tmp_path, results):
     result_file.write(tmp_path / "r.json", results)
     name = str(tmp_path / "r.json")
