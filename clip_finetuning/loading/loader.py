@@ -178,13 +178,22 @@ def eval_loader(
     max_samples: int | None = None,
     caption_key: str | None = None,
     product_key: str | None = None,
+    wordings: bool = False,
 ) -> Loader:
     """A Loader of every sample once, in order, with the first caption; ranks take consecutive parts.
 
-    `max_samples` takes the first ones alone.
+    `max_samples` takes the first ones alone; with `wordings`, batches bring every caption of a sample too.
     """
     fields = Fields(caption_key, product_key)
-    options = Options(batch_size, train=False, rank=rank, world_size=world_size, max_samples=max_samples, fields=fields)
+    options = Options(
+        batch_size,
+        train=False,
+        rank=rank,
+        world_size=world_size,
+        max_samples=max_samples,
+        fields=fields,
+        wordings=wordings,
+    )
     return Loader(ClipDataset(pattern, transform, tokenizer, options), num_workers)
 
 

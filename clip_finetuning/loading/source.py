@@ -22,6 +22,7 @@ class Options:
     world_size: int = 1
     max_samples: int | None = None  # the first ones alone; in evaluation
     fields: Fields = USUAL  # where a `.json` has its caption and product
+    wordings: bool = False  # whether batches bring every wording of a sample; in evaluation
 
 
 class Group(NamedTuple):
