@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import settings
 from clip_finetuning import loading, model, retrieval, runtime
-from clip_finetuning.retrieval.names import KS, PROTOCOLS
+from clip_finetuning.retrieval.names import BETWEEN_IMAGES, KS, PROTOCOLS, QUERIES_OF, STANDARD
 from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
+    from clip_finetuning.retrieval.query_texts import QueryTexts
     from clip_finetuning.runtime.distributed import Ranks
 
 RECALLS = (5, 10)  # always reported at the top level of the results
@@ -47,16 +48,16 @@ def main(argv: list[str] | None = None) -> None:
         loading.first_look.check_shards(args.dataset_path)
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
-        clip_model, embeddings = None, retrieval.embeddings.load(args.from_embeddings)
+        clip_model, (embeddings, queries) = None, load_embeddings(args.from_embeddings, args.protocol)
         about = {"embeddings": args.from_embeddings, "data": {"fingerprint": embeddings.fingerprint()}}
     else:
         clip_model = load_model(args, ranks)
-        embeddings, about = embed_shards(clip_model, args, ranks)
+        embeddings, queries, about = embed_shards(clip_model, args, ranks)
     if ranks.rank == 0:
-        results = evaluate(embeddings, args) | about
+        results = evaluate(embeddings, queries, args) | about
         if clip_model is not None and args.zero_shot:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
-        write_outputs(args, embeddings, results, baseline)
+        write_outputs(args, embeddings, queries, results, baseline)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -70,14 +71,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--output", metavar="FILE", help="the result file [evaluation_results[_test][_checkpoint].json]"
     )
     parser.add_argument("--max-samples", type=int, metavar="N", help="only the first N samples")
-    choices = (*PROTOCOLS, "all")
+    choices = (*STANDARD, *BETWEEN_IMAGES, "all")
     parser.add_argument(
         "--protocol",
         nargs="+",
         choices=choices,
         default=["product", "pair"],
         metavar="NAME",
-        help=f"what is queried against what: {', '.join(choices)} [product pair]",
+        help=f"what is queried against what: {', '.join(choices)} (of these: {', '.join(STANDARD)}) [product pair]",
+    )
+    parser.add_argument(
+        "--queries",
+        nargs="+",
+        choices=("long", "short", "category"),
+        default=["long"],
+        metavar="KIND",
+        help="ask, beside the captions (long), keywords made of them (short), or the categories' names (category) [long]",
+    )
+    parser.add_argument(
+        "--captions",
+        choices=("first", "all"),
+        default="first",
+        help="ask, beside each product's first caption, all its wordings, and each language apart [first]",
     )
     parser.add_argument("--k", nargs="+", type=int, default=list(KS), metavar="K", help="Recall@k for these k [1 5 10]")
     parser.add_argument(
@@ -98,8 +113,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.dataset_path = args.dataset_path or (args.test_dataset_pattern if args.test else args.valid_dataset_pattern)
     args.output = args.output or default_output(args)
     if "all" in args.protocol:
-        args.protocol = list(PROTOCOLS)
-    args.protocol = sorted(set(args.protocol), key=PROTOCOLS.index)  # product, if asked for, is the headline
+        args.protocol += STANDARD
+    kinds = {*args.queries, *(["wording"] if args.captions == "all" else [])}
+    args.protocol += [protocol for protocol, kind in QUERIES_OF.items() if kind in kinds]
+    args.protocol = sorted({*args.protocol} - {"all"}, key=PROTOCOLS.index)  # product, if asked for, is the headline
     args.k = sorted({*args.k, *RECALLS})
     return args
 
@@ -151,8 +168,8 @@ def load_model(args: argparse.Namespace, ranks: "Ranks") -> "ClipModel":
 
 def embed_shards(
     clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks"
-) -> tuple["Embeddings", dict[str, Any]]:
-    """(Embeddings of the shards, what the results say about model and data)."""
+) -> tuple["Embeddings", dict[str, "QueryTexts"], dict[str, Any]]:
+    """(Embeddings of the shards, texts that ask besides the captions, what the results say about model and data)."""
     loader = loading.loader.eval_loader(
         args.dataset_path,
         model.clip_model.image_transform(clip_model, train=False),
@@ -164,41 +181,54 @@ def embed_shards(
         max_samples=args.max_samples,
         caption_key=args.caption_key,
         product_key=args.product_key,
+        wordings=args.captions == "all",
     )
     seen = runtime.distributed.gather_objects(loader.num_samples)
     if len(set(seen)) > 1:
         raise ValueError(f"the processes see {seen} samples in {args.dataset_path}: all machines need the same shards")
     precision = runtime.distributed.agree(runtime.device.pick_precision(args.precision, clip_model.device))
     start = time.perf_counter()
-    embeddings, counts = retrieval.embed.embed(clip_model, loader, precision, progress=ranks.rank == 0)
+    wordings = retrieval.query_making.Wordings(loader) if args.captions == "all" else None
+    embeddings, counts = retrieval.embed.embed(clip_model, wordings or loader, precision, progress=ranks.rank == 0)
     loader.close()
+    queries = retrieval.query_making.make(clip_model, embeddings, args.queries, precision, wordings)
     about = {
         "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
         "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), **counts},
         "seconds": round(time.perf_counter() - start, 2),
     }
-    return embeddings, about
+    return embeddings, queries, about
 
 
-def evaluate(embeddings: "Embeddings", args: argparse.Namespace) -> dict[str, Any]:
+def load_embeddings(path: str, protocols: list[str]) -> tuple["Embeddings", dict[str, "QueryTexts"]]:
+    """Those of a file, and the texts in it that ask besides the captions. Raises ValueError if protocols lack theirs."""
+    embeddings = retrieval.embeddings.load(path)
+    return embeddings, retrieval.query_texts.load(path, embeddings.text_embeddings.shape[1], protocols)
+
+
+def evaluate(embeddings: "Embeddings", queries: dict[str, "QueryTexts"], args: argparse.Namespace) -> dict[str, Any]:
     """The numbers of the protocols that the flags name."""
     candidates = None
     if "sampled101" in args.protocol:
         candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
-    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates)
+    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates, queries)
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """A result file, or an embeddings file measured on the spot."""
     if not path.endswith(".npz"):
         return retrieval.result_file.read(path)
-    embeddings = retrieval.embeddings.load(path)
-    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed)
+    embeddings, queries = load_embeddings(path, args.protocol)
+    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, queries=queries)
     return results | {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
 
 
 def write_outputs(
-    args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
+    args: argparse.Namespace,
+    embeddings: "Embeddings",
+    queries: dict[str, "QueryTexts"],
+    results: dict[str, Any],
+    baseline: dict[str, Any] | None,
 ) -> None:
     """The result file and whatever else the flags ask for, then the tables."""
     retrieval.result_file.write(args.output, results)
@@ -206,8 +236,10 @@ def write_outputs(
     if baseline:
         print("\n" + retrieval.comparison.compare(baseline, results | {"name": args.output}) + "\n")
     print(f"written to {args.output}")
+    if args.candidates and "sampled101" in args.protocol:
+        print(f"the lists of sampled101 are in {args.candidates}")
     if args.save_embeddings:
-        retrieval.embeddings.save(args.save_embeddings, embeddings)
+        retrieval.embeddings.save(args.save_embeddings, embeddings, retrieval.query_texts.arrays(queries))
         print(f"embeddings written to {args.save_embeddings}")
     if args.report:
         write_report(args, embeddings, results, baseline)

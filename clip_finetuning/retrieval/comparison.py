@@ -24,6 +24,10 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     lines = [f"A: {first['name']}", f"B: {second['name']}"]
     if left_out:
         lines += textwrap.wrap(f"left out: {left_out}", 80, subsequent_indent="  ")
+    for lacking, other in ((first, second), (second, first)):
+        if only := [name for name in other["protocols"] if name not in lacking["protocols"]]:
+            why = f"left out: {lacking['name']} has no {', '.join(only)}"
+            lines += textwrap.wrap(why, 80, subsequent_indent="  ")
     for name in shared:
         for direction in names.DIRECTIONS_OF[name]:
             pair = [results["protocols"][name][direction] for results in (first, second)]

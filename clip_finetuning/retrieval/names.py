@@ -1,7 +1,16 @@
 """What protocols, directions and numbers are called: in result files, in tables and pages, on the command line."""
 
 DIRECTIONS = ("text_to_image", "image_to_text")
-DIRECTIONS_OF = dict.fromkeys(("product", "pair", "one_view", "sampled101"), DIRECTIONS)  # each protocol's
+STANDARD = ("product", "pair", "one_view", "sampled101")  # what any data set with captions can be asked
+BETWEEN_IMAGES = ("image_to_image", "same_category", "same_attributes")
+# Protocols whose texts are not the captions, and the kind of these texts (see `query_texts`).
+QUERIES_OF = {"short_queries": "short", "category_to_product": "category", "all_captions": "wording"}
+DIRECTIONS_OF = {  # each protocol's
+    **dict.fromkeys(STANDARD, DIRECTIONS),
+    **dict.fromkeys(BETWEEN_IMAGES, ("image_to_image",)),
+    **dict.fromkeys(QUERIES_OF, DIRECTIONS),
+    "category_to_product": ("text_to_image",),
+}
 PROTOCOLS = tuple(DIRECTIONS_OF)
 KS = (1, 5, 10)  # of Recall@k, where nobody asks for others
 OTHER_NUMBERS = {"median_rank": "median rank", "mrr": "MRR", "map": "mAP"}  # beside the recalls, as tables call them

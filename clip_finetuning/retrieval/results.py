@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.retrieval import comparison, protocols
 from clip_finetuning.retrieval.embed import Loader, NothingFinite, embed
 from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
-from clip_finetuning.retrieval.names import DIRECTIONS, KS
+from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, KS
+from clip_finetuning.retrieval.query_texts import QueryTexts
 from clip_finetuning.retrieval.sampled101 import Candidates
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.accounting import majority_warning
@@ -57,11 +58,16 @@ def measure_embeddings(
     ks: Sequence[int],
     seed: int = 0,
     candidates: Candidates | None = None,
+    queries: Mapping[str, QueryTexts] | None = None,
 ) -> dict[str, Any]:
-    """Results of the protocols; the first one's recalls stand at the top level too."""
-    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates) for name in protocol_names}
+    """Results of the protocols; the first one's recalls stand at the top level too.
+
+    `queries`: the texts of those that do not ask the captions.
+    """
+    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates, queries) for name in protocol_names}
     headline = evaluated[protocol_names[0]]
-    recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in DIRECTIONS} for k in ks}
+    ways = DIRECTIONS_OF[protocol_names[0]]
+    recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in ways} for k in ks}
     return {
         "num_samples": len(embeddings.image_key),
         **recalls,
