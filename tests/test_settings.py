@@ -39,9 +39,9 @@ FLAGS = {
         --tensorboard --train-dataset-pattern --valid-dataset-pattern --views --warmup-steps --weight-decay
     """,
     "evaluate_clip": """
-        --baseline --batch-size --candidates --caption-key --checkpoint --checkpoint-dir --compare --dataset-path --debug --device
+        --baseline --batch-size --candidates --caption-key --captions --checkpoint --checkpoint-dir --compare --dataset-path --debug --device
         --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean --image-resize-mode --image-std --k --max-samples --model-cache-dir --model-name --model-pretrained
-        --num-workers --on-colab --output --precision --product-key --protocol --report --save-embeddings --seed
+        --num-workers --on-colab --output --precision --product-key --protocol --queries --report --save-embeddings --seed
         --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
     "export_clip": """

@@ -71,21 +71,21 @@ def short_captions(embeddings: Embeddings) -> tuple[Asked, str]:
     for caption, product in zip(embeddings.captions.tolist(), embeddings.text_product.tolist()):
         category = columns.get(product, "")
         text = keywords.of_columns([*said, category]) if (said := attributes.get(product)) else ""
-        how = "attributes and category"
+        how = "by attributes and category"
         if not text:
-            text, how = keywords.keywords(caption), "the caption, less clauses and stop words"
+            text, how = keywords.keywords(caption), "by leaving out clauses and stop words"
         if not text:
             text, how = (
                 keywords.of_columns([category]),
-                "the category, since the caption has stop words and marks alone",
+                "by the category, since the caption has nothing else",
             )
         if text:
             found[text, product] = ""
-        made[how if text else "nothing, and left out"] += 1
+        made[how if text else "not at all, and are left out"] += 1
     if not found:
         raise ValueError("--queries short: no caption has a word to ask for; all are stop words and marks")
-    parts = ", ".join(f"of {count:,} texts by {how}" for how, count in made.items())
-    return found, f"made, with at most {keywords.MOST_WORDS} words, {parts}"
+    parts = ", ".join(f"{count:,} {how}" for how, count in made.items())
+    return found, f"made of {made.total():,} captions, with at most {keywords.MOST_WORDS} words each: {parts}"
 
 
 def _columns(e):

@@ -76,14 +76,17 @@ def describe(protocol: str, embeddings: Embeddings, note: str) -> str:
             f"each of {len(first):,} names of categories, {note}, against all {images:,} images; a hit is any product of "
             "the category; intervals are over categories"
         )
-    products = [set() for _ in first]
+    products: list[set[str]] = [set() for _ in first]
     for number, product in zip(numbers, embeddings.text_product.tolist()):
         products[number].add(product)
-    shared = sum(len(group) > 1 for group in products)
+    shared = [group for group in products if len(group) > 1]
+    several = (
+        f"{len(shared):,} are those of several products, {len(set().union(*shared)):,} in all, whose items are all hits"
+    )
     what = "keyword captions" if protocol == "short_queries" else "wordings"
     return (
         f"text->image: each of {len(first):,} distinct {what} against all {images:,} images; image->text: each image "
-        f"against them; {note}; a hit is any item of the same product; {shared:,} are of several products, whose items are all hits"
+        f"against them; a hit is any item of the same product; {note}; {several if shared else 'none is that of several products'}"
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_finetuning.retrieval import names
+from clip_finetuning.runtime.text import printable
 
 WIDTH = 80
 
@@ -14,6 +15,7 @@ def render(results: dict[str, Any]) -> str:
     lines = [*_about(results), "each cell: value [95 % interval over products] (chance)"]
     for name, protocol in results["protocols"].items():
         lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
+        lines += _by_language(protocol.get("languages", {}), names.DIRECTIONS_OF[name])
     if "zero_shot" in results:
         lines += ["", *_zero_shot(results["zero_shot"])]
     return "\n".join(lines)
@@ -45,6 +47,15 @@ def _protocol(protocol, ways):
     for key in [*names.recalls(directions[0]), *names.OTHER_NUMBERS]:
         cells = [_cell(numbers, key) if key.startswith("recall") else f"{numbers[key]:.4g}" for numbers in directions]
         yield f"  {names.label(key)}".ljust(16) + "".join(cell.rjust(width) for cell, width in zip(cells, (32, 30)))
+
+
+def _by_language(languages, ways):
+    """A line for each language: the recall of the largest k that is shown."""
+    for language, directions in languages.items():
+        key = names.recalls(directions[ways[0]])[-1]
+        yield f"  {names.label(key)} {printable(language)}"[:16].ljust(16) + "".join(
+            _cell(directions[way], key).rjust(width) for way, width in zip(ways, (32, 30))
+        )
 
 
 def _cell(numbers, key):
