@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_finetuning.retrieval import metrics, summary
+from clip_finetuning.retrieval import metrics, positives, ranking, summary
 from clip_finetuning.retrieval.embeddings import Embeddings, texts
 from clip_finetuning.runtime.text import same_caption_key
 
@@ -41,7 +41,7 @@ def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int
     asking = np.flatnonzero(asks)
     values = _values(e.image_embeddings, groups, asking, others, ks)
     gallery, alone = len(groups) - 1, len(groups) - len(asking)
-    chance = metrics.Positives(np.concatenate([[0], np.cumsum(others[asking])]), np.empty(0, np.int64))
+    chance = positives.Positives(positives.offsets_of(others[asking]), np.empty(0, np.int64))
     numbers = summary.of_values(values, e.image_product[asking], e.category[asking], seed)
     numbers |= {
         "without_positive": alone,
@@ -91,9 +91,8 @@ def _values(embeddings, groups, asking, others, ks):
     parts = []
     for chosen in _parts(asking, others[asking]):
         hits = _others_of_group(groups, chosen)
-        ranks = metrics.rank_positives(
-            embeddings[chosen], embeddings, hits, absent=metrics.Positives(np.arange(len(chosen) + 1), chosen)
-        )
+        itself = positives.Positives(np.arange(len(chosen) + 1), chosen)
+        ranks = ranking.rank_positives(embeddings[chosen], embeddings, hits, absent=itself)
         parts.append(metrics.query_values(ranks, ks))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -106,7 +105,6 @@ def _parts(asking, others) -> Iterator[np.ndarray]:
 
 def _others_of_group(groups, chosen):
     """For each chosen image the others of its group."""
-    pairs = metrics.by_group(groups[chosen], groups)
-    query = np.repeat(np.arange(len(chosen)), np.diff(pairs.offsets))
-    other = pairs.items != chosen[query]
-    return metrics.Positives(pairs.offsets - np.arange(len(pairs.offsets)), pairs.items[other])
+    pairs = positives.by_group(groups[chosen], groups)
+    other = pairs.items != chosen[pairs.queries()]
+    return positives.Positives(pairs.offsets - np.arange(len(pairs.offsets)), pairs.items[other])

@@ -51,6 +51,7 @@ def rank_positives(
     positives: Positives,
     *,
     alike: Positives | None = None,
+    absent: Positives | None = None,
     grades: np.ndarray | None = None,
     top: int = 0,
     device: torch.device | None = None,
@@ -59,7 +60,8 @@ def rank_positives(
     """Rank the whole gallery for every query -> Ranks.
 
     queries (Q, D) and gallery (G, D): arrays or tensors of any float type, computed in float32; the score is their dot
-    product. `alike`: for each query the gallery items that are no positives but could as well be. `grades`, one for
+    product. `alike`: for each query the gallery items that are no positives but could as well be. `absent`: those
+    that are not in its gallery at all, such as the query itself; `top` counts them all the same. `grades`, one for
     each of `positives.items`: of equal scores, the lower grade comes first. `top`: how many of each query's best items
     are wanted too. Raises ValueError for embeddings that are not finite.
     """
@@ -73,16 +75,17 @@ def rank_positives(
     more = above_all(own[first])
     wanted = [(query, own), (asked, more)]
     best = Best(len(search.queries), min(top, len(gallery))) if top else None
+    left_out = positives if absent is None else joined(positives, absent)
     if alike is None:
-        ahead, above = search.counts(wanted, positives, best=best)
+        ahead, above = search.counts(wanted, left_out, best=best)
         other = {}
     else:
-        spared = without(alike, positives, len(gallery))
+        spared = without(alike, left_out, len(gallery))
         scores, spared_query = search.scores(spared), spared.queries()
         reached = np.full(len(search.queries), -np.inf, np.float32)  # the best score of positives and alike items
         np.maximum.at(reached, np.concatenate([query, spared_query]), np.concatenate([own, scores]))
         wanted.append((np.arange(len(reached)), reached))
-        ahead, above, tolerant = search.counts(wanted, joined(positives, spared), best=best)
+        ahead, above, tolerant = search.counts(wanted, joined(left_out, spared), best=best)
         other = {
             "best_tolerant": np.where(reached > -np.inf, tolerant + 1, NEVER),
             "best_without": _spread(ahead[first] + 1, asked, len(reached), NEVER),
