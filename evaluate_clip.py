@@ -211,7 +211,9 @@ def evaluate(embeddings: "Embeddings", queries: dict[str, "QueryTexts"], args: a
     candidates = None
     if "sampled101" in args.protocol:
         candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
-    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates, queries)
+    return retrieval.results.measure_embeddings(
+        embeddings, args.protocol, args.k, args.seed, candidates, queries, hubs=True
+    )
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:

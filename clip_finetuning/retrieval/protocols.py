@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_finetuning.retrieval import between_images, metrics, query_texts, sampled101, summary
+from clip_finetuning.retrieval import between_images, hubness, metrics, query_texts, sampled101, summary
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import BETWEEN_IMAGES, DIRECTIONS, DIRECTIONS_OF, QUERIES_OF
 from clip_finetuning.runtime.text import caption_numbers
@@ -45,10 +45,11 @@ def evaluate(
     seed: int = 0,
     candidates: sampled101.Candidates | None = None,
     queries: Mapping[str, query_texts.QueryTexts] | None = None,
+    hubs: bool = False,
 ) -> dict[str, Any]:
     """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}.
 
-    `queries` holds the texts of those that do not ask the captions. Raises ValueError for what the data cannot be asked.
+    `queries` holds the texts of those that do not ask the captions; with `hubs`, `product` has its hubness. Raises ValueError for what the data cannot be asked.
     """
     if protocol in BETWEEN_IMAGES:
         return between_images.evaluate(embeddings, protocol, ks, seed)
@@ -58,17 +59,21 @@ def evaluate(
         return sampled101.evaluate(embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed))
     if protocol == "pair":
         return _evaluate_pairs(embeddings, ks, seed)
-    return {"protocol": describe(embeddings, protocol)} | _evaluate_tasks(embeddings, protocol, ks, seed)
+    described = {"protocol": describe(embeddings, protocol)}
+    return described | _evaluate_tasks(embeddings, protocol, ks, seed, hubs and protocol == "product")
 
 
-def _evaluate_tasks(embeddings, protocol, ks, seed):
+def _evaluate_tasks(embeddings, protocol, ks, seed, hubs=False):
     """{direction: numbers} of a protocol that has `tasks`."""
     result: dict[str, Any] = {}
     for direction, task in tasks(embeddings, protocol).items():
-        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives)
+        top = hubness.FIRST if hubs else 0
+        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, top=top)
         chance = {f"recall@{k}": metrics.chance_recall(task.positives, len(task.gallery), k) for k in ks}
         result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
+        if hubs:
+            result[direction]["hubness"] = hubness.of_lists(ranks.top_items, embeddings, direction)
     return result
 
 

@@ -51,10 +51,24 @@ def check_results(results: Any) -> None:
             if not isinstance(protocol, dict) or not isinstance(protocol.get(way), dict):
                 raise ValueError(f"{name} lacks {way!r}")
             _check_direction(protocol[way], f"{name}, {way}")
+        _check_languages(protocol.get("languages", {}), name)
+
+
+def _check_languages(languages, name):
+    if not isinstance(languages, dict):
+        raise ValueError(f"{name}: 'languages' must be an object")
+    for language, directions in languages.items():
+        for way in DIRECTIONS_OF[name]:
+            if not isinstance(directions, dict) or not isinstance(directions.get(way), dict):
+                raise ValueError(f"{name}, languages, {language} lacks {way!r}")
+            _check_direction(directions[way], f"{name}, languages, {language}, {way}")
 
 
 def _check_direction(numbers, where):
     _check_numbers(numbers, where)
+    hubness = numbers.get("hubness", {})
+    if not isinstance(hubness, dict) or not all(map(_is_number, hubness.values())):
+        raise ValueError(f"{where}: 'hubness' must hold numbers")
     categories = numbers.get("categories", {})
     for category in categories.values() if isinstance(categories, dict) else [None]:
         _check_numbers(category, f"{where}, categories")

@@ -59,12 +59,15 @@ def measure_embeddings(
     seed: int = 0,
     candidates: Candidates | None = None,
     queries: Mapping[str, QueryTexts] | None = None,
+    hubs: bool = False,
 ) -> dict[str, Any]:
     """Results of the protocols; the first one's recalls stand at the top level too.
 
-    `queries`: the texts of those that do not ask the captions.
+    `queries`: the texts of those that do not ask the captions; `hubs`: whether hubness is measured too.
     """
-    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates, queries) for name in protocol_names}
+    evaluated = {
+        name: protocols.evaluate(embeddings, name, ks, seed, candidates, queries, hubs) for name in protocol_names
+    }
     headline = evaluated[protocol_names[0]]
     ways = DIRECTIONS_OF[protocol_names[0]]
     recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in ways} for k in ks}

@@ -15,6 +15,7 @@ def render(results: dict[str, Any]) -> str:
     lines = [*_about(results), "each cell: value [95 % interval over products] (chance)"]
     for name, protocol in results["protocols"].items():
         lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
+        lines += _hubness(protocol, names.DIRECTIONS_OF[name])
         lines += _by_language(protocol.get("languages", {}), names.DIRECTIONS_OF[name])
     if "zero_shot" in results:
         lines += ["", *_zero_shot(results["zero_shot"])]
@@ -47,6 +48,16 @@ def _protocol(protocol, ways):
     for key in [*names.recalls(directions[0]), *names.OTHER_NUMBERS]:
         cells = [_cell(numbers, key) if key.startswith("recall") else f"{numbers[key]:.4g}" for numbers in directions]
         yield f"  {names.label(key)}".ljust(16) + "".join(cell.rjust(width) for cell, width in zip(cells, (32, 30)))
+
+
+def _hubness(protocol, ways):
+    """A sentence on items that come up again and again, where that was measured."""
+    found = [(names.title(way), protocol[way]["hubness"]) for way in ways if "hubness" in protocol[way]]
+    parts = [
+        f"{way} skew {hubness['skew_at_10']:.2f}, {hubness['never_in_top_10']:.1%} of products never in a top 10"
+        for way, hubness in found
+    ]
+    return _wrapped(f"  hubness: {'; '.join(parts)}") if parts else []
 
 
 def _by_language(languages, ways):
