@@ -266,14 +266,22 @@ def test_a_baseline_that_fits_is_taken(data, tmp_path, baselines, capsys, name):
     assert "B - A [95 %]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["json", "npz"])
-def test_a_baseline_fits_though_pictures_are_lost_in_both(data, tmp_path, capsys, kind):
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("json", []),
+        ("npz", []),
+        ("json", ["--protocol=image_to_image"]),
+        ("json", ["--protocol=image_to_image", "--queries=category"]),
+    ],
+)
+def test_a_baseline_fits_though_pictures_are_lost_in_both(data, tmp_path, capsys, kind, more):
     samples = [catalogue_sample(number, number // 2) for number in range(12)]
     samples[5]["000000005.jpg"] = b"no picture"
     write_shard(tmp_path / "lossy.tar", samples)
     shards = f"--dataset-path={tmp_path / 'lossy.tar'}"
-    evaluate(data, tmp_path, shards, "--output=before.json", "--save-embeddings=before.npz")
-    assert evaluate(data, tmp_path, shards, f"--baseline=before.{kind}")["num_samples"] == 11
+    evaluate(data, tmp_path, shards, *more, "--output=before.json", "--save-embeddings=before.npz")
+    assert evaluate(data, tmp_path, shards, *more, f"--baseline=before.{kind}")["num_samples"] == 11
     assert "B - A [95 %]" in capsys.readouterr().out
 
 

@@ -5,6 +5,7 @@ STANDARD = ("product", "pair", "one_view", "sampled101")  # what any data set wi
 BETWEEN_IMAGES = ("image_to_image", "same_category", "same_attributes")
 # Protocols whose texts are not the captions, and the kind of these texts (see `query_texts`).
 QUERIES_OF = {"short_queries": "short", "category_to_product": "category", "all_captions": "wording"}
+OF_CATEGORIES = "category"  # the kind of texts that belong to categories, not to products
 DIRECTIONS_OF = {  # each protocol's
     **dict.fromkeys(STANDARD, DIRECTIONS),
     **dict.fromkeys(BETWEEN_IMAGES, ("image_to_image",)),

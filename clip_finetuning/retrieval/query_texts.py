@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_finetuning.retrieval.embeddings import Embeddings, packed, texts, unit, unpacked
-from clip_finetuning.retrieval.names import QUERIES_OF
+from clip_finetuning.retrieval.names import OF_CATEGORIES, QUERIES_OF
 from clip_finetuning.runtime.text import caption_numbers
 
 FLAGS = {"short": "--queries short", "category": "--queries category", "wording": "--captions all"}
-OF_CATEGORIES = "category"  # the kind whose groups are categories, not products
 
 
 @dataclass

@@ -60,8 +60,8 @@ def _check_languages(languages, name):
     for language, directions in languages.items():
         for way in DIRECTIONS_OF[name]:
             if not isinstance(directions, dict) or not isinstance(directions.get(way), dict):
-                raise ValueError(f"{name}, languages, {language} lacks {way!r}")
-            _check_direction(directions[way], f"{name}, languages, {language}, {way}")
+                raise ValueError(f"{name}, languages, {language!r} lacks {way!r}")
+            _check_direction(directions[way], f"{name}, languages, {language!r}, {way}")
 
 
 def _check_direction(numbers, where):
