@@ -273,7 +273,7 @@ def audit_mappings(paths: list[str], output: str, num_workers: int, drop_leaks: 
     with runtime.atomic_write.atomic_write(output) as temporary:
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate's escape in JSON
-    print(catalogue.audit.summary(report))
+    print(catalogue.audit_summary.summary(report))
     print(f"{output}: all of it")
     if drop_leaks:
         print(catalogue.leaks.drop_leaks(inspected))
