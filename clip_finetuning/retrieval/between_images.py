@@ -15,6 +15,7 @@ import numpy as np
 
 from clip_finetuning.retrieval import metrics, positives, ranking, summary
 from clip_finetuning.retrieval.embeddings import Embeddings, texts
+from clip_finetuning.retrieval.query_texts import NothingToAsk
 from clip_finetuning.runtime.text import same_caption_key
 
 MOST_PAIRS = 2_000_000  # of images and their hits at a time: a category may hold a third of all images
@@ -31,13 +32,13 @@ WHY_NONE = {
 
 
 def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int) -> dict[str, Any]:
-    """The numbers of one protocol, as of those with texts. Raises ValueError where no image has a hit."""
+    """The numbers of one protocol, as of those with texts. Raises NothingToAsk where no image has a hit."""
     e = embeddings
     groups = _groups(e, protocol)
     others = np.bincount(groups[groups >= 0], minlength=1)[groups] - 1  # images with which each is grouped
     asks = (groups >= 0) & (others > 0)
     if not asks.any():
-        raise ValueError(f"{protocol}: a hit is {A_HIT[protocol]}, and no image has one: {WHY_NONE[protocol]}")
+        raise NothingToAsk(f"{protocol}: a hit is {A_HIT[protocol]}, and no image has one: {WHY_NONE[protocol]}")
     asking = np.flatnonzero(asks)
     values = _values(e.image_embeddings, groups, asking, others, ks)
     gallery, alone = len(groups) - 1, len(groups) - len(asking)
@@ -63,12 +64,12 @@ def _groups(e, protocol):
     if protocol == "image_to_image":
         return _numbered(e.image_product)
     if not (e.category != "").any():
-        raise ValueError(f"{protocol} needs categories, and the data name none")
+        raise NothingToAsk(f"{protocol} needs categories, and the data name none")
     if protocol == "same_category":
         return _numbered(e.category)
     attributes = getattr(e, "attributes", None)
     if attributes is None or not any(attributes):
-        raise ValueError(
+        raise NothingToAsk(
             f"{protocol} needs attributes, and the data name none; --attributes of clip_prep.py keeps them"
         )
     return _numbered(

@@ -12,8 +12,10 @@ import numpy as np
 
 from clip_finetuning.retrieval import intervals, names
 from clip_finetuning.retrieval.embeddings import texts
+from clip_finetuning.retrieval.names import OF_CATEGORIES, QUERIES_OF
 from clip_finetuning.runtime.text import printable
 
+LABELS = 26  # columns of the console
 FEWEST_PRODUCTS = 20  # of a category that is judged: the losses of fewer can hardly be told from chance
 RULES = 2  # how results count hits; 1, or none named: the same caption of another product is a miss, but for `product`
 
@@ -31,9 +33,12 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     for name in shared:
         for direction in names.DIRECTIONS_OF[name]:
             pair = [results["protocols"][name][direction] for results in (first, second)]
-            lines += ["", f"{name}, {names.title(direction)}".ljust(26) + f"{'A':>8}{'B':>8}{'B - A [95 %]':>26}"]
+            title = f"{name}, {names.title(direction)}"
+            own_line, title = ([title], "") if len(title) > LABELS else ([], title)
+            lines += ["", *own_line, title.ljust(LABELS) + f"{'A':>8}{'B':>8}{'B - A [95 %]':>26}"]
             lines += _differences(*pair)
-            lines += _worse_categories(*pair)
+            if QUERIES_OF.get(name) != OF_CATEGORIES:
+                lines += _worse_categories(*pair)
     return "\n".join(lines)
 
 
@@ -97,7 +102,7 @@ def _differences(a: dict, b: dict) -> Iterator[str]:
     for key in [key for key in names.recalls(a["by_product"]) if key in b["by_product"]]:
         gain, (low, high) = paired_difference(a, b, key)
         difference = f"{gain:+.4f} [{low:+.3f}, {high:+.3f}]"
-        yield f"  {names.label(key)}".ljust(26) + f"{a[key]:8.4f}{b[key]:8.4f}{difference:>26} {verdict(low, high)}"
+        yield f"  {names.label(key)}".ljust(LABELS) + f"{a[key]:8.4f}{b[key]:8.4f}{difference:>26} {verdict(low, high)}"
 
 
 def verdict(low: float, high: float) -> str:

@@ -49,7 +49,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}.
 
-    `queries` holds the texts of those that do not ask the captions; with `hubs`, `product` has its hubness. Raises ValueError for what the data cannot be asked.
+    `queries` holds the texts of those that do not ask the captions; with `hubs`, `product` has its hubness. Raises NothingToAsk for what
+    the data cannot be asked.
     """
     if protocol in BETWEEN_IMAGES:
         return between_images.evaluate(embeddings, protocol, ks, seed)

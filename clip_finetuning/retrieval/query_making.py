@@ -48,19 +48,23 @@ def make(
     precision: str,
     wordings: Wordings | None = None,
 ) -> dict[str, QueryTexts]:
-    """{kind: QueryTexts} of the kinds `short`, `category` and, of a loader's `wordings`, `wording`; all ranks call it."""
-    made = {}
+    """{kind: QueryTexts} of the kinds `short`, `category` and, of a loader's `wordings`, `wording`; all ranks call it.
+
+    A kind of which the data have no texts is left out: its protocol says so.
+    """
+    found = {}
     if "short" in kinds:
-        made["short"] = _embedded(clip_model, *short_captions(embeddings), precision)
-    if "category" in kinds:
-        made["category"] = _categories(clip_model, embeddings, precision)
+        found["short"] = short_captions(embeddings)
     if wordings is not None:
-        made["wording"] = _embedded(clip_model, *_wordings(embeddings, wordings), precision)
+        found["wording"] = _wordings(embeddings, wordings)
+    made = {kind: _embedded(clip_model, *texts, precision) for kind, texts in found.items() if texts[0]}
+    if "category" in kinds and (names := sorted({*embeddings.category.tolist()} - {""})):
+        made["category"] = _categories(clip_model, embeddings, names, precision)
     return made
 
 
 def short_captions(embeddings: Embeddings) -> tuple[Asked, str]:
-    """({(keyword caption, product): ""}, how they were made) of every text; raises ValueError if none has a keyword.
+    """({(keyword caption, product): ""}, how they were made) of every text.
 
     A product with attributes is asked for by them and its category; any other by what is left of its caption, and by its
     category alone where nothing is.
@@ -82,8 +86,6 @@ def short_captions(embeddings: Embeddings) -> tuple[Asked, str]:
         if text:
             found[text, product] = ""
         made[how if text else "not at all, and are left out"] += 1
-    if not found:
-        raise ValueError("--queries short: no caption has a word to ask for; all are stop words and marks")
     parts = ", ".join(f"{count:,} {how}" for how, count in made.items())
     return found, f"made of {made.total():,} captions, with at most {keywords.MOST_WORDS} words each: {parts}"
 
@@ -114,11 +116,8 @@ def _wordings(embeddings, wordings):
     return found, f"{len(found):,} wordings of {len(products):,} products, {named}"
 
 
-def _categories(clip_model, embeddings, precision):
+def _categories(clip_model, embeddings, names, precision):
     """The category names of the shards, in the wordings of zero-shot classification."""
-    names = sorted(set(embeddings.category.tolist()) - {""})
-    if not names:
-        raise ValueError("--queries category asks for the names of categories, and the shards name none")
     rows = zero_shot.embed_names(clip_model, names, precision)
     without = int((embeddings.category == "").sum())
     note = f"each in {len(zero_shot.PROMPTS)} wordings as for zero-shot classification"

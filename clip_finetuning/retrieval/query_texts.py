@@ -20,6 +20,17 @@ from clip_finetuning.runtime.text import caption_numbers
 FLAGS = {"short": "--queries short", "category": "--queries category", "wording": "--captions all"}
 
 
+WHY_NONE = {
+    "short": "no caption has a word to ask for, all are stop words and marks",
+    "category": "the data name no categories",
+    "wording": "the samples have no captions",
+}
+
+
+class NothingToAsk(ValueError):
+    """The data have nothing that a protocol asks for; the message names the protocol, and what is missing."""
+
+
 @dataclass
 class QueryTexts:
     """T texts of one kind; a text is given once for each product, or category, that it asks for."""
@@ -32,8 +43,10 @@ class QueryTexts:
 
 
 def asked(embeddings: Embeddings, protocol: str, queries: Mapping[str, QueryTexts]) -> Embeddings:
-    """The embeddings with the texts of a protocol, which `queries` holds, in the captions' place."""
+    """The embeddings with the texts of a protocol, which `queries` holds, in the captions' place; else NothingToAsk."""
     kind = QUERIES_OF[protocol]
+    if kind not in queries:
+        raise NothingToAsk(f"{protocol} has nothing to ask: {WHY_NONE[kind]}")
     return with_texts(embeddings, queries[kind], by_category=kind == OF_CATEGORIES)
 
 

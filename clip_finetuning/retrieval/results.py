@@ -12,7 +12,7 @@ from clip_finetuning.retrieval import comparison, protocols
 from clip_finetuning.retrieval.embed import Loader, NothingFinite, embed
 from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
 from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, KS
-from clip_finetuning.retrieval.query_texts import QueryTexts
+from clip_finetuning.retrieval.query_texts import NothingToAsk, QueryTexts
 from clip_finetuning.retrieval.sampled101 import Candidates
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.accounting import majority_warning
@@ -61,20 +61,26 @@ def measure_embeddings(
     queries: Mapping[str, QueryTexts] | None = None,
     hubs: bool = False,
 ) -> dict[str, Any]:
-    """Results of the protocols; the first one's recalls stand at the top level too.
+    """Results of the protocols; the first one's recalls stand at the top level too. Those that the data cannot be asked are
+    named in `not_measured`; if that is so of all, NothingToAsk is raised.
 
     `queries`: the texts of those that do not ask the captions; `hubs`: whether hubness is measured too.
     """
-    evaluated = {
-        name: protocols.evaluate(embeddings, name, ks, seed, candidates, queries, hubs) for name in protocol_names
-    }
-    headline = evaluated[protocol_names[0]]
-    ways = DIRECTIONS_OF[protocol_names[0]]
+    evaluated, not_measured = {}, {}
+    for name in protocol_names:
+        try:
+            evaluated[name] = protocols.evaluate(embeddings, name, ks, seed, candidates, queries, hubs)
+        except NothingToAsk as error:  # what was embedded is not lost for it
+            not_measured[name] = str(error)
+    if not evaluated:
+        raise NothingToAsk("; ".join(not_measured.values()))
+    headline_name = next(iter(evaluated))
+    headline, ways = evaluated[headline_name], DIRECTIONS_OF[headline_name]
     recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in ways} for k in ks}
     return {
         "num_samples": len(embeddings.image_key),
         **recalls,
-        "protocol": protocol_names[0],
+        "protocol": headline_name,
         "num_products": len(np.unique(embeddings.image_product)),
         "num_captions": len(caption_numbers(embeddings.captions)[1]),
         "rules": comparison.RULES,
@@ -82,6 +88,7 @@ def measure_embeddings(
         "their expected rank",
         "warnings": warnings_of(embeddings),
         "protocols": evaluated,
+        **({"not_measured": not_measured} if not_measured else {}),
     }
 
 

@@ -17,6 +17,8 @@ def render(results: dict[str, Any]) -> str:
         lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
         lines += _hubness(protocol, names.DIRECTIONS_OF[name])
         lines += _by_language(protocol.get("languages", {}), names.DIRECTIONS_OF[name])
+    for why in results.get("not_measured", {}).values():
+        lines += ["", *_wrapped(f"not measured: {why}")]
     if "zero_shot" in results:
         lines += ["", *_zero_shot(results["zero_shot"])]
     return "\n".join(lines)

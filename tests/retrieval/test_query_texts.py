@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from clip_finetuning.retrieval import comparison, protocols, query_making, query_texts, table
 from clip_finetuning.retrieval import embeddings as embeddings_file
-from clip_finetuning.retrieval import protocols, query_making, query_texts
 from clip_finetuning.retrieval.query_texts import QueryTexts, rows_of
+from clip_finetuning.retrieval.results import measure_embeddings
 from clip_finetuning.runtime.text import same_caption_key
 from tests.helpers import embedded_catalogue
 
@@ -55,6 +56,18 @@ def test_the_name_of_a_category_finds_any_of_its_products(catalogue):
     assert (
         "each of 2 names of categories" in result["protocol"] and "intervals are over categories" in result["protocol"]
     )
+
+
+def test_categories_that_ask_are_compared_as_such(catalogue):
+    queries = {"category": asking({("SHOES", "SHOES"): "", ("TOPS", "TOPS"): ""}, [2, 3])}
+    results = measure_embeddings(catalogue, ["category_to_product"], (1, 10), queries=queries)
+    results |= {"name": "a.json", "data": {"fingerprint": "f"}}
+    lines = comparison.compare(results, results).splitlines()
+    place = lines.index("category_to_product, text->image")  # too long for the column of labels
+    assert lines[place + 1].split() == ["A", "B", "B", "-", "A", "[95", "%]"]
+    assert lines[place + 2].startswith("  Recall@1 ") and lines[place + 1].index(" A ") > 26
+    assert len(lines) == place + 4  # no category is judged within itself
+    assert max(map(len, lines)) <= 80
 
 
 def test_all_wordings_ask_and_each_language_against_its_own_texts(catalogue):
@@ -113,16 +126,29 @@ def test_attributes_make_better_keywords_than_a_caption():
     assert "1 by attributes and category, 1 by leaving out" in note
 
 
-def test_nothing_to_ask_for_is_an_error():
-    with pytest.raises(ValueError, match="no caption has a word to ask for"):
-        made_of(["of the", "..."], ["", ""])
-
-
-def test_no_category_is_an_error():
-    embeddings = embedded_catalogue()
-    embeddings.category[:] = ""
-    with pytest.raises(ValueError, match="--queries category asks for .* the shards name none"):
-        query_making.make(None, embeddings, ["category"], "fp32")
+def test_what_the_data_cannot_be_asked_is_left_out_and_said():
+    """The rest is measured: nobody embeds a catalogue again for it."""
+    embeddings = embedded_catalogue(products=2, views=1, captions=["of the", "..."])
+    embeddings.category[:] = embeddings.subcategory[:] = ""
+    queries = query_making.make(None, embeddings, ["short", "category"], "fp32")
+    assert queries == {}
+    asked = ["product", "image_to_image", "same_category", "short_queries", "category_to_product"]
+    results = measure_embeddings(embeddings, asked, (1, 10), queries=queries)
+    assert list(results["protocols"]) == ["product"]
+    shown = " ".join(table.render(results).split())
+    for protocol, why in {
+        "image_to_image": "every product has one view",
+        "same_category": "the data name none",
+        "short_queries": "no caption has a word to ask for, all are stop words and marks",
+        "category_to_product": "the data name no categories",
+    }.items():
+        assert why in results["not_measured"][protocol]
+        assert f"not measured: {results['not_measured'][protocol]}" in shown
+    assert max(map(len, table.render(results).splitlines())) <= 80
+    with pytest.raises(query_texts.NothingToAsk, match="image_to_image: .*; same_category needs"):
+        measure_embeddings(embeddings, ["image_to_image", "same_category"], (1, 10))
+    results = measure_embeddings(embeddings, ["image_to_image", "pair"], (1, 10))
+    assert results["protocol"] == "pair" and set(results["recall@10"]) == {"text_to_image", "image_to_text"}
 
 
 def test_texts_without_a_finite_embedding_are_left_out_and_counted(monkeypatch):
