@@ -6,6 +6,7 @@
     python evaluate_clip.py --dataset-path "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
     python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
+    python evaluate_clip.py --use-checkpoint --retention "general.{000000..000003}.tar"
     python evaluate_clip.py --from-embeddings anybodys.npz
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
@@ -46,17 +47,26 @@ def main(argv: list[str] | None = None) -> None:
     ranks = runtime.distributed.start(args.device)
     if not args.from_embeddings:
         loading.first_look.check_shards(args.dataset_path)
+    prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
         clip_model, (embeddings, queries) = None, load_embeddings(args.from_embeddings, args.protocol)
         about = {"embeddings": args.from_embeddings, "data": {"fingerprint": embeddings.fingerprint()}}
     else:
-        clip_model = load_model(args, ranks)
+        checkpoint = read_checkpoint(args)
+        if args.retention:
+            check_retention(args, checkpoint)
+        clip_model = load_model(args, ranks, checkpoint)
         embeddings, queries, about = embed_shards(clip_model, args, ranks)
+        if args.retention:
+            about["retention"] = measure_retention(clip_model, checkpoint, args, ranks, baseline)
     if ranks.rank == 0:
         results = evaluate(embeddings, queries, args) | about
         if clip_model is not None and args.zero_shot:
-            results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
+            precision = results["model"]["precision"]
+            results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
+        if baseline:
+            results["statistics"]["baseline"] = retrieval.comparison.effects(baseline, results | {"name": args.output})
         write_outputs(args, embeddings, queries, results, baseline)
 
 
@@ -108,6 +118,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--zero-shot", action="store_true", help="also classify images by the names of their categories"
     )
+    parser.add_argument(
+        "--retention", metavar="PATTERN", help="shards of other data: what does the model still know of them?"
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="how --zero-shot names a category: one prompt a line, with {}"
+    )
     args = parser.parse_args(argv)
     _check_together(parser, args)
     args.dataset_path = args.dataset_path or (args.test_dataset_pattern if args.test else args.valid_dataset_pattern)
@@ -129,6 +145,10 @@ def _check_together(parser, args):
         parser.error(f"--max-samples {args.max_samples} is not allowed: it takes a whole number >= 1")
     if args.zero_shot and args.from_embeddings:
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
+    if args.retention and args.from_embeddings:
+        parser.error("--retention needs a model to embed its shards; leave out --from-embeddings")
+    if args.prompts and not args.zero_shot:
+        parser.error("--prompts says how --zero-shot asks; add --zero-shot")
     if args.report and not {"product", "all"} & set(args.protocol):
         parser.error("--report shows the product protocol; add it to --protocol")
     if args.test and args.dataset_path:
@@ -152,18 +172,27 @@ def load_baseline(args: argparse.Namespace) -> dict[str, Any]:
     return baseline
 
 
-def load_model(args: argparse.Namespace, ranks: "Ranks") -> "ClipModel":
-    """The base model, or that of the checkpoint which the flags name."""
+def read_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
+    """The checkpoint that the flags name; empty for the base model."""
+    path = args.checkpoint or (args.eval_checkpoint if args.use_checkpoint else None)
+    return {"path": path, **model.weights.read_checkpoint(path, mapped=True)} if path else {}
+
+
+def load_model(args: argparse.Namespace, ranks: "Ranks", checkpoint: dict[str, Any]) -> "ClipModel":
+    """The base model, or that of the checkpoint, whose weights are taken out of it."""
     device = runtime.device.pick_device(args.device, ranks.local_rank)
     runtime.device.make_current(device)
-    path = args.checkpoint or (args.eval_checkpoint if args.use_checkpoint else None)
     image = model.image_recipe.image_settings(args)
-    if path is None:
+    if not checkpoint:
         return model.building.create_model(
             args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image
         )
     named = args.model_name if "MODEL_NAME" in args.given else None
-    return model.building.load_model(path, device, args.model_cache_dir, named, args.model_name, image=image)
+    loaded = model.building.load_model(
+        checkpoint["path"], device, args.model_cache_dir, named, args.model_name, checkpoint, image
+    )
+    del checkpoint["state_dict"]
+    return loaded
 
 
 def embed_shards(
@@ -204,6 +233,64 @@ def load_embeddings(path: str, protocols: list[str]) -> tuple["Embeddings", dict
     """Those of a file, and the texts in it that ask besides the captions. Raises ValueError if protocols lack theirs."""
     embeddings = retrieval.embeddings.load(path)
     return embeddings, retrieval.query_texts.load(path, embeddings.text_embeddings.shape[1], protocols)
+
+
+def check_retention(args: argparse.Namespace, checkpoint: dict[str, Any]) -> None:
+    """ValueError if the shards of --retention hold what is evaluated, or what the checkpoint was trained on."""
+    given = checkpoint.get("settings")
+    trained = given.get("TRAIN_DATASET_PATTERN") if isinstance(given, dict) else None
+    for pattern, what in ((args.dataset_path, "evaluated on"), (trained, "trained on")):
+        shared = loading.shard_list.in_common(args.retention, pattern) if isinstance(pattern, str) else []
+        if shared:
+            raise ValueError(
+                f"--retention {args.retention}: {shared[0]} is one of the shards that the model is {what}, which cannot "
+                "tell what it forgot; name shards of other data"
+            )
+    fields = loading.sample.Fields(args.caption_key, args.product_key)
+    mine, other = (loading.first_look.listed(p, args.max_samples, fields) for p in (args.retention, args.dataset_path))
+    if mine and other and set(zip(mine.products, mine.captions)) <= set(zip(other.products, other.captions)):
+        raise ValueError(
+            f"--retention {args.retention}: all {len(mine.keys):,} samples are evaluated too, by {args.dataset_path}; name "
+            "shards of other data"
+        )
+
+
+def measure_retention(
+    clip_model: "ClipModel",
+    checkpoint: dict[str, Any],
+    args: argparse.Namespace,
+    ranks: "Ranks",
+    baseline: dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """What the model still knows of the shards of --retention, and of what less than before; rank 0 has it."""
+    after = measure_others(clip_model, args, ranks)
+    before = retrieval.retention.of_baseline(baseline, after) if after else None
+    if runtime.distributed.agree(before is not None):
+        return before and retrieval.retention.report(after, before, {"results": before["name"]})
+    if not checkpoint:
+        return after and retrieval.retention.report(after, None, {}, "this model is the one before")
+    base, missing = None, ""
+    try:
+        image = model.image_recipe.image_settings(args)
+        base = model.building.create_start(clip_model, checkpoint, args.model_cache_dir, image)
+    except (ValueError, FileNotFoundError) as error:
+        missing = str(error)
+    missing = next(filter(None, runtime.distributed.gather_objects(missing)), "")
+    if base is None or missing:
+        return after and retrieval.retention.report(after, None, {}, missing)
+    before = measure_others(base, args, ranks)
+    about = {"name": base.name, "weights": base.pretrained or "its own"}
+    return before and retrieval.retention.report(after, before, about)
+
+
+def measure_others(clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks") -> dict[str, Any]:
+    """The results of a model on the shards of --retention, on rank 0."""
+    others = argparse.Namespace(**{**vars(args), "dataset_path": args.retention})
+    embeddings, queries, about = embed_shards(clip_model, others, ranks)
+    if ranks.rank > 0:
+        return {}
+    measured = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, queries=queries)
+    return {"pattern": args.retention, **measured, **about}
 
 
 def evaluate(embeddings: "Embeddings", queries: dict[str, "QueryTexts"], args: argparse.Namespace) -> dict[str, Any]:

@@ -41,19 +41,19 @@ FLAGS = {
     "evaluate_clip": """
         --baseline --batch-size --candidates --caption-key --captions --checkpoint --checkpoint-dir --compare --dataset-path --debug --device
         --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean --image-resize-mode --image-std --k --max-samples --model-cache-dir --model-name --model-pretrained
-        --num-workers --on-colab --output --precision --product-key --protocol --queries --report --save-embeddings --seed
+        --num-workers --on-colab --output --precision --product-key --prompts --protocol --queries --report --retention --save-embeddings --seed
         --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
     "export_clip": """
-        --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8
+        --caption-key --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8
         --license --max-samples --model-cache-dir --model-name --model-pretrained --normalize --on-colab --output --pictures
-        --results --seed --valid-dataset-pattern
+        --product-key --results --seed --valid-dataset-pattern
     """,
     "search_clip": """
-        --all-views --allow-outside --batch-size --category --checkpoint --compare --data-dir --debug --device --exact --export --help
+        --all-views --allow-outside --batch-size --caption-key --category --checkpoint --compare --data-dir --debug --device --exact --export --help
         --host --image --image-interpolation --image-mean --image-resize-mode --image-std --json --model-cache-dir
-        --model-name --model-pretrained --num-workers --on-colab --output --port --precision --seed --sheet --similarity
-        --top
+        --model-name --model-pretrained --num-workers --on-colab --output --port --precision --product-key --seed --sheet
+        --similarity --top
     """,
 }
 SMALLEST_CALL = {

@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_finetuning.loading.sample import DAMAGED_JSON, NO_NAMED_CAPTION, NO_NAMED_PRODUCT, Fields, has_text_at
@@ -14,24 +14,35 @@ LOOKED_AT = 1000  # samples of streamed shards, which are not read twice
 LISTED_OF, LISTED = 100, 20  # samples whose keys a message lists, and how many of these
 
 
-def check(pattern: str, shards: Sequence[str], source: Source, fields: Fields) -> None:
-    """ValueError with the keys that are there, if no sample has a field that was named."""
-    named = {"CAPTION_KEY": fields.caption, "PRODUCT_KEY": fields.product}
-    absent = {knob: name for knob, name in named.items() if name}
+def check(pattern: str, shards: Sequence[str], source: Source | None, fields: Fields) -> None:
+    """ValueError with the keys that are there, if no sample has a field that was named; without a source it is streamed."""
+    if source is None or source.streamed:
+        who = f"none of the first {LOOKED_AT:,} samples of {pattern!r}"
+        check_records(who, lambda: itertools.islice(_records(shards), LOOKED_AT), fields)
+        return
+    for knob, name in _named(fields).items():
+        if _is_nowhere(knob, source):
+            raise ValueError(_message(knob, name, f"no sample of {pattern!r}", _records(shards)))
+
+
+def check_records(who: str, records: Callable[[], Iterable[Mapping[str, Any]]], fields: Fields) -> None:
+    """The same of the JSON objects that `records()` yields, each time anew; `who` says that it is none of them."""
+    absent, looked_at = _named(fields), False
     if not absent:
         return
-    if source.streamed:
-        looked_at = 0
-        for record in itertools.islice(_records(shards), LOOKED_AT):
-            looked_at += 1
-            absent = {knob: name for knob, name in absent.items() if not has_text_at(record, name)}
-            if not absent:
-                return
-        absent = absent if looked_at else {}  # what is out of reach is told by others
-    else:
-        absent = {knob: name for knob, name in absent.items() if _is_nowhere(knob, source)}
-    for knob, name in absent.items():
-        raise ValueError(_message(knob, name, pattern, source.streamed, shards))
+    for record in records():
+        looked_at = True
+        absent = {knob: name for knob, name in absent.items() if not has_text_at(record, name)}
+        if not absent:
+            return
+    for knob, name in absent.items() if looked_at else ():  # what is out of reach is told by others
+        raise ValueError(_message(knob, name, who, records()))
+
+
+def _named(fields: Fields) -> dict[str, str]:
+    """{knob: what it names} of those that are set."""
+    named = {"CAPTION_KEY": fields.caption, "PRODUCT_KEY": fields.product}
+    return {knob: name for knob, name in named.items() if name}
 
 
 def _is_nowhere(knob: str, source: Source) -> bool:
@@ -47,12 +58,11 @@ def _records(shards: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     return (record for shard in shards for record in shard_records(shard))
 
 
-def _message(knob, name, pattern, is_streamed, shards):
+def _message(knob: str, name: str, who: str, records: Iterable[Mapping[str, Any]]) -> str:
     keys: dict[str, None] = {}
-    for record in itertools.islice(_records(shards), LISTED_OF):
+    for record in itertools.islice(records, LISTED_OF):
         keys.update(dict.fromkeys(_keys_of(record)))
-    who = f"none of the first {LOOKED_AT:,} samples" if is_streamed else "no sample"
-    start = f"{knob}={printable(name)}: {who} of {pattern!r} has a text or number there in its .json"
+    start = f"{knob}={printable(name)}: {who} has a text or number there in its .json"
     if not keys:
         return f"{start}; there is no .json with fields"
     nearest = difflib.get_close_matches(name, keys, 1)

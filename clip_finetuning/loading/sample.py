@@ -91,23 +91,28 @@ def is_text(suffix: str) -> bool:
     return suffix == "json" or CAPTION_SUFFIX.fullmatch(suffix) is not None
 
 
-def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL) -> ShardSample:
-    """The ShardSample of a raw sample. Raises SampleError if it has no picture or no caption."""
+def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL, needs_caption: bool = True) -> ShardSample:
+    """The ShardSample of a raw sample. Raises SampleError if it has no picture, or no caption although it needs one.
+
+    What needs none and has none has no caption at all, and a blank product unless its `.json` names one.
+    """
     picture = next((raw[suffix] for suffix in PICTURE_SUFFIXES if suffix in raw), None)
     if picture is None:
         raise SampleError(NO_PICTURE)
     fields, is_damaged = _fields(raw.get("json"), names.product)
     captions = _named_captions(fields, names.caption) if names.caption else _captions(raw, fields)
-    if not captions:
+    if not captions and needs_caption:
         named = NO_NAMED_CAPTION if names.caption else NO_CAPTION
         raise SampleError(DAMAGED_JSON_ALONE if is_damaged else named)
     product_id = text_of(_product(fields, names.product))
-    guess = DAMAGED_JSON if is_damaged else NO_NAMED_PRODUCT if names.product and not product_id else None
+    guess = NO_NAMED_PRODUCT if names.product and not product_id else None
+    if is_damaged:
+        guess = DAMAGED_JSON if captions else DAMAGED_JSON_ALONE
     return ShardSample(
         key=raw["__key__"],
         picture=picture,
         captions=captions,
-        product_id=product_id or captions[0],
+        product_id=product_id or next(iter(captions), ""),
         category=text_of(fields.get("category")),
         subcategory=text_of(fields.get("subcategory")),
         image_name=text_of(fields.get("image_name")),

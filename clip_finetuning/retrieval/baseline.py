@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from clip_finetuning.retrieval import comparison
+from clip_finetuning.retrieval import comparability
 from clip_finetuning.retrieval.embeddings import fingerprint_of
-from clip_finetuning.retrieval.names import DIRECTIONS_OF, OF_CATEGORIES, QUERIES_OF
+from clip_finetuning.retrieval.names import DIRECTIONS_OF, OF_CATEGORIES, QUERIES_OF, VERSIONS
 from clip_finetuning.runtime.text import caption_numbers
 
 
@@ -23,7 +23,10 @@ def check(
     keys, products, captions: (N,) of the samples that will be measured, in their order; no keys where nobody has read
     them. Which pictures cannot be decoded shows only later: with some lost before, what is left is compared by products.
     """
-    coming: dict[str, Any] = {"name": name, "rules": comparison.RULES, "protocols": dict.fromkeys(protocols)}
+    coming: dict[str, Any] = {
+        "name": name,
+        "protocols": {protocol: {"version": VERSIONS[protocol]} for protocol in protocols},
+    }
     coming["data"] = baseline["data"] if keys is None else {"fingerprint": fingerprint_of(keys, products, captions)}
     if keys is None:
         coming["num_captions"] = baseline.get("num_captions")
@@ -31,7 +34,7 @@ def check(
         coming["num_captions"] = len(caption_numbers(captions)[1])
         if _is_part(baseline, Counter(products)):
             coming |= {"data": baseline["data"], "num_captions": baseline.get("num_captions")}
-    comparison.check(baseline, coming)
+    comparability.check(baseline, coming)
 
 
 def _is_part(baseline, products):

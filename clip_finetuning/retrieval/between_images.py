@@ -52,6 +52,13 @@ def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int
     return {"protocol": _sentence(e, protocol, asks), "image_to_image": numbers}
 
 
+def what_decides(protocol: str, embeddings: Embeddings) -> dict[str, np.ndarray]:
+    """What numbers of a protocol depend on besides the samples' keys, products and captions."""
+    if protocol not in ("same_category", "same_attributes"):
+        return {}
+    return {"kind": _category_and_attributes(embeddings) if protocol == "same_attributes" else embeddings.category}
+
+
 def _sentence(e, protocol, asks):
     alone = int((~asks).sum())
     products = len({*e.image_product[~asks]} - {*e.image_product[asks]})
@@ -72,13 +79,16 @@ def _groups(e, protocol):
         raise NothingToAsk(
             f"{protocol} needs attributes, and the data name none; --attributes of clip_prep.py keeps them"
         )
-    return _numbered(
-        texts(
-            "\0".join([category, *(f"{name}\0{same_caption_key(said)}" for name, said in sorted(own.items()))])
-            if category and own
-            else ""
-            for category, own in zip(e.category, attributes)
-        )
+    return _numbered(_category_and_attributes(e))
+
+
+def _category_and_attributes(e):
+    """(N,) texts, equal where category and all attributes are; blank where one image has none of either."""
+    return texts(
+        "\0".join([category, *(f"{name}\0{same_caption_key(said)}" for name, said in sorted(own.items()))])
+        if category and own
+        else ""
+        for category, own in zip(e.category, e.attributes)
     )
 
 

@@ -9,10 +9,19 @@ import numpy as np
 
 from clip_finetuning.retrieval.pairs import pair_values
 from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs, one_to_one, transposed
-from clip_finetuning.retrieval.ranking import NEVER, Ranks, nearest_items, rank_candidates, rank_positives, top_items
+from clip_finetuning.retrieval.ranking import (
+    NEVER,
+    Ranks,
+    all_scores,
+    first_places,
+    nearest_items,
+    rank_candidates,
+    rank_positives,
+    top_items,
+)  # fmt: skip
 
 __all__ = [  # what numbers are made of, under one name
-    "NEVER", "Positives", "Ranks", "by_group", "from_pairs", "nearest_items", "one_to_one", "pair_values", "rank_candidates",
+    "NEVER", "Positives", "Ranks", "all_scores", "by_group", "first_places", "from_pairs", "nearest_items", "one_to_one", "pair_values", "rank_candidates",
     "rank_positives", "top_items", "transposed",
 ]  # fmt: skip
 

@@ -13,6 +13,10 @@ DIRECTIONS_OF = {  # each protocol's
     "category_to_product": ("text_to_image",),
 }
 PROTOCOLS = tuple(DIRECTIONS_OF)
+# A protocol's version changes with what counts as a hit or is asked: numbers of two versions are never compared.
+IN_SECOND = ("pair", "one_view", "sampled101")
+FIRST_VERSION = "the same caption of another product is a miss"  # in the first one of those
+VERSIONS = dict.fromkeys(PROTOCOLS, 1) | dict.fromkeys(IN_SECOND, 2)
 KS = (1, 5, 10)  # of Recall@k, where nobody asks for others
 OTHER_NUMBERS = {"median_rank": "median rank", "mrr": "MRR", "map": "mAP"}  # beside the recalls, as tables call them
 

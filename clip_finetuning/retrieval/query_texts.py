@@ -50,6 +50,13 @@ def asked(embeddings: Embeddings, protocol: str, queries: Mapping[str, QueryText
     return with_texts(embeddings, queries[kind], by_category=kind == OF_CATEGORIES)
 
 
+def what_decides(protocol: str, embeddings: Embeddings, queries: Mapping[str, QueryTexts]) -> dict[str, np.ndarray]:
+    """What numbers of a protocol depend on besides the samples' keys, products and captions."""
+    mine = queries[QUERIES_OF[protocol]]
+    decides = {"texts": mine.texts, "groups": mine.groups, "languages": mine.languages}
+    return decides | ({"category": embeddings.category} if QUERIES_OF[protocol] == OF_CATEGORIES else {})
+
+
 def with_texts(embeddings: Embeddings, queries: QueryTexts, by_category: bool = False) -> Embeddings:
     """The embeddings with these texts for captions; `by_category`, a category stands for a product."""
     groups = embeddings.category if by_category else embeddings.image_product

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from clip_finetuning.model.clip_model import ClipModel
-from clip_finetuning.retrieval import comparison, protocols
+from clip_finetuning.retrieval import between_images, citation, names, power, protocols, query_texts
 from clip_finetuning.retrieval.embed import Loader, NothingFinite, embed
 from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
-from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, KS
+from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, KS, QUERIES_OF
 from clip_finetuning.retrieval.query_texts import NothingToAsk, QueryTexts
-from clip_finetuning.retrieval.sampled101 import Candidates
+from clip_finetuning.retrieval.sampled101 import Candidates, draw_candidates
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.accounting import majority_warning
 from clip_finetuning.runtime.text import caption_numbers
@@ -66,6 +66,8 @@ def measure_embeddings(
 
     `queries`: the texts of those that do not ask the captions; `hubs`: whether hubness is measured too.
     """
+    if "sampled101" in protocol_names:
+        candidates = candidates or draw_candidates(embeddings, seed)
     evaluated, not_measured = {}, {}
     for name in protocol_names:
         try:
@@ -74,6 +76,7 @@ def measure_embeddings(
             not_measured[name] = str(error)
     if not evaluated:
         raise NothingToAsk("; ".join(not_measured.values()))
+    _cite(evaluated, embeddings, candidates, queries or {})
     headline_name = next(iter(evaluated))
     headline, ways = evaluated[headline_name], DIRECTIONS_OF[headline_name]
     recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in ways} for k in ks}
@@ -81,15 +84,41 @@ def measure_embeddings(
         "num_samples": len(embeddings.image_key),
         **recalls,
         "protocol": headline_name,
+        "cite": headline["cite"],
         "num_products": len(np.unique(embeddings.image_product)),
         "num_captions": len(caption_numbers(embeddings.captions)[1]),
-        "rules": comparison.RULES,
         "ties": "a positive that ties with negatives counts after them; in pair, samples with the same caption share "
         "their expected rank",
         "warnings": warnings_of(embeddings),
+        "statistics": {
+            "protocol": headline_name,
+            "smallest_difference": {way: _smallest_differences(headline[way]) for way in ways},
+            "power": power.POWER,
+            "correlation": power.CORRELATION,
+        },
         "protocols": evaluated,
         **({"not_measured": not_measured} if not_measured else {}),
     }
+
+
+def _cite(evaluated, embeddings, candidates, queries):
+    """Say of each protocol's numbers in which version and on what they are measured."""
+    fingerprint = embeddings.fingerprint()
+    for name, numbers in evaluated.items():
+        if name == "sampled101":
+            also = candidates.lists
+        elif name in QUERIES_OF:
+            also = query_texts.what_decides(name, embeddings, queries)
+        else:
+            also = between_images.what_decides(name, embeddings)
+        numbers |= {"version": names.VERSIONS[name], "cite": citation.line(name, fingerprint, also=also)}
+
+
+def _smallest_differences(numbers):
+    """{recall@k: the smallest difference to another model that this direction's products can show}."""
+    table = numbers["by_product"]
+    counts = np.array(table["queries"])
+    return {key: power.smallest_difference(np.array(table[key]), counts) for key in names.recalls(table)}
 
 
 def warnings_of(embeddings: Embeddings) -> list[str]:

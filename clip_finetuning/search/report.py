@@ -21,7 +21,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a for
 
 def lines(about: dict[str, Any], folder: str) -> list[str]:
     """What became of every picture of a source, and what the index is now."""
-    counts, changes, graph = about["counts"], about["changes"], about.get("graph")
+    counts, changes, scan = about["counts"], about["changes"], about.get("scan")
     found = [
         f"{counts['pictures']:,} pictures of {counts['products']:,} products in {counts['categories']:,} categories: "
         f"{changes['added']:,} added, {changes['changed']:,} changed, {changes['removed']:,} removed; "
@@ -33,12 +33,12 @@ def lines(about: dict[str, Any], folder: str) -> list[str]:
         found.append(f"{counts['again_in_fp32']:,} pictures overflowed and were embedded again in fp32")
     if counts["renamed"]:
         found.append(f"{counts['renamed']:,} pictures have the key of another one, and are called KEY#2 and so on")
-    if graph:
-        share = f"{graph['recall']:.3f} of the true first ten (measured on {graph['queries']} queries)"
+    if scan:
+        share = f"{scan['recall']:.3f} of the true first ten (measured on {scan['queries']} queries)"
         found.append(
-            f"approximate search finds {share}, reaching for {graph['reach']}"
-            if graph["reach"]
-            else f"the graph finds only {share}, so every query scores every picture"
+            f"approximate search finds {share}, by {scan['reach']} candidates"
+            if scan["reach"]
+            else f"approximate search would find only {share}, so every query scores every picture"
         )
     return [*found, f"index written to {folder} (model {about['model']['hash'][:12]})"]
 
