@@ -10,7 +10,7 @@ from clip_finetuning.export.check import K, Report
 from clip_finetuning.export.facts import Past
 from clip_finetuning.export.form import Facts, Options
 from clip_finetuning.retrieval import citation
-from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, label, recalls, title
+from clip_finetuning.retrieval.names import DIRECTIONS_OF, label, recalls, title
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.runtime.version import version
 
@@ -78,7 +78,7 @@ def _entries(result: dict[str, Any]) -> list[EvalResult]:
             metric_name=f"{label(key)}, {title(direction)}",
             metric_value=round(float(result["protocols"][protocol][direction][key]), 4),
         )
-        for direction in DIRECTIONS
+        for direction in DIRECTIONS_OF[protocol]
         for key in recalls(result["protocols"][protocol][direction])
     ]
 
@@ -161,7 +161,7 @@ def _result(result: dict[str, Any], before: list[dict[str, Any]]) -> str:
     base = [other for other in before if other["data"].get("fingerprint") == result["data"].get("fingerprint")]
     base = [other for other in base if protocol in other["protocols"]]
     rows = [["", *(["base model"] if base else []), "this model", "95 % interval"]]
-    for direction in DIRECTIONS:
+    for direction in DIRECTIONS_OF[protocol]:
         numbers = result["protocols"][protocol][direction]
         for key in recalls(numbers):
             row = [f"{label(key)}, {title(direction)}"]

@@ -1,7 +1,17 @@
 """What protocols, directions and numbers are called: in result files, in tables and pages, on the command line."""
 
 DIRECTIONS = ("text_to_image", "image_to_text")
-DIRECTIONS_OF = dict.fromkeys(("product", "pair", "one_view", "sampled101"), DIRECTIONS)  # each protocol's
+STANDARD = ("product", "pair", "one_view", "sampled101")  # what any data set with captions can be asked
+BETWEEN_IMAGES = ("image_to_image", "same_category", "same_attributes")
+# Protocols whose texts are not the captions, and the kind of these texts (see `query_texts`).
+QUERIES_OF = {"short_queries": "short", "category_to_product": "category", "all_captions": "wording"}
+OF_CATEGORIES = "category"  # the kind of texts that belong to categories, not to products
+DIRECTIONS_OF = {  # each protocol's
+    **dict.fromkeys(STANDARD, DIRECTIONS),
+    **dict.fromkeys(BETWEEN_IMAGES, ("image_to_image",)),
+    **dict.fromkeys(QUERIES_OF, DIRECTIONS),
+    "category_to_product": ("text_to_image",),
+}
 PROTOCOLS = tuple(DIRECTIONS_OF)
 # A protocol's version changes with what counts as a hit or is asked: numbers of two versions are never compared.
 IN_SECOND = ("pair", "one_view", "sampled101")

@@ -60,9 +60,20 @@ def _check_protocols(protocols):
             if not isinstance(protocol, dict) or not isinstance(protocol.get(way), dict):
                 raise ValueError(f"{name} lacks {way!r}")
             _check_direction(protocol[way], f"{name}, {way}")
+        _check_languages(protocol.get("languages", {}), name)
         if type(protocol.get("version", 1)) is not int or not isinstance(protocol.get("cite", ""), str):
             raise ValueError(f"{name}: 'version' must be a whole number and 'cite' a text")
         _check_truth(protocol.get("truth", {"pairs": {}, "sentence": ""}), name)
+
+
+def _check_languages(languages, name):
+    if not isinstance(languages, dict):
+        raise ValueError(f"{name}: 'languages' must be an object")
+    for language, directions in languages.items():
+        for way in DIRECTIONS_OF[name]:
+            if not isinstance(directions, dict) or not isinstance(directions.get(way), dict):
+                raise ValueError(f"{name}, languages, {language!r} lacks {way!r}")
+            _check_direction(directions[way], f"{name}, languages, {language!r}, {way}")
 
 
 def _check_retention(results):
@@ -156,6 +167,9 @@ def _check_truth(truth, name):
 
 def _check_direction(numbers, where):
     _check_numbers(numbers, where)
+    hubness = numbers.get("hubness", {})
+    if not isinstance(hubness, dict) or not all(map(_is_number, hubness.values())):
+        raise ValueError(f"{where}: 'hubness' must hold numbers")
     categories = numbers.get("categories", {})
     for category in categories.values() if isinstance(categories, dict) else [None]:
         _check_numbers(category, f"{where}, categories")

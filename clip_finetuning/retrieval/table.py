@@ -18,6 +18,10 @@ def render(results: dict[str, Any]) -> str:
         lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
         if cite := citation.of(results, name):
             lines.append(f"protocol: {cite}")
+        lines += _hubness(protocol, names.DIRECTIONS_OF[name])
+        lines += _by_language(protocol.get("languages", {}), names.DIRECTIONS_OF[name])
+    for why in results.get("not_measured", {}).values():
+        lines += ["", *_wrapped(f"not measured: {why}")]
     if "statistics" in results:
         lines += ["", *_wrapped(power_sentence(results["statistics"]))]
     if "zero_shot" in results:
@@ -77,6 +81,25 @@ def _truth(truth, ways):
             cells = [_with_interval(truth[name][way], key) for way in ways]
             label = f"  {names.label(key)} {name}"
             yield label.ljust(24) + "".join(cell.rjust(width) for cell, width in zip(cells, (24, 30)))
+
+
+def _hubness(protocol, ways):
+    """A sentence on items that come up again and again, where that was measured."""
+    found = [(names.title(way), protocol[way]["hubness"]) for way in ways if "hubness" in protocol[way]]
+    parts = [
+        f"{way} skew {hubness['skew_at_10']:.2f}, {hubness['never_in_top_10']:.1%} of products never in a top 10"
+        for way, hubness in found
+    ]
+    return _wrapped(f"  hubness: {'; '.join(parts)}") if parts else []
+
+
+def _by_language(languages, ways):
+    """A line for each language: the recall of the largest k that is shown."""
+    for language, directions in languages.items():
+        key = names.recalls(directions[ways[0]])[-1]
+        yield f"  {names.label(key)} {printable(language)}"[:16].ljust(16) + "".join(
+            _cell(directions[way], key).rjust(width) for way, width in zip(ways, (32, 30))
+        )
 
 
 def _cell(numbers, key):
