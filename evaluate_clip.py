@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         embeddings, about = embed_shards(clip_model, args, ranks)
     if ranks.rank == 0:
         results = evaluate(embeddings, args) | about
+        if "product" in args.protocol:
+            results["examples"] = retrieval.examples.record(embeddings)
         if clip_model is not None and args.zero_shot:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
         write_outputs(args, embeddings, results, baseline)
@@ -218,7 +220,11 @@ def write_report(
     args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
 ) -> None:
     """The page, with pictures from the shards; where they are out of reach, their keys stand instead."""
-    examples = retrieval.report.pick_examples(embeddings, seed=args.seed)
+    examples = retrieval.examples.pick(embeddings)
+    if retrieval.report.before_of(baseline, results, "product"):
+        is_file = args.baseline.endswith(".npz")
+        before = retrieval.embeddings.load(args.baseline) if is_file else None
+        examples.before = retrieval.examples.before(baseline, before, examples, embeddings)
     keys, found = examples.keys(embeddings), {}
     try:
         found = loading.lookup.read_pictures(args.dataset_path, keys.values(), args.caption_key)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval.names import DIRECTIONS_OF, PROTOCOLS, recalls
+from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, PROTOCOLS, recalls
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
@@ -44,6 +44,7 @@ def check_results(results: Any) -> None:
     for name in ("rules", "num_samples"):
         if type(results.get(name, 1)) is not int:
             raise ValueError(f"{name!r} must be a whole number")
+    _check_examples(results.get("examples", {}))
     for name, protocol in results["protocols"].items():
         if name not in PROTOCOLS:
             raise ValueError(f"{name!r} is none of the protocols {', '.join(PROTOCOLS)}")
@@ -91,3 +92,33 @@ def _check_numbers(numbers, where):
 def _is_number(value):
     """Whether it is a number that a float can hold; NaN is not, and whole numbers of 400 digits are not."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _check_examples(recorded):
+    """ValueError unless it is what `examples.record` gives."""
+    if not isinstance(recorded, dict):
+        raise ValueError("'examples' must be an object")
+    for way in DIRECTIONS:
+        entries = recorded.get(way, [])
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            raise ValueError(
+                f"'examples', {way}: each must have a query (text), a rank (from 1) and answers (name, score, hit)"
+            )
+
+
+def _is_entry(entry):
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("query"), str)
+        or not isinstance(entry.get("answers"), list)
+    ):
+        return False
+    rank = entry.get("rank")
+    return type(rank) is int and rank >= 1 and all(map(_is_answer, entry["answers"]))
+
+
+def _is_answer(answer):
+    if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
+        return False
+    score = answer.get("score")
+    return type(answer.get("hit")) is bool and type(score) in (int, float) and -1e6 < score < 1e6
