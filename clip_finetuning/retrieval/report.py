@@ -11,12 +11,12 @@ from typing import Any
 
 from clip_finetuning.retrieval import comparison, names, report_categories, report_numbers
 from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.examples import Examples
+from clip_finetuning.retrieval.examples import Examples, name_of
 from clip_finetuning.retrieval.report_cards import SIZES, Cards
 from clip_finetuning.runtime.pages import templates
 
 LARGEST = 2_000_000  # bytes of the page; pictures become smaller until it fits
-OPEN_CARDS = 3  # of each direction, in the sample and among the failures: 12 in all
+OPEN_CARDS = {"sample": 4, "worst": 2}  # of each direction: 12 in all
 TEMPLATES = templates(Path(__file__).parent)
 
 
@@ -28,7 +28,7 @@ def render(
     baseline: dict[str, Any] | None = None,
 ) -> str:
     """The page as text. `pictures`: {image: encoded picture}; `baseline`: another result of the same data."""
-    context = _context(results, examples, baseline)
+    context = _context(results, embeddings, examples, baseline)
     cards = Cards(embeddings, examples, pictures)
     template = TEMPLATES.get_template("report.html.j2")
     page = ""
@@ -46,7 +46,7 @@ def before_of(baseline: dict[str, Any] | None, results: dict[str, Any], protocol
     return baseline["protocols"][protocol]
 
 
-def _context(results, examples, baseline):
+def _context(results, embeddings, examples, baseline):
     """What the template shows, but for the cards."""
     headline, before = results["protocols"]["product"], before_of(baseline, results, "product")
     model = results.get("model")
@@ -64,7 +64,7 @@ def _context(results, examples, baseline):
         "open_categories": report_categories.OPEN,
         "confusions": report_categories.confusions(examples.confusions),
         "open_cards": OPEN_CARDS,
-        "before_hint": _before_hint(examples, before),
+        "before_hint": _before_hint(examples, embeddings, before),
         "protocols": [_protocol(name, results, baseline) for name in results["protocols"] if name != "product"],
         "zero_shot": report_numbers.zero_shot(results.get("zero_shot"), _same_classes(results, baseline)),
         "retention": report_numbers.retention(results.get("retention")),
@@ -111,7 +111,7 @@ def _smallest(results):
     return f"The smallest difference in Recall@10 that these data can show: {parts}." if parts else ""
 
 
-def _before_hint(examples, before):
+def _before_hint(examples, embeddings, before):
     """What to do where the answers before are not known; blank where they are, or nothing is compared."""
     shown = [*examples.sample, *examples.worst]
     if before is None or not shown:
@@ -121,8 +121,8 @@ def _before_hint(examples, before):
             "What the model before answered is not in the baseline's file: measure it anew, or give its embeddings "
             "(--save-embeddings FILE.npz, then --baseline FILE.npz)."
         )
-    known = sum(map(len, examples.before.values()))
-    if known < len(shown):
+    known = {way: {entry["query"] for entry in entries} for way, entries in examples.before.items()}
+    if any(name_of(embeddings, e.direction, e.query) not in known.get(e.direction, ()) for e in shown):
         return (
             "A result file holds the answers before of this sample alone; with --baseline FILE.npz all cards have them."
         )

@@ -23,8 +23,8 @@ def percent(share: float) -> str:
 
 def points(difference: float) -> str:
     """A difference of shares in percentage points: +28.1, −0.4."""
-    text = f"{100 * difference:+.1f}"
-    return text.replace("-", "−")
+    text = f"{100 * difference:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def number(key: str, value: float) -> str:

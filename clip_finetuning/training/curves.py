@@ -97,7 +97,9 @@ def _lines(axes, evaluations, chances):
     if trained:
         best = max(trained, key=lambda record: record[MEAN])  # the first of equals, as best_checkpoint.pt
         step, score = best["step"], best[MEAN]
-        axes.plot([step], [score], "*", color=GOOD, markersize=13, zorder=4, label=f"best: mean {score:.3f} at step {step:,}")
+        axes.plot(
+            [step], [score], "*", color=GOOD, markersize=13, zorder=4, label=f"best: mean {score:.3f} at step {step:,}"
+        )
     start = next((record[MEAN] for record in evaluations if record["step"] == 0), None)
     if start is not None:
         axes.axhline(start, color=INK, linewidth=1, linestyle="--", label=f"before training: {start:.3f}")
@@ -140,7 +142,9 @@ def _steps(axes, records, named):
     for number, step in enumerate(resumed):
         axes.axvline(step, color=SOFT, linewidth=0.8, linestyle=(0, (1, 3)))
         if number == 0 and not named:
-            axes.annotate("resumed", (step, 1), xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7, color=SOFT)
+            axes.annotate(
+                "resumed", (step, 1), xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7, color=SOFT
+            )
 
 
 # -------------------------------------------------------------------------------------------------- the numbers
@@ -157,7 +161,9 @@ def _smoothed(values, window):
     """The mean of the finite ones of so many values around each; NaN where none is."""
     kernel = np.ones(window)
     finite = np.isfinite(values)
-    sums, counts = (np.convolve(column, kernel, "same") for column in (np.where(finite, values, 0.0), finite.astype(float)))
+    sums, counts = (
+        np.convolve(column, kernel, "same") for column in (np.where(finite, values, 0.0), finite.astype(float))
+    )
     return np.divide(sums, counts, out=np.full(len(values), math.nan), where=counts > 0.5)
 
 

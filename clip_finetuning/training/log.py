@@ -9,7 +9,6 @@ from typing import Any
 from tqdm import tqdm
 
 
-
 class Clock:
     """Throughput and the share of time spent waiting for data, over the steps since the last log line."""
 
