@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     if ranks.rank == 0:
         truth = truth_of(embeddings, args)
         results = evaluate(embeddings, queries, args, truth) | about
+        if "product" in args.protocol:
+            results["examples"] = retrieval.examples.record(embeddings)
         if clip_model is not None and args.zero_shot:
             precision = results["model"]["precision"]
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
@@ -413,7 +415,11 @@ def write_report(
     args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
 ) -> None:
     """The page, with pictures from the shards; where they are out of reach, their keys stand instead."""
-    examples = retrieval.report.pick_examples(embeddings, seed=args.seed)
+    examples = retrieval.examples.pick(embeddings)
+    if retrieval.report.before_of(baseline, results, "product"):
+        is_file = args.baseline.endswith(".npz")
+        before = retrieval.embeddings.load(args.baseline) if is_file else None
+        examples.before = retrieval.examples.before(baseline, before, examples, embeddings)
     keys, found = examples.keys(embeddings), {}
     try:
         found = loading.lookup.read_pictures(args.dataset_path, keys.values(), args.caption_key)

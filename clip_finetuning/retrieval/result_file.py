@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval.names import DIRECTIONS_OF, PROTOCOLS, TRUTHS, recalls
+from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, PROTOCOLS, TRUTHS, recalls
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
@@ -48,6 +48,7 @@ def check_results(results: Any) -> None:
     if "zero_shot" in results:
         _check_zero_shot(results["zero_shot"])
     _check_judgements(results.get("judgements", {"fingerprint": "", "sentence": ""}))
+    _check_examples(results.get("examples", {}))
     if results.get("retention") is not None:
         _check_retention(results["retention"])
 
@@ -214,3 +215,33 @@ def _is_number(value):
 
 def _is_interval(value):
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _check_examples(recorded):
+    """ValueError unless it is what `examples.record` gives."""
+    if not isinstance(recorded, dict):
+        raise ValueError("'examples' must be an object")
+    for way in DIRECTIONS:
+        entries = recorded.get(way, [])
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            raise ValueError(
+                f"'examples', {way}: each must have a query (text), a rank (from 1) and answers (name, score, hit)"
+            )
+
+
+def _is_entry(entry):
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("query"), str)
+        or not isinstance(entry.get("answers"), list)
+    ):
+        return False
+    rank = entry.get("rank")
+    return type(rank) is int and rank >= 1 and all(map(_is_answer, entry["answers"]))
+
+
+def _is_answer(answer):
+    if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
+        return False
+    score = answer.get("score")
+    return type(answer.get("hit")) is bool and type(score) in (int, float) and -1e6 < score < 1e6
