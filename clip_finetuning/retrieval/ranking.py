@@ -1,0 +1,216 @@
+"""Exact ranks of the right gallery items, in one pass over tiles of queries x gallery, whatever their sizes.
+
+Equal scores count against the model: a positive that ties with negatives comes after them, so a model that maps
+everything to one point scores 0. How many tie is kept beside, for what is expected of a random order.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from clip_finetuning.retrieval.positives import Positives, joined, offsets_of, without
+from clip_finetuning.retrieval.tiles import (
+    Best,
+    Rows,
+    Source,
+    Thresholds,
+    Tile,
+    count_at_least,
+    score_pairs,
+)
+
+NEVER = np.iinfo(np.int64).max  # the rank of a query that has no positive in the gallery
+
+
+class Ranks(NamedTuple):
+    """What became of each query, and of each of its positives: those of query q are `ranks[offsets[q]:offsets[q + 1]]`.
+
+    "Best" is the positive of the highest score; the items in front of it are `above`, those that share its score
+    `tied_negatives` and `tied_positives`, itself one of them.
+    """
+
+    offsets: np.ndarray  # (Q + 1,) int64
+    ranks: np.ndarray  # (sum of P,) int64: of all positives, from 1, ascending for each query
+    order: np.ndarray  # (sum of P,) int64: which of `positives.items` each of these ranks is of
+    best: np.ndarray  # (Q,) int64: rank of the best positive; NEVER without positives
+    average_precision: np.ndarray  # (Q,) float64: mean precision at the ranks of its positives
+    above: np.ndarray  # (Q,) int64
+    tied_negatives: np.ndarray  # (Q,) int64
+    tied_positives: np.ndarray  # (Q,) int64
+    best_tolerant: np.ndarray | None = None  # (Q,) int64: rank of the best of positives and alike items, both right
+    best_without: np.ndarray | None = None  # (Q,) int64: rank of the best positive in a gallery without alike items
+    top_items: np.ndarray | None = None  # (Q, top) int64: the best items of the gallery, equal scores by number
+    top_scores: np.ndarray | None = None  # (Q, top) float32
+
+
+def rank_positives(
+    queries: Rows,
+    gallery: Rows,
+    positives: Positives,
+    *,
+    alike: Positives | None = None,
+    grades: np.ndarray | None = None,
+    top: int = 0,
+    device: torch.device | None = None,
+    tile: Tile | None = None,
+) -> Ranks:
+    """Rank the whole gallery for every query -> Ranks.
+
+    queries (Q, D) and gallery (G, D): arrays or tensors of any float type, computed in float32; the score is their dot
+    product. `alike`: for each query the gallery items that are no positives but could as well be. `grades`, one for
+    each of `positives.items`: of equal scores, the lower grade comes first. `top`: how many of each query's best items
+    are wanted too. Raises ValueError for embeddings that are not finite.
+    """
+    search = Search(queries, gallery, device, tile)
+    own = search.scores(positives)
+    query = positives.queries()
+    order = np.lexsort((np.zeros(len(own)) if grades is None else grades, -own, query))
+    own = own[order]
+    asked = np.flatnonzero(np.diff(positives.offsets))  # the queries with positives
+    first = positives.offsets[asked]  # where each one's best positive stands
+    more = above_all(own[first])
+    wanted = [(query, own), (asked, more)]
+    best = Best(len(search.queries), min(top, len(gallery))) if top else None
+    if alike is None:
+        ahead, above = search.counts(wanted, positives, best=best)
+        other = {}
+    else:
+        spared = without(alike, positives, len(gallery))
+        scores, spared_query = search.scores(spared), spared.queries()
+        reached = np.full(len(search.queries), -np.inf, np.float32)  # the best score of positives and alike items
+        np.maximum.at(reached, np.concatenate([query, spared_query]), np.concatenate([own, scores]))
+        wanted.append((np.arange(len(reached)), reached))
+        ahead, above, tolerant = search.counts(wanted, joined(positives, spared), best=best)
+        other = {
+            "best_tolerant": np.where(reached > -np.inf, tolerant + 1, NEVER),
+            "best_without": _spread(ahead[first] + 1, asked, len(reached), NEVER),
+        }
+        ahead += _at_least(spared_query, scores, query, own)
+        above += _at_least(spared_query, scores, asked, more)
+    if best is not None:
+        other |= {"top_items": best.items.numpy(), "top_scores": best.scores.numpy()}
+    return _ranks(positives.offsets, order, own, ahead, above, other)
+
+
+def _ranks(offsets, order, own, ahead, above, other):
+    """Ranks of the scores of all positives (descending for each query), the negatives ahead of each, and above the best."""
+    counts = np.diff(offsets)
+    asked, query = np.flatnonzero(counts), np.repeat(np.arange(len(counts)), counts)
+    first = offsets[asked]
+    number = np.arange(1, len(own) + 1) - offsets[query]  # the p-th positive stands behind p - 1 others
+    ranks = ahead + number
+    precision = np.bincount(query, number / ranks, len(counts)) / np.maximum(counts, 1)
+    return Ranks(
+        offsets=offsets,
+        ranks=ranks,
+        order=order,
+        best=_spread(ranks[first], asked, len(counts), NEVER),
+        average_precision=precision,
+        above=_spread(above, asked, len(counts), 0),
+        tied_negatives=_spread(ahead[first] - above, asked, len(counts), 0),
+        tied_positives=np.bincount(query[own == own[offsets[query]]], minlength=len(counts)),
+        **other,
+    )
+
+
+class Search:
+    """Queries that are asked of a gallery."""
+
+    def __init__(self, queries: Rows, gallery: Rows, device: torch.device | None, tile: Tile | None) -> None:
+        device = device or torch.device("cpu")
+        self.queries, self.gallery = Source(queries, "query", device), Source(gallery, "gallery", device)
+        self.tile = tile or Tile()
+
+    def scores(self, pairs: Positives) -> np.ndarray:
+        """The score of each pair."""
+        return score_pairs(self.queries, self.gallery, pairs, self.tile)
+
+    def counts(
+        self,
+        wanted: Sequence[tuple[np.ndarray, np.ndarray]],
+        left_out: Positives,
+        weights: np.ndarray | None = None,
+        best: Best | None = None,
+    ) -> list[np.ndarray]:
+        """How many items score at least as much: for each (queries, scores), of equal lengths, the numbers of items."""
+        query = np.concatenate([query for query, _ in wanted])
+        scores = np.concatenate([scores for _, scores in wanted])
+        order = np.argsort(query, kind="stable")
+        thresholds = Thresholds(offsets_of(np.bincount(query, minlength=len(self.queries))), scores[order])
+        counts = np.empty(len(query), np.int64)
+        counts[order] = count_at_least(self.queries, self.gallery, thresholds, left_out, self.tile, weights, best)
+        return np.split(counts, np.cumsum([len(query) for query, _ in wanted])[:-1])
+
+
+def above_all(scores: np.ndarray) -> np.ndarray:
+    """The next float32 above each score: what reaches it scores more."""
+    return np.nextafter(scores, np.float32(np.inf))
+
+
+def _at_least(item_query, item_scores, query, thresholds):
+    """How many of the items of a query, which ascends, score at least as much as each threshold of it."""
+    is_item = np.repeat([True, False], [len(item_query), len(query)])
+    order = np.lexsort((~is_item, -np.concatenate([item_scores, thresholds]), np.concatenate([item_query, query])))
+    passed = np.empty(len(order), np.int64)
+    passed[order] = np.cumsum(is_item[order])
+    return passed[len(item_query) :] - np.searchsorted(item_query, query)
+
+
+def _spread(values, queries, count, default):
+    """(count,) of the values of some queries and a default for the others."""
+    column = np.full(count, default)
+    column[queries] = values
+    return column
+
+
+def concatenated(parts: Sequence[Ranks]) -> Ranks:
+    """The ranks of several lists of queries as those of one."""
+    columns = {
+        name: None if column[0] is None else np.concatenate(column)
+        for name, column in zip(Ranks._fields, zip(*parts))
+        if name not in ("offsets", "order")
+    }
+    starts = offsets_of(np.array([len(part.ranks) for part in parts]))
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts)]
+    order = [part.order + start for part, start in zip(parts, starts)]
+    return Ranks(offsets=np.concatenate([[0], *offsets]), order=np.concatenate(order), **columns)
+
+
+def rank_candidates(queries: Rows, candidates: Rows) -> Ranks:
+    """Rank candidate 0, the positive, among each query's own candidates: (Q, D) and (Q, C, D) -> Ranks."""
+    device = torch.device("cpu")
+    rows, own = Source(queries, "query", device), Source(candidates, "candidate", device)
+    everything = slice(None)
+    scores = torch.einsum("qcd,qd->qc", own.read(everything), rows.read(everything))
+    ahead = (scores[:, 1:] >= scores[:, :1]).sum(1).numpy()
+    above = (scores[:, 1:] > scores[:, :1]).sum(1).numpy()
+    return _ranks(np.arange(len(scores) + 1), np.arange(len(scores)), scores[:, 0].numpy(), ahead, above, {})
+
+
+# ------------------------------------------------------------------------------------------------- nearest items
+
+
+def top_items(queries: Rows, gallery: Rows, count: int, block_rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` best gallery items of each query and their scores -> (Q, count) each; equal scores by number."""
+    queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
+    count = min(count, len(gallery))
+    items, scores = [], []
+    for start in range(0, len(queries), block_rows):
+        ordered = (queries[start : start + block_rows] @ gallery.T).sort(dim=1, descending=True, stable=True)
+        items.append(ordered.indices[:, :count])
+        scores.append(ordered.values[:, :count])
+    empty = [torch.empty(0, count)]
+    return torch.cat(items or empty).numpy(), torch.cat(scores or empty).numpy()
+
+
+def nearest_items(queries: Rows, gallery: Rows, block_rows: int = 1024) -> np.ndarray:
+    """The number of the best gallery item of each query -> (Q,)."""
+    queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
+    blocks = [(block @ gallery.T).argmax(dim=1) for block in queries.split(block_rows)]
+    return torch.cat(blocks).numpy()
+
+
+def _matrix(values, what):
+    return Source(values, what, torch.device("cpu")).read(slice(None))
