@@ -57,7 +57,7 @@ class Row(NamedTuple):
     def verdict(self) -> str:
         """In words."""
         if not self.is_right():
-            return f"DISAGREES {self.rule}"
+            return f"DISAGREES ({self.rule})" if self.rule else "DISAGREES"
         return "agrees to 1e-6" if abs(self.theirs - self.ours) <= CLOSE else self.rule
 
 
@@ -293,7 +293,8 @@ def on_candidates(data, e, candidates):
         hits = []
         for row in lists[way][0]:
             row = row[row >= 0]
-            query_of = [[0]] + [[]] * (len(row) - 1)  # the query is the text of the first "picture", the positive
+            # The query is ten texts of the positive, the first "picture": it wants the ten best texts of each one too.
+            query_of = [[0] * max(KS)] + [[]] * (len(row) - 1)
             hits.append(peers.evaluate_rows(answered[row], asked[row[:1]], query_of)["text_to_image"])
         theirs = {name: statistics.fmean(hit[name] for hit in hits) for name in hits[0]}
         yield from compare(data, "CLIP_benchmark, first draw", "sampled101", ours, {way: theirs})
