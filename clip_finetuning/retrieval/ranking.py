@@ -4,22 +4,14 @@ Equal scores count against the model: a positive that ties with negatives comes 
 everything to one point scores 0. How many tie is kept beside, for what is expected of a random order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from clip_finetuning.retrieval.positives import Positives, joined, offsets_of, without
-from clip_finetuning.retrieval.tiles import (
-    Best,
-    Rows,
-    Source,
-    Thresholds,
-    Tile,
-    count_at_least,
-    score_pairs,
-)
+from clip_finetuning.retrieval.tiles import Held, Rows, Shape, Source, Streamed, Thresholds, blocks, shape_for
 
 NEVER = np.iinfo(np.int64).max  # the rank of a query that has no positive in the gallery
 
@@ -54,7 +46,7 @@ def rank_positives(
     grades: np.ndarray | None = None,
     top: int = 0,
     device: torch.device | None = None,
-    tile: Tile | None = None,
+    shape: Shape | None = None,
 ) -> Ranks:
     """Rank the whole gallery for every query -> Ranks.
 
@@ -63,34 +55,41 @@ def rank_positives(
     each of `positives.items`: of equal scores, the lower grade comes first. `top`: how many of each query's best items
     are wanted too. Raises ValueError for embeddings that are not finite.
     """
-    search = Search(queries, gallery, device, tile)
-    own = search.scores(positives)
-    query = positives.queries()
+    parts = [
+        _ranks_of(block, *mine, min(top, len(gallery)))
+        for block, *mine in asked(queries, gallery, positives, alike, grades, device=device, shape=shape)
+    ]
+    return concatenated(parts)
+
+
+def _ranks_of(block, positives, alike, grades, top):
+    """The ranks of a block of queries."""
+    query, own = positives.queries(), block.scores(positives)
     order = np.lexsort((np.zeros(len(own)) if grades is None else grades, -own, query))
     own = own[order]
-    asked = np.flatnonzero(np.diff(positives.offsets))  # the queries with positives
-    first = positives.offsets[asked]  # where each one's best positive stands
+    answerable = np.flatnonzero(np.diff(positives.offsets))  # the queries with positives
+    first = positives.offsets[answerable]  # where each one's best positive stands
     more = above_all(own[first])
-    wanted = [(query, own), (asked, more)]
-    best = Best(len(search.queries), min(top, len(gallery))) if top else None
+    wanted = [(query, own), (answerable, more)]
+    other = {}
     if alike is None:
-        ahead, above = search.counts(wanted, positives, best=best)
-        other = {}
+        (ahead, above), best = counted(block, wanted, positives, top=top)
     else:
-        spared = without(alike, positives, len(gallery))
-        scores, spared_query = search.scores(spared), spared.queries()
-        reached = np.full(len(search.queries), -np.inf, np.float32)  # the best score of positives and alike items
-        np.maximum.at(reached, np.concatenate([query, spared_query]), np.concatenate([own, scores]))
+        scores, alike_query = block.scores(alike), alike.queries()
+        reached = np.full(
+            len(positives.offsets) - 1, -np.inf, np.float32
+        )  # the best score of positives and alike items
+        np.maximum.at(reached, np.concatenate([query, alike_query]), np.concatenate([own, scores]))
         wanted.append((np.arange(len(reached)), reached))
-        ahead, above, tolerant = search.counts(wanted, joined(positives, spared), best=best)
+        (ahead, above, tolerant), best = counted(block, wanted, joined(positives, alike), top=top)
         other = {
             "best_tolerant": np.where(reached > -np.inf, tolerant + 1, NEVER),
-            "best_without": _spread(ahead[first] + 1, asked, len(reached), NEVER),
+            "best_without": _spread(ahead[first] + 1, answerable, len(reached), NEVER),
         }
-        ahead += _at_least(spared_query, scores, query, own)
-        above += _at_least(spared_query, scores, asked, more)
-    if best is not None:
-        other |= {"top_items": best.items.numpy(), "top_scores": best.scores.numpy()}
+        ahead += _at_least(alike_query, scores, query, own)
+        above += _at_least(alike_query, scores, answerable, more)
+    if top:
+        other |= {"top_items": best[0], "top_scores": best[1]}
     return _ranks(positives.offsets, order, own, ahead, above, other)
 
 
@@ -115,33 +114,46 @@ def _ranks(offsets, order, own, ahead, above, other):
     )
 
 
-class Search:
-    """Queries that are asked of a gallery."""
+def asked(
+    queries: Rows,
+    gallery: Rows,
+    positives: Positives,
+    alike: Positives | None = None,
+    grades: np.ndarray | None = None,
+    *,
+    device: torch.device | None = None,
+    shape: Shape | None = None,
+) -> Iterator[tuple[Held | Streamed, Positives, Positives | None, np.ndarray | None]]:
+    """The blocks in which all queries are asked, each with its part of the other arguments."""
+    device = device or torch.device("cpu")
+    spared = None if alike is None else without(alike, positives, len(gallery))
+    sources = Source(queries, "query", device), Source(gallery, "gallery", device)
+    for block in blocks(*sources, shape or shape_for(len(gallery))):
+        mine = slice(positives.offsets[block.first], positives.offsets[block.last])
+        yield (
+            block,
+            positives.window(block.first, block.last),
+            None if spared is None else spared.window(block.first, block.last),
+            None if grades is None else grades[mine],
+        )
 
-    def __init__(self, queries: Rows, gallery: Rows, device: torch.device | None, tile: Tile | None) -> None:
-        device = device or torch.device("cpu")
-        self.queries, self.gallery = Source(queries, "query", device), Source(gallery, "gallery", device)
-        self.tile = tile or Tile()
 
-    def scores(self, pairs: Positives) -> np.ndarray:
-        """The score of each pair."""
-        return score_pairs(self.queries, self.gallery, pairs, self.tile)
-
-    def counts(
-        self,
-        wanted: Sequence[tuple[np.ndarray, np.ndarray]],
-        left_out: Positives,
-        weights: np.ndarray | None = None,
-        best: Best | None = None,
-    ) -> list[np.ndarray]:
-        """How many items score at least as much: for each (queries, scores), of equal lengths, the numbers of items."""
-        query = np.concatenate([query for query, _ in wanted])
-        scores = np.concatenate([scores for _, scores in wanted])
-        order = np.argsort(query, kind="stable")
-        thresholds = Thresholds(offsets_of(np.bincount(query, minlength=len(self.queries))), scores[order])
-        counts = np.empty(len(query), np.int64)
-        counts[order] = count_at_least(self.queries, self.gallery, thresholds, left_out, self.tile, weights, best)
-        return np.split(counts, np.cumsum([len(query) for query, _ in wanted])[:-1])
+def counted(
+    block: Held | Streamed,
+    wanted: Sequence[tuple[np.ndarray, np.ndarray]],
+    left_out: Positives,
+    weights: np.ndarray | None = None,
+    top: int = 0,
+) -> tuple[list[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """How many items score at least as much: for each (queries, scores), of equal lengths, the numbers; the best items."""
+    query = np.concatenate([query for query, _ in wanted])
+    scores = np.concatenate([scores for _, scores in wanted])
+    order = np.argsort(query, kind="stable")
+    thresholds = Thresholds(offsets_of(np.bincount(query, minlength=block.last - block.first)), scores[order])
+    found = block.count(thresholds, left_out, weights, top)
+    counts = np.empty(len(query), np.int64)
+    counts[order] = found.at_least
+    return np.split(counts, np.cumsum([len(query) for query, _ in wanted])[:-1]), (found.items, found.scores)
 
 
 def above_all(scores: np.ndarray) -> np.ndarray:
@@ -166,7 +178,9 @@ def _spread(values, queries, count, default):
 
 
 def concatenated(parts: Sequence[Ranks]) -> Ranks:
-    """The ranks of several lists of queries as those of one."""
+    """The ranks of several lists of queries as those of one; none at all if there are no lists."""
+    if not parts:
+        return _ranks(np.array([0]), *np.empty((2, 0), int), np.empty(0, int), np.empty(0, int), {})
     columns = {
         name: None if column[0] is None else np.concatenate(column)
         for name, column in zip(Ranks._fields, zip(*parts))

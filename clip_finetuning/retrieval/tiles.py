@@ -1,8 +1,8 @@
-"""Queries times gallery, tile by tile, on whatever device: what is counted of the scores, and never the scores.
+"""Queries times gallery, block by block, on whatever device: what is counted of the scores, and never all scores.
 
 Ranks are compared to the last bit, so a score must not depend on how the work is cut. On a CPU all products of some
 size give the same bits; those here are filled up with zeros to multiples of FILL. Other devices' libraries choose a kernel
-by the shape: there every product has the shape of a whole tile.
+by the shape: there every product has the shape of a whole block.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,17 @@ from clip_finetuning.retrieval.positives import Positives
 Rows = np.ndarray | torch.Tensor  # (n, D) embeddings of any float type, in memory or mapped from a file
 
 FILL = 64
-CHUNK_BYTES = 128 * 2**20  # of a gallery in float32 that is held at a time
+BLOCK_BYTES = 40 * 2**20  # a block of scores
+MOST_ROWS, MOST_COLUMNS = 1024, 32768  # of a block: a gallery of more items is streamed
+CACHED = 2048  # columns in which a block is counted, so that they stay in a CPU's cache
 MANY = 128  # thresholds of a query from which sorting its scores is faster than counting again and again
 
 
-class Tile(NamedTuple):
-    """How many queries meet how many gallery items at once: small enough that the scores stay in a CPU's cache."""
+class Shape(NamedTuple):
+    """How many queries meet how many gallery items at once."""
 
-    rows: int = 512
-    columns: int = 2048
+    rows: int
+    columns: int
 
 
 class Thresholds(NamedTuple):
@@ -32,6 +34,20 @@ class Thresholds(NamedTuple):
 
     offsets: np.ndarray  # (Q + 1,) int64
     scores: np.ndarray  # float32
+
+
+class Counted(NamedTuple):
+    """What was found of a block of queries."""
+
+    at_least: np.ndarray  # for each threshold, how many items score at least as much
+    items: np.ndarray  # (Q, top) int64: each query's best items, of all, equal scores by number
+    scores: np.ndarray  # (Q, top) float32
+
+
+def shape_for(gallery_size: int) -> Shape:
+    """The block of scores that suits a gallery."""
+    columns = max(1, min(gallery_size, MOST_COLUMNS))
+    return Shape(max(1, min(MOST_ROWS, BLOCK_BYTES // (4 * columns))), columns)
 
 
 class Source:
@@ -50,76 +66,18 @@ class Source:
             part = np.asarray(part, dtype=np.float32)
             part = torch.from_numpy(part if part.flags.writeable else part.copy())
         part = part.detach().to(self.device, torch.float32)
-        if not torch.isfinite(part).all():
+        if not torch.isfinite(part.sum()) and not torch.isfinite(part).all():  # the sum alone is much faster
             raise ValueError(
                 f"the {self.what} embeddings hold NaN or infinity: the model is broken, look at its training log"
             )
         return part
 
 
-def score_pairs(queries: Source, gallery: Source, pairs: Positives, tile: Tile) -> np.ndarray:
-    """The score of each (query, item) pair of ragged lists -> float32, to the bit that of `count_at_least`'s tiles."""
-    found = np.empty(len(pairs.items), np.float32)
-    rows = FILL if queries.device.type == "cpu" else tile.rows
-    multiply = Product(tile, queries.device)
-    for start in range(0, len(queries), rows):
-        mine = pairs.window(start, min(start + rows, len(queries)))
-        items, place = np.unique(mine.items, return_inverse=True)
-        block = queries.read(slice(start, start + rows)) if len(items) else None
-        scores = np.empty(len(place), np.float32)
-        for first in range(0, len(items), tile.columns):
-            part = items[first : first + tile.columns]
-            product = multiply(block, gallery.read(part))
-            inside = np.flatnonzero((place >= first) & (place < first + len(part)))
-            at = _tensor(mine.queries()[inside], product), _tensor(place[inside] - first, product)
-            scores[inside] = product[at].cpu().numpy()
-        found[pairs.offsets[start] : pairs.offsets[start] + len(scores)] = scores
-    return found
-
-
-def count_at_least(
-    queries: Source,
-    gallery: Source,
-    thresholds: Thresholds,
-    left_out: Positives,
-    tile: Tile,
-    weights: np.ndarray | None = None,
-    best: "Best | None" = None,
-) -> np.ndarray:
-    """How many gallery items score at least as much as each threshold of each query -> int64, one a threshold.
-
-    `left_out`: for each query the items that do not count. An item counts `weights[item]` times, where they are given.
-    `best` collects the best items of all, left out or not, on the way.
-    """
-    counts = np.zeros(len(thresholds.scores), np.int64)
-    multiply = Product(tile, queries.device)
-    for first, chunk in _chunks(gallery):
-        for start in range(0, len(queries), tile.rows):
-            last = min(start + tile.rows, len(queries))
-            block = _Block(start, last, thresholds, left_out, first, len(chunk), queries.device)
-            rows = queries.read(slice(start, last))[block.order]
-            for column in range(0, len(chunk), tile.columns):
-                scores = multiply(rows, chunk[column : column + tile.columns])
-                if best is not None:
-                    best.add(start + block.order.cpu(), first + column, scores)
-                block.leave_out(scores, column)
-                block.count(scores, None if weights is None else weights[first + column :][: scores.shape[1]])
-            counts[thresholds.offsets[start] : thresholds.offsets[last]] += block.counts()
-    return counts
-
-
-def _chunks(gallery: Source) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number of its first row, rows) of the parts of a gallery."""
-    step = max(1, CHUNK_BYTES // (4 * max(1, gallery.values.shape[1])))
-    for first in range(0, len(gallery), step):
-        yield first, gallery.read(slice(first, first + step))
-
-
 class Product:
-    """Multiplies rows by rows, up to a tile of them, into the same memory again and again."""
+    """Multiplies rows by rows, up to a block of them, into the same memory again and again."""
 
-    def __init__(self, tile: Tile, device: torch.device) -> None:
-        self.fill = Tile(FILL, FILL) if device.type == "cpu" else tile
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.fill = Shape(FILL, FILL) if device.type == "cpu" else shape
         self._out = torch.empty(0, device=device)
 
     def __call__(self, queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
@@ -135,56 +93,145 @@ def _filled(rows, multiple):
     return torch.cat([rows, rows.new_zeros(lacking, rows.shape[1])]) if lacking else rows
 
 
-class _Block:
-    """A block of queries against a chunk of the gallery: the queries with most thresholds first, so that the p-th
-    threshold concerns the first rows alone."""
+# --------------------------------------------------------------------------------------------- blocks of queries
 
-    def __init__(self, start, last, thresholds, left_out, first_item, items, device):
-        self.offsets = thresholds.offsets[start : last + 1] - thresholds.offsets[start]
-        mine = thresholds.scores[thresholds.offsets[start] : thresholds.offsets[last]]
-        numbers = np.diff(self.offsets)
+
+def blocks(queries: Source, gallery: Source, shape: Shape) -> Iterator["Held | Streamed"]:
+    """All queries in turn: some at a time if their scores with the whole gallery make a block, else all at once.
+
+    What a block says is good until the next one.
+    """
+    if len(gallery) > shape.columns:
+        yield Streamed(queries, gallery, shape)
+        return
+    multiply, items = Product(shape, queries.device), gallery.read(slice(None))
+    for first in range(0, len(queries), shape.rows):
+        rows = queries.read(slice(first, first + shape.rows))
+        yield Held(first, first + len(rows), multiply(rows, items))
+
+
+class Held:
+    """The queries from `first` to before `last`, of which all scores are there."""
+
+    def __init__(self, first: int, last: int, scores: torch.Tensor) -> None:
+        self.first, self.last, self._scores = first, last, scores
+
+    def scores(self, pairs: Positives) -> np.ndarray:
+        """The score of each (query, item) pair of ragged lists."""
+        return self._scores[_tensor(pairs.queries(), self._scores), _tensor(pairs.items, self._scores)].cpu().numpy()
+
+    def count(
+        self, thresholds: Thresholds, left_out: Positives, weights: np.ndarray | None = None, top: int = 0
+    ) -> Counted:
+        """How many items reach each threshold, but for those left out, as their weights; the best `top` items of all."""
+        counter = _Counter(thresholds, self._scores.device)
+        best = _best_of(self._scores, top) if top else _no_best(len(self._scores))
+        counter.add(self._scores, left_out, weights)
+        return Counted(counter.counts(), *(column.cpu().numpy() for column in best))
+
+
+class Streamed:
+    """All queries, `first` 0 to `last`, of a gallery that is read once from its beginning to its end."""
+
+    def __init__(self, queries: Source, gallery: Source, shape: Shape) -> None:
+        self.first, self.last = 0, len(queries)
+        self._queries, self._gallery, self._shape = queries, gallery, shape
+
+    def scores(self, pairs: Positives) -> np.ndarray:
+        """As `Held.scores`: only the pairs' items are read, for few queries at a time."""
+        found = np.empty(len(pairs.items), np.float32)
+        rows = FILL if self._queries.device.type == "cpu" else self._shape.rows
+        multiply = Product(self._shape, self._queries.device)
+        for first in range(0, self.last, rows):
+            mine = pairs.window(first, min(first + rows, self.last))
+            items, place = np.unique(mine.items, return_inverse=True)
+            scores = found[pairs.offsets[first] :][: len(place)]
+            for start in range(0, len(items), self._shape.columns):
+                part = items[start : start + self._shape.columns]
+                product = multiply(self._queries.read(slice(first, first + rows)), self._gallery.read(part))
+                inside = np.flatnonzero((place >= start) & (place < start + len(part)))
+                at = _tensor(mine.queries()[inside], product), _tensor(place[inside] - start, product)
+                scores[inside] = product[at].cpu().numpy()
+        return found
+
+    def count(
+        self, thresholds: Thresholds, left_out: Positives, weights: np.ndarray | None = None, top: int = 0
+    ) -> Counted:
+        """As `Held.count`."""
+        device, rows = self._queries.device, self._shape.rows
+        counts = np.zeros(len(thresholds.scores), np.int64)
+        items, scores = torch.full((self.last, top), -1), torch.full((self.last, top), -torch.inf)
+        multiply = Product(self._shape, device)
+        for start in range(0, len(self._gallery), self._shape.columns):
+            chunk = self._gallery.read(slice(start, start + self._shape.columns))
+            part = None if weights is None else weights[start : start + len(chunk)]
+            for first in range(0, self.last, rows):
+                last = min(first + rows, self.last)
+                product = multiply(self._queries.read(slice(first, last)), chunk)
+                if top:
+                    best = _best_of(product, min(top, len(chunk)))
+                    best = _better((items[first:last], scores[first:last]), (best[0].cpu() + start, best[1].cpu()))
+                    items[first:last], scores[first:last] = best
+                mine = slice(thresholds.offsets[first], thresholds.offsets[last])
+                counter = _Counter(
+                    Thresholds(_from_0(thresholds.offsets[first : last + 1]), thresholds.scores[mine]), device
+                )
+                counter.add(product, _inside(left_out.window(first, last), start, start + len(chunk)), part)
+                counts[mine] += counter.counts()
+        return Counted(counts, items.numpy(), scores.numpy())
+
+
+def _from_0(offsets):
+    return offsets - offsets[0]
+
+
+def _inside(pairs, first, last):
+    """The pairs whose items lie in a part of the gallery, numbered in it."""
+    kept = (pairs.items >= first) & (pairs.items < last)
+    return Positives(np.concatenate([[0], np.cumsum(kept)])[pairs.offsets], pairs.items[kept] - first)
+
+
+# ---------------------------------------------------------------------------------------------------- of scores
+
+
+class _Counter:
+    """How many of some scores reach each threshold of their query."""
+
+    def __init__(self, thresholds, device):
+        numbers = np.diff(thresholds.offsets)
+        # The queries with most thresholds first, so that the p-th threshold concerns the first rows alone.
         order = np.argsort(-numbers, kind="stable")
-        place = np.argsort(order)  # of each query in the block
-        self.row = np.repeat(place, numbers)
-        self.slot = np.arange(len(mine)) - np.repeat(self.offsets[:-1], numbers)
+        self.place = np.argsort(order)  # of each query
+        self.row = np.repeat(self.place, numbers)
+        self.slot = np.arange(len(thresholds.scores)) - np.repeat(thresholds.offsets[:-1], numbers)
         values = np.full((len(order), numbers.max(initial=0)), np.inf, np.float32)
-        values[self.row, self.slot] = mine
+        values[self.row, self.slot] = thresholds.scores
+        self.rows_of_slot = np.searchsorted(-numbers[order], -np.arange(values.shape[1]), side="left").tolist()
+        self.in_order = bool((np.diff(order) > 0).all())
+        self.order = torch.from_numpy(order).to(device)
         self.values = torch.from_numpy(values).to(device)
         self.found = torch.zeros(values.shape, dtype=torch.int64, device=device)
-        self.order = torch.from_numpy(order).to(device)
-        self.lengths = np.searchsorted(-numbers[order], -np.arange(values.shape[1]), side="left").tolist()
-        pairs = left_out.window(start, last)
-        inside = (pairs.items >= first_item) & (pairs.items < first_item + items)
-        columns = pairs.items[inside] - first_item
-        by_column = np.argsort(columns, kind="stable")
-        self.out_columns, self.out_rows = columns[by_column], place[pairs.queries()[inside]][by_column]
-        self.scratch = torch.empty(0)
 
-    def leave_out(self, scores, column):
-        """Let the items that do not count score less than any threshold."""
-        first, last = np.searchsorted(self.out_columns, [column, column + scores.shape[1]])
-        if first < last:
-            columns = _tensor(self.out_columns[first:last] - column, scores)
-            scores[_tensor(self.out_rows[first:last], scores), columns] = -torch.inf
+    def add(self, scores, left_out, weights):
+        """Count some scores (Q, c), which are changed: items that are left out score less than any threshold."""
+        scores[_tensor(left_out.queries(), scores), _tensor(left_out.items, scores)] = -torch.inf
+        for first in range(0, scores.shape[1], CACHED):
+            part = scores[:, first : first + CACHED]
+            part = part if self.in_order else part[self.order]
+            self._add(part, None if weights is None else _tensor(weights[first : first + CACHED], scores).float())
 
-    def count(self, scores, weights):
-        """Add what a tile of scores (r, c) has at or above each threshold."""
+    def _add(self, scores, weights):
         done = 0
         if weights is None and self.values.shape[1] > MANY:
-            done = self.lengths[MANY]
+            done = self.rows_of_slot[MANY]
             ascending = scores[:done].sort(dim=1).values
             self.found[:done] += scores.shape[1] - torch.searchsorted(ascending, self.values[:done])
-        if self.scratch.shape != scores.shape:
-            self.scratch = torch.empty(scores.shape, device=scores.device)
-        # Whole numbers, of which float32 adds up 16 million without an error.
-        factors = None if weights is None else _tensor(weights, scores).float()
-        for slot, length in enumerate(self.lengths):
-            if length > done:
-                is_at_least = torch.ge(
-                    scores[done:length], self.values[done:length, slot, None], out=self.scratch[done:length]
-                )
-                total = is_at_least.sum(1) if factors is None else is_at_least @ factors
-                self.found[done:length, slot] += total.long()
+        scratch = torch.empty_like(scores)
+        for slot, rows in enumerate(self.rows_of_slot):
+            if rows > done:
+                reached = torch.ge(scores[done:rows], self.values[done:rows, slot, None], out=scratch[done:rows])
+                # Whole numbers, of which float32 adds up 16 million without an error.
+                self.found[done:rows, slot] += (reached.sum(1) if weights is None else reached @ weights).long()
 
     def counts(self):
         """What was found for each threshold, in their order."""
@@ -195,24 +242,11 @@ def _tensor(numbers, like):
     return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)
 
 
-class Best:
-    """The best `count` items of each query so far: their numbers and scores, equal scores by number."""
-
-    def __init__(self, queries: int, count: int) -> None:
-        self.items = torch.full((queries, count), -1)
-        self.scores = torch.full((queries, count), -torch.inf)
-
-    def add(self, numbers: torch.Tensor, first_item: int, scores: torch.Tensor) -> None:
-        """Take in the scores (r, c) of the queries of these numbers with items from `first_item` on."""
-        count = self.items.shape[1]
-        items, values = best_of(scores, min(count, scores.shape[1]))
-        items = torch.cat([self.items[numbers], items.cpu() + first_item], 1)
-        values = torch.cat([self.scores[numbers], values.cpu()], 1)
-        kept = values.sort(dim=1, descending=True, stable=True).indices[:, :count]  # earlier items come first
-        self.items[numbers], self.scores[numbers] = items.gather(1, kept), values.gather(1, kept)
+def _no_best(rows):
+    return torch.empty(rows, 0, dtype=torch.int64), torch.empty(rows, 0)
 
 
-def best_of(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _best_of(scores, count):
     """The best columns of each row and their scores -> (r, count) each, best first, equal ones by number.
 
     torch.topk takes any of equal ones, so rows whose last place several share are sorted whole.
@@ -226,3 +260,10 @@ def best_of(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
         ordered = scores[shared].sort(dim=1, descending=True, stable=True)
         values[shared], columns[shared] = ordered.values[:, :count], ordered.indices[:, :count]
     return columns, values
+
+
+def _better(before, after):
+    """The best of two lists of best (items, scores), as many as the first has; those before come first among equals."""
+    items, scores = (torch.cat(column, 1) for column in zip(before, after))
+    kept = scores.sort(dim=1, descending=True, stable=True).indices[:, : before[0].shape[1]]
+    return items.gather(1, kept), scores.gather(1, kept)

@@ -39,7 +39,7 @@ def test_blocks_equal_the_full_matrix(block_rows, levels, groups):
     for seed in range(5):
         queries, gallery, positives = random_case(seed, groups=groups, levels=levels)
         ranks = metrics.rank_positives(
-            queries, gallery, positives, tile=block_rows and tiles.Tile(block_rows, 10 * block_rows)
+            queries, gallery, positives, shape=block_rows and tiles.Shape(block_rows, 10 * block_rows)
         )
         best, precision = naive(queries, gallery, positives)
         assert ranks.best.tolist() == best.tolist()
@@ -60,7 +60,7 @@ def test_other_float_types_are_computed_in_float32(dtype):
     queries, gallery, positives = random_case(3)
     queries, gallery = torch.tensor(queries, dtype=dtype), torch.tensor(gallery, dtype=dtype)
     best, _ = naive(queries, gallery, positives)
-    assert metrics.rank_positives(queries, gallery, positives, tile=tiles.Tile(7, 9)).best.tolist() == best.tolist()
+    assert metrics.rank_positives(queries, gallery, positives, shape=tiles.Shape(7, 9)).best.tolist() == best.tolist()
 
 
 def test_a_model_that_maps_everything_to_one_point_scores_zero():
@@ -93,14 +93,14 @@ def test_random_embeddings_score_chance_within_the_interval():
     ranks = metrics.rank_positives(rows[0], rows[1], positives)
     sums, counts, _ = intervals.product_sums(metrics.query_values(ranks, (10,)), np.arange(600))
     low, high = intervals.bootstrap(sums, counts)["recall@10"]
-    assert low <= metrics.chance_recall(positives, 600, 10) <= high
+    assert low <= metrics.chance(positives, 600, (10,))["recall@10"] <= high
 
 
 def test_chance_is_that_of_a_random_order():
     """Three positives among 10, k = 4: 1 - C(7, 4) / C(10, 4)."""
     positives = metrics.Positives(np.array([0, 3]), np.array([0, 1, 2]))
-    assert metrics.chance_recall(positives, 10, 4) == pytest.approx(1 - math.comb(7, 4) / math.comb(10, 4))
-    assert metrics.chance_recall(positives, 10, 50) == 1
+    assert metrics.chance(positives, 10, (4,))["recall@4"] == pytest.approx(1 - math.comb(7, 4) / math.comb(10, 4))
+    assert metrics.chance(positives, 10, (50,))["recall@50"] == 1
 
 
 def test_k_beyond_the_gallery_finds_everything():
@@ -187,7 +187,7 @@ def test_pairs_that_share_texts_by_the_definition():
     images, texts = (images * 4).round() / 4, (texts * 4).round() / 4  # many exact ties
     for block_rows in (None, 1, 11):
         values = metrics.pair_values(
-            images, texts, text_of, (1, 4), tile=block_rows and tiles.Tile(block_rows, 3 * block_rows)
+            images, texts, text_of, (1, 4), shape=block_rows and tiles.Shape(block_rows, 3 * block_rows)
         )
         scores = (texts[text_of] @ images.T).numpy()
         for way, matrix in (("text_to_image", scores), ("image_to_text", scores.T)):

@@ -7,7 +7,7 @@ import torch
 from clip_finetuning.retrieval import positives as lists
 from clip_finetuning.retrieval import ranking, tiles
 
-TILES = [None, tiles.Tile(5, 17), tiles.Tile(16, 64), tiles.Tile(1000, 9)]
+SHAPES = [None, tiles.Shape(7, 100), tiles.Shape(5, 17), tiles.Shape(16, 64), tiles.Shape(1000, 9)]
 
 
 def case(seed, queries=37, gallery=53, groups=9, levels=None, size=8):
@@ -37,14 +37,14 @@ def sorted_ranks(row, right, gone=frozenset()):
     return [rank for rank, item in enumerate(order, 1) if item in right]
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("groups", "levels"), [(2, 1), (9, None), (9, 1), (60, 2)])
-def test_ranks_ties_and_alike_items_are_those_of_the_full_matrix(tile, groups, levels):
+def test_ranks_ties_and_alike_items_are_those_of_the_full_matrix(shape, groups, levels):
     for seed in range(2):
         queries, gallery, positives = case(seed, groups=groups, levels=levels)
         alike = some_alike(seed, positives, len(gallery))
-        found = ranking.rank_positives(queries, gallery, positives, alike=alike, tile=tile)
-        plain = ranking.rank_positives(queries, gallery, positives, tile=tile)
+        found = ranking.rank_positives(queries, gallery, positives, alike=alike, shape=shape)
+        plain = ranking.rank_positives(queries, gallery, positives, shape=shape)
         assert all(np.array_equal(a, b) for a, b in zip(plain, found) if a is not None)
         assert plain.best_tolerant is None and plain.top_items is None
         for query, row in enumerate(scores_of(queries, gallery)):
@@ -67,11 +67,11 @@ def test_ranks_ties_and_alike_items_are_those_of_the_full_matrix(tile, groups, l
             assert (found.above[query], found.tied_negatives[query], found.tied_positives[query]) == counts
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("levels", [None, 1])
-def test_the_best_items_come_on_the_way_and_equal_ones_by_number(tile, levels):
+def test_the_best_items_come_on_the_way_and_equal_ones_by_number(shape, levels):
     queries, gallery, positives = case(3, levels=levels)
-    found = ranking.rank_positives(queries, gallery, positives, top=10, tile=tile)
+    found = ranking.rank_positives(queries, gallery, positives, top=10, shape=shape)
     scores = scores_of(queries, gallery)
     order = np.argsort(-scores, kind="stable", axis=1)[:, :10]
     assert np.allclose(found.top_scores, np.take_along_axis(scores, order, 1))
@@ -86,7 +86,7 @@ def test_more_positives_than_one_counts_for_are_sorted():
     queries, gallery, _ = case(4, queries=20, gallery=600, levels=1)
     positives = lists.by_group(np.arange(20) % 4, random.choice(5, 600, p=[0.6, 0.1, 0.02, 0, 0.28]))
     assert np.diff(positives.offsets).max() > 2 * tiles.MANY
-    found = ranking.rank_positives(queries, gallery, positives, tile=tiles.Tile(8, 100))
+    found = ranking.rank_positives(queries, gallery, positives, shape=tiles.Shape(8, 100))
     for query, row in enumerate(scores_of(queries, gallery)):
         ranks = found.ranks[found.offsets[query] : found.offsets[query + 1]]
         assert ranks.tolist() == sorted_ranks(row, set(positives.of(query).tolist()))
@@ -100,8 +100,8 @@ def test_ranks_do_not_depend_on_how_the_work_is_cut():
     positives = lists.from_pairs(np.arange(150), random.integers(0, 360, 150), 150)
     whole = ranking.rank_positives(queries, gallery, positives, top=5)
     assert (whole.tied_negatives == 8).sum() == 150
-    for tile in TILES[1:]:
-        parts = ranking.rank_positives(queries, gallery, positives, top=5, tile=tile)
+    for shape in SHAPES[1:]:
+        parts = ranking.rank_positives(queries, gallery, positives, top=5, shape=shape)
         assert all(np.array_equal(a, b) for a, b in zip(whole, parts) if a is not None)
     joined = ranking.concatenated(
         [
