@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,36 +28,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import peers
 from agreement_data import CONFIG, coarse, lay_out, make_data
-from peers import KS, Numbers
+from agreement_rows import CLOSE, Both, Row, apart, compare, print_row, print_summary
+from peers import KS
 
 from clip_finetuning.retrieval import embeddings, metrics, protocols, sampled101
 from clip_finetuning.retrieval.names import DIRECTIONS, title
-
-CLOSE = 1e-6
-Both = dict[str, Numbers]  # the numbers of the two directions
-
-
-class Row(NamedTuple):
-    """One number of ours beside one of theirs."""
-
-    data: str
-    peer: str
-    protocol: str
-    measure: str
-    ours: float
-    theirs: float
-    rule: str = ""  # why they need not be equal
-    allowed: tuple[float, float] = (-CLOSE, CLOSE)  # of theirs - ours
-
-    def is_right(self) -> bool:
-        """Whether the difference is one that may be."""
-        return self.allowed[0] <= self.theirs - self.ours <= self.allowed[1]
-
-    def verdict(self) -> str:
-        """In words."""
-        if not self.is_right():
-            return f"DISAGREES ({self.rule})" if self.rule else "DISAGREES"
-        return "agrees to 1e-6" if abs(self.theirs - self.ours) <= CLOSE else self.rule
 
 
 def main():
@@ -95,18 +69,6 @@ def all_rows(work: Path, orders: int) -> Iterable[Row]:
     )
     yield from on_equal_scores(rough, orders)
     yield from in_every_order()
-
-
-def compare(data: str, peer: str, protocol: str, ours: Both, theirs: Both, **how) -> Iterable[Row]:
-    """A row for each of their numbers."""
-    for way, numbers in theirs.items():
-        for name, value in numbers.items():
-            yield Row(data, peer, protocol, f"{title(way)} {name}", ours[way][name], value, **how)
-
-
-def apart(rule: str, share: float = math.inf) -> dict:
-    """How to compare numbers that `rule` keeps apart, by that share at most."""
-    return {"rule": rule, "allowed": (-share - CLOSE, share + CLOSE)}
 
 
 # ----------------------------------------------------------------------------------------------------- from the shards on
@@ -389,32 +351,6 @@ def in_every_order() -> Iterable[Row]:
                 ours[f"expected_recall@{k}"],
                 theirs[f"recall@{k}"],
             )
-
-
-# ---------------------------------------------------------------------------------------------------------------- printing
-
-
-def print_row(row: Row, before: Row | None) -> None:
-    """One line, under a heading where the data change."""
-    if before is None or before.data != row.data:
-        print(f"\n{row.data}\n{'peer':44}{'protocol':12}{'measure':32}{'ours':>11}{'theirs':>11}{'difference':>12}")
-    print(
-        f"{row.peer:44}{row.protocol:12}{row.measure:32}{row.ours:11.7f}{row.theirs:11.7f}{row.theirs - row.ours:12.1e}"
-        f"  {row.verdict()}",
-        flush=True,
-    )
-
-
-def print_summary(rows: list[Row]) -> None:
-    """A line for each peer and data: how many numbers, the largest difference, what keeps the others apart."""
-    print(f"\n{'data':30}{'peer':44}{'numbers':>8}{'agree':>7}{'largest':>10}  the others")
-    for (data, peer), group in itertools.groupby(sorted(rows, key=lambda row: row[:2]), key=lambda row: row[:2]):
-        group = list(group)
-        agree = [abs(row.theirs - row.ours) for row in group if abs(row.theirs - row.ours) <= CLOSE]
-        others = sorted({row.verdict() for row in group} - {"agrees to 1e-6"})
-        print(f"{data:30}{peer:44}{len(group):8}{len(agree):7}{max(agree, default=0):10.1e}  {'; '.join(others)}")
-    wrong = sum(not row.is_right() for row in rows)
-    print(f"\n{len(rows)} numbers compared, {wrong} disagree that should not")
 
 
 # ------------------------------------------------------------------------------------------------------------------- speed
