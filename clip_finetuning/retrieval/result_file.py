@@ -11,7 +11,11 @@ from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, PROTOCOLS
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
-SHOWN = re.compile(r"recall@[1-9]\d*|median_rank|mrr|map")  # the numbers of a direction that tables and pages show
+SHOWN = re.compile(
+    r"(recall|expected_recall|ndcg)@[1-9]\d*|median_rank|mrr|map|map_at_r|r_precision"
+)  # the numbers of a direction that tables and pages show
+
+RECALL = re.compile(r"recall@[1-9]\d*")
 
 
 def write(path: str | os.PathLike, results: dict[str, Any]) -> None:
@@ -99,7 +103,7 @@ def _check_retention(results):
         if not _is_interval(row.get("interval")) or row.get("verdict") not in ("better", "worse", "unclear"):
             raise ValueError("retention: each recall of 'change' must hold an 'interval' and a 'verdict'")
     if any(
-        way not in DIRECTIONS_OF[results["protocol"]] or any(not SHOWN.fullmatch(key) for key in keys)
+        way not in DIRECTIONS_OF[results["protocol"]] or any(not RECALL.fullmatch(key) for key in keys)
         for way, keys in change.items()
     ):
         raise ValueError("retention: 'change' must be by direction and recall")
@@ -177,7 +181,7 @@ def _check_direction(numbers, where):
     table = numbers.get("by_product")
     _check_table(table, where)
     for column in recalls(table):
-        if not SHOWN.fullmatch(column):
+        if not RECALL.fullmatch(column):
             raise ValueError(f"{where}: {column!r} of by_product is no recall")
         if column not in numbers:
             raise ValueError(f"{where} lacks {column!r}, which its by_product has")
