@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from clip_finetuning.export.check import K, Report
 from clip_finetuning.export.facts import Past
 from clip_finetuning.export.form import Facts, Options
-from clip_finetuning.retrieval.names import DIRECTIONS, label, recalls, title
+from clip_finetuning.retrieval.names import DIRECTIONS_OF, label, recalls, title
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.runtime.version import version
 
@@ -53,6 +53,7 @@ def _header(name: str, form: str, past: Past, license_name: str | None) -> str:
     found = [entry for result in past.results for entry in _entries(result)]
     card = ModelCardData(
         base_model=past.base_model,
+        base_model_relation="finetune" if past.base_model and past.trained else None,
         license=license_name,
         library_name=LIBRARY[form],
         pipeline_tag="sentence-similarity" if form == "sentence-transformers" else "zero-shot-image-classification",
@@ -64,22 +65,27 @@ def _header(name: str, form: str, past: Past, license_name: str | None) -> str:
 
 
 def _entries(result: dict[str, Any]) -> list[EvalResult]:
-    """The recalls of a result's headline protocol."""
+    """The recalls of a result's headline protocol; a direction and the samples tell one entry of the hub from another."""
     protocol = _headline(result)
-    data = _data_name(result)
-    return [
-        EvalResult(
-            task_type="image-text-retrieval",
-            task_name=f"{title(direction)} retrieval, protocol {protocol}",
-            dataset_type="image-caption pairs",
-            dataset_name=data,
-            metric_type=key,
-            metric_name=f"{label(key)}, {title(direction)}",
-            metric_value=round(float(result["protocols"][protocol][direction][key]), 4),
-        )
-        for direction in DIRECTIONS
-        for key in recalls(result["protocols"][protocol][direction])
-    ]
+    entries = []
+    for direction in DIRECTIONS_OF[protocol]:
+        numbers = result["protocols"][protocol][direction]
+        for key in recalls(numbers):
+            pair = _interval(numbers, key)
+            entry = EvalResult(
+                task_type="image-text-retrieval",
+                task_name=f"{title(direction)} retrieval, protocol {protocol}",
+                dataset_type="image-caption-pairs",
+                dataset_name=_data_name(result),
+                dataset_config=f"{protocol}, {title(direction)}",
+                dataset_revision=printable(result["data"].get("fingerprint") or "") or None,
+                metric_type=key,
+                metric_name=f"{label(key)}, {title(direction)}",
+                metric_value=round(float(numbers[key]), 4),
+                metric_args={"interval_95": [round(float(end), 4) for end in pair]} if pair else None,
+            )
+            entries.append(entry)
+    return entries
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -102,9 +108,9 @@ def _why_preprocess(form: str, report: Report, versions: str) -> str:
         return rows[0] + " The form has no preprocessing of its own."
     if report.skewed:
         rows.append(
-            f"Without it, {versions} would see something else where pictures are: {', '.join(report.skewed)}. Cosine is "
-            f"between its embedding and the trained model's; Recall@{K} is that of the original, with the form's own "
-            "preprocessing, and with preprocess.py:"
+            f"Without it, {versions} would see something else where pictures are: {', '.join(report.skewed)}. "
+            f"{report.made} Cosine is between its embedding and the trained model's; Recall@{K} is that of the original, "
+            "with the form's own preprocessing, and with preprocess.py:"
         )
         rows.append(kinds_table(report))
     if report.misread:
@@ -160,25 +166,53 @@ def _result(result: dict[str, Any], before: list[dict[str, Any]]) -> str:
     base = [other for other in before if other["data"].get("fingerprint") == result["data"].get("fingerprint")]
     base = [other for other in base if protocol in other["protocols"]]
     rows = [["", *(["base model"] if base else []), "this model", "95 % interval"]]
-    for direction in DIRECTIONS:
+    for direction in DIRECTIONS_OF[protocol]:
         numbers = result["protocols"][protocol][direction]
         for key in recalls(numbers):
             row = [f"{label(key)}, {title(direction)}"]
             if base:
                 other = base[0]["protocols"][protocol][direction].get(key)
                 row.append("" if other is None else f"{other:.3f}")
-            rows.append([*row, f"{numbers[key]:.3f}", _interval(numbers, key)])
+            rows.append([*row, f"{numbers[key]:.3f}", _span(_interval(numbers, key))])
     words = result["protocols"][protocol].get("protocol", protocol)
     samples = result.get("num_samples")
-    return f"On {_text(samples)} samples of `{_text(_data_name(result))}`; {_text(words)}.\n\n{_table(rows)}"
+    told = f"On {_text(samples)} samples of `{_text(_data_name(result))}`; {_text(words)}.\n\n{_table(rows)}"
+    return f"{told}\n\n{_kept(result)}".strip()
 
 
-def _interval(numbers: dict[str, Any], key: str) -> str:
+def _interval(numbers: dict[str, Any], key: str) -> list[float] | None:
     intervals = numbers.get("intervals")
-    pair = intervals.get(key) if isinstance(intervals, dict) else None
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(end, (int, float)) for end in pair):
+    return _pair(intervals.get(key) if isinstance(intervals, dict) else None)
+
+
+def _pair(value: Any) -> list[float] | None:
+    """Two numbers, as somebody's file may hold them."""
+    fits = isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
+    return value if fits else None
+
+
+def _span(pair: list[float] | None) -> str:
+    return f"{pair[0]:.3f} to {pair[1]:.3f}" if pair else ""
+
+
+def _kept(result: dict[str, Any]) -> str:
+    """What the model kept of what it knew before, on data that it was not tuned for; blank where nobody measured it."""
+    kept = result.get("retention")
+    changes = kept.get("change") if isinstance(kept, dict) else None
+    rows = [["", "before", "after", "change, 95 % interval"]]
+    for direction in dict.fromkeys(way for ways in DIRECTIONS_OF.values() for way in ways):
+        numbers = changes.get(direction) if isinstance(changes, dict) else None
+        for key in recalls(numbers) if isinstance(numbers, dict) else ():
+            change = numbers[key]
+            figures = [change.get(name) for name in ("before", "after", "gain")] if isinstance(change, dict) else [None]
+            if all(isinstance(figure, int | float) for figure in figures):
+                before, after, gain = figures
+                span = _span(_pair(change.get("interval")))
+                told = f"{gain:+.3f}" + (f", {span}" if span else "")
+                rows.append([f"{_text(label(key))}, {title(direction)}", f"{before:.3f}", f"{after:.3f}", told])
+    if len(rows) == 1:
         return ""
-    return f"{pair[0]:.3f} to {pair[1]:.3f}"
+    return f"What it kept, on `{_text(_data_name({'data': kept}))}`, which it was not tuned for:\n\n{_table(rows)}"
 
 
 def _checked(report: Report, eight_bit: Report | None, options: Options, pattern: str, versions: str) -> str:
