@@ -55,7 +55,7 @@ def evaluate(
     numbers = {}
     for direction, task in asked.items():
         ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, alike=alike[direction])
-        chance = {f"recall@{k}": metrics.chance_recall(task.positives, len(task.gallery), k) for k in ks}
+        chance = metrics.chance(task.positives, len(task.gallery), ks)
         result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
         if alike[direction] is not None:
@@ -122,7 +122,7 @@ def _evaluate_pairs(e, ks, seed, truth):
     products = {"text_to_image": e.text_product[e.image_text], "image_to_text": e.image_product}
     for direction in DIRECTIONS:
         result[direction] = summary.of_values(found[direction]["strict"], products[direction], e.category, seed)
-        result[direction] |= {"chance": {f"recall@{k}": min(1.0, k / images) for k in ks}, "gallery": images}
+        result[direction] |= {"chance": metrics.chance(metrics.one_to_one(images), images, ks), "gallery": images}
     if truth and alike is not None:
         result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), pairs)
     return result
