@@ -22,7 +22,8 @@ import numpy as np
 from clip_finetuning.retrieval import between_images, hubness, metrics, query_texts, sampled101, summary
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import BETWEEN_IMAGES, DIRECTIONS, DIRECTIONS_OF, QUERIES_OF
-from clip_finetuning.retrieval.truth import Truth, by_truth, entry, marked_tasks
+from clip_finetuning.retrieval.pairs import pair_truths
+from clip_finetuning.retrieval.truth import Truth, alike_texts, by_truth, by_truth_of_pairs, entry, marked_tasks
 from clip_finetuning.runtime.text import caption_numbers
 
 
@@ -61,7 +62,7 @@ def evaluate(
     if protocol == "sampled101":
         return sampled101.evaluate(embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed))
     if protocol == "pair":
-        return _evaluate_pairs(embeddings, ks, seed)
+        return _evaluate_pairs(embeddings, ks, seed, truth)
     described = {"protocol": describe(embeddings, protocol)}
     if truth and truth.judged:
         described["protocol"] += f"; {truth.judged.sentence()}"
@@ -144,11 +145,12 @@ def _first(positives, query):
     return next(iter(positives.of(query)), 0)
 
 
-def _evaluate_pairs(e, ks, seed):
+def _evaluate_pairs(e, ks, seed, truth):
     """`pair`: each sample alone is its own hit, and samples that share a text share their rank."""
     numbers, texts = map(np.array, caption_numbers(e.captions))
     used, text_of = np.unique(numbers[e.image_text], return_inverse=True)  # the gallery has the samples' texts alone
-    values = metrics.pair_values(e.image_embeddings, e.text_embeddings[texts[used]], text_of, ks)
+    alike, pairs = alike_texts(truth, e, texts[used])
+    found = pair_truths(e.image_embeddings, e.text_embeddings[texts[used]], text_of, ks, alike)
     images, shared = len(text_of), int((np.bincount(text_of)[text_of] > 1).sum())
     result = {
         "protocol": f"each of {images:,} captions against {images:,} images, one to one; only the sample itself is a hit; "
@@ -157,6 +159,8 @@ def _evaluate_pairs(e, ks, seed):
     }
     products = {"text_to_image": e.text_product[e.image_text], "image_to_text": e.image_product}
     for direction in DIRECTIONS:
-        result[direction] = summary.of_values(values[direction], products[direction], e.category, seed)
+        result[direction] = summary.of_values(found[direction]["strict"], products[direction], e.category, seed)
         result[direction] |= {"chance": metrics.chance(metrics.one_to_one(images), images, ks), "gallery": images}
+    if truth and alike is not None:
+        result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), pairs)
     return result

@@ -86,8 +86,8 @@ def _ranks_of(block, positives, alike, grades, top):
             "best_tolerant": np.where(reached > -np.inf, tolerant + 1, NEVER),
             "best_without": _spread(ahead[first] + 1, answerable, len(reached), NEVER),
         }
-        ahead += _at_least(alike_query, scores, query, own)
-        above += _at_least(alike_query, scores, answerable, more)
+        ahead += at_least(alike_query, scores, query, own)
+        above += at_least(alike_query, scores, answerable, more)
     if top:
         other |= {"top_items": best[0], "top_scores": best[1]}
     return _ranks(positives.offsets, order, own, ahead, above, other)
@@ -161,7 +161,7 @@ def above_all(scores: np.ndarray) -> np.ndarray:
     return np.nextafter(scores, np.float32(np.inf))
 
 
-def _at_least(item_query, item_scores, query, thresholds):
+def at_least(item_query, item_scores, query, thresholds):
     """How many of the items of a query, which ascends, score at least as much as each threshold of it."""
     is_item = np.repeat([True, False], [len(item_query), len(query)])
     order = np.lexsort((~is_item, -np.concatenate([item_scores, thresholds]), np.concatenate([item_query, query])))
