@@ -109,6 +109,17 @@ def items_of(place):
     return [tuple(item[name] for name in names) for item in index.items(range(len(index)))]
 
 
+def test_an_index_inside_its_own_folder_is_no_part_of_it(tmp_path, model, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (30, 30), "red").save(folder / "1.png")
+    for _ in range(2):
+        make(folder, folder / "index", model)
+        said = capsys.readouterr()
+        assert "not an image" not in said.out + said.err
+    assert len(Index.open(folder / "index")) == 1
+
+
 def test_captions_and_products_come_from_the_fields_that_are_named(tmp_path, model, capsys):
     """Of shards, of a folder that was such a shard, and never of a mapping."""
     fields = ["--caption-key", "meta.title", "--product-key", "sku"]
