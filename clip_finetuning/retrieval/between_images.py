@@ -42,11 +42,10 @@ def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int
     asking = np.flatnonzero(asks)
     values = _values(e.image_embeddings, groups, asking, others, ks)
     gallery, alone = len(groups) - 1, len(groups) - len(asking)
-    chance = positives.Positives(positives.offsets_of(others[asking]), np.empty(0, np.int64))
     numbers = summary.of_values(values, e.image_product[asking], e.category[asking], seed)
     numbers |= {
         "without_positive": alone,
-        "chance": {f"recall@{k}": metrics.chance_recall(chance, gallery, k) for k in ks},
+        "chance": metrics.chance_of_counts(others[asking], np.full(len(asking), gallery), ks),
         "gallery": gallery,
     }
     return {"protocol": _sentence(e, protocol, asks), "image_to_image": numbers}

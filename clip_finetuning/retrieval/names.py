@@ -19,6 +19,7 @@ FIRST_VERSION = "the same caption of another product is a miss"  # in the first 
 VERSIONS = dict.fromkeys(PROTOCOLS, 1) | dict.fromkeys(IN_SECOND, 2)
 KS = (1, 5, 10)  # of Recall@k, where nobody asks for others
 OTHER_NUMBERS = {"median_rank": "median rank", "mrr": "MRR", "map": "mAP"}  # beside the recalls, as tables call them
+WITHIN_R = {"map_at_r": "mAP@R", "r_precision": "R-precision"}
 
 
 def title(direction: str) -> str:
@@ -28,9 +29,19 @@ def title(direction: str) -> str:
 
 def label(number: str) -> str:
     """A number of a direction as one reads it: Recall@10 of `recall@10`, mAP of `map`."""
-    return OTHER_NUMBERS.get(number) or f"Recall{number.removeprefix('recall')}"
+    kind, _, k = number.partition("@")
+    kinds = {"recall": "Recall", "expected_recall": "expected R", "ndcg": "nDCG"}
+    return (OTHER_NUMBERS | WITHIN_R).get(number) or f"{kinds[kind]}@{k}"
 
 
 def recalls(numbers: dict) -> list[str]:
     """The recalls among the numbers of a direction, or of its products: recall@1, recall@5 ..."""
     return [name for name in numbers if name.startswith("recall@")]
+
+
+def beside(numbers: dict) -> list[str]:
+    """What a table shows of a direction beside the recalls: of nDCG@k the largest k; expected recalls where ties matter."""
+    expected = [f"expected_{name}" for name in recalls(numbers)]
+    shown = [name for name in expected if abs(numbers.get(name, 0) - numbers[name.removeprefix("expected_")]) >= 5e-5]
+    graded = [name for name in numbers if name.startswith("ndcg@")][-1:]
+    return [name for name in (*shown, *OTHER_NUMBERS, *WITHIN_R, *graded) if name in numbers]

@@ -70,7 +70,7 @@ def _evaluate_tasks(embeddings, protocol, ks, seed, hubs=False):
     for direction, task in tasks(embeddings, protocol).items():
         top = hubness.FIRST if hubs else 0
         ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, top=top)
-        chance = {f"recall@{k}": metrics.chance_recall(task.positives, len(task.gallery), k) for k in ks}
+        chance = metrics.chance(task.positives, len(task.gallery), ks)
         result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
         if hubs:
@@ -150,5 +150,5 @@ def _evaluate_pairs(e, ks, seed):
     products = {"text_to_image": e.text_product[e.image_text], "image_to_text": e.image_product}
     for direction in DIRECTIONS:
         result[direction] = summary.of_values(values[direction], products[direction], e.category, seed)
-        result[direction] |= {"chance": {f"recall@{k}": min(1.0, k / images) for k in ks}, "gallery": images}
+        result[direction] |= {"chance": metrics.chance(metrics.one_to_one(images), images, ks), "gallery": images}
     return result

@@ -141,7 +141,7 @@ def evaluate(embeddings: Embeddings, ks: Sequence[int], seed: int, candidates: C
         asked, sizes = rows[:, :, 0].ravel(), (rows >= 0).sum(2)
         result[direction] = summary.of_ranks(together, e.image_product[asked], e.category[asked], ks, seed)
         result[direction]["queries"] = queries
-        result[direction]["chance"] = {f"recall@{k}": float(np.minimum(1.0, k / sizes).mean()) for k in ks}
+        result[direction]["chance"] = metrics.chance_of_counts(np.ones(sizes.size, int), sizes.ravel(), ks)
     return result
 
 

@@ -66,7 +66,8 @@ def _protocol(protocol, ways):
     """A line for each number, a column for each direction."""
     directions = [protocol[way] for way in ways]
     yield "".join(names.title(way).rjust(width) for way, width in zip(ways, (48, 30)))
-    for key in [*names.recalls(directions[0]), *names.OTHER_NUMBERS]:
+    beside = dict.fromkeys(key for numbers in directions for key in names.beside(numbers))
+    for key in [*names.recalls(directions[0]), *beside]:
         cells = [_cell(numbers, key) if key.startswith("recall") else f"{numbers[key]:.4g}" for numbers in directions]
         yield f"  {names.label(key)}".ljust(16) + "".join(cell.rjust(width) for cell, width in zip(cells, (32, 30)))
 
