@@ -43,6 +43,7 @@ def rank_positives(
     positives: Positives,
     *,
     alike: Positives | None = None,
+    absent: Positives | None = None,
     grades: np.ndarray | None = None,
     top: int = 0,
     device: torch.device | None = None,
@@ -51,18 +52,19 @@ def rank_positives(
     """Rank the whole gallery for every query -> Ranks.
 
     queries (Q, D) and gallery (G, D): arrays or tensors of any float type, computed in float32; the score is their dot
-    product. `alike`: for each query the gallery items that are no positives but could as well be. `grades`, one for
+    product. `alike`: for each query the gallery items that are no positives but could as well be; `absent`: those
+    that its gallery lacks, such as the query itself, no positives either; `top` counts them all the same. `grades`, one for
     each of `positives.items`: of equal scores, the lower grade comes first. `top`: how many of each query's best items
     are wanted too. Raises ValueError for embeddings that are not finite.
     """
     parts = [
         _ranks_of(block, *mine, min(top, len(gallery)))
-        for block, *mine in asked(queries, gallery, positives, alike, grades, device=device, shape=shape)
+        for block, *mine in asked(queries, gallery, positives, alike, grades, absent, device=device, shape=shape)
     ]
     return concatenated(parts)
 
 
-def _ranks_of(block, positives, alike, grades, top):
+def _ranks_of(block, positives, alike, grades, absent, top):
     """The ranks of a block of queries."""
     query, own = positives.queries(), block.scores(positives)
     order = np.lexsort((np.zeros(len(own)) if grades is None else grades, -own, query))
@@ -71,9 +73,10 @@ def _ranks_of(block, positives, alike, grades, top):
     first = positives.offsets[answerable]  # where each one's best positive stands
     more = above_all(own[first])
     wanted = [(query, own), (answerable, more)]
+    left_out = positives if absent is None else joined(positives, absent)
     other = {}
     if alike is None:
-        (ahead, above), best = counted(block, wanted, positives, top=top)
+        (ahead, above), best = counted(block, wanted, left_out, top=top)
     else:
         scores, alike_query = block.scores(alike), alike.queries()
         reached = np.full(
@@ -81,7 +84,7 @@ def _ranks_of(block, positives, alike, grades, top):
         )  # the best score of positives and alike items
         np.maximum.at(reached, np.concatenate([query, alike_query]), np.concatenate([own, scores]))
         wanted.append((np.arange(len(reached)), reached))
-        (ahead, above, tolerant), best = counted(block, wanted, joined(positives, alike), top=top)
+        (ahead, above, tolerant), best = counted(block, wanted, joined(left_out, alike), top=top)
         other = {
             "best_tolerant": np.where(reached > -np.inf, tolerant + 1, NEVER),
             "best_without": _spread(ahead[first] + 1, answerable, len(reached), NEVER),
@@ -120,13 +123,15 @@ def asked(
     positives: Positives,
     alike: Positives | None = None,
     grades: np.ndarray | None = None,
+    absent: Positives | None = None,
     *,
     device: torch.device | None = None,
     shape: Shape | None = None,
-) -> Iterator[tuple[Held | Streamed, Positives, Positives | None, np.ndarray | None]]:
+) -> Iterator[tuple[Held | Streamed, Positives, Positives | None, np.ndarray | None, Positives | None]]:
     """The blocks in which all queries are asked, each with its part of the other arguments."""
     device = device or torch.device("cpu")
-    spared = None if alike is None else without(alike, positives, len(gallery))
+    known = positives if absent is None else joined(positives, absent)
+    spared = None if alike is None else without(alike, known, len(gallery))
     sources = Source(queries, "query", device), Source(gallery, "gallery", device)
     for block in blocks(*sources, shape or shape_for(len(gallery))):
         mine = slice(positives.offsets[block.first], positives.offsets[block.last])
@@ -135,6 +140,7 @@ def asked(
             positives.window(block.first, block.last),
             None if spared is None else spared.window(block.first, block.last),
             None if grades is None else grades[mine],
+            None if absent is None else absent.window(block.first, block.last),
         )
 
 
