@@ -24,6 +24,8 @@ from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
+    import torch
+
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
     from clip_finetuning.runtime.distributed import Ranks
@@ -52,8 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         clip_model = load_model(args, ranks)
         embeddings, about = embed_shards(clip_model, args, ranks)
+    device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
+    results = evaluate(embeddings, args, device) | about
     if ranks.rank == 0:
-        results = evaluate(embeddings, args) | about
         if clip_model is not None and args.zero_shot:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
         write_outputs(args, embeddings, results, baseline)
@@ -180,12 +183,15 @@ def embed_shards(
     return embeddings, about
 
 
-def evaluate(embeddings: "Embeddings", args: argparse.Namespace) -> dict[str, Any]:
-    """The numbers of the protocols that the flags name."""
+def evaluate(embeddings: "Embeddings", args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
+    """The numbers of the protocols that the flags name, on rank 0; all processes take part."""
     candidates = None
     if "sampled101" in args.protocol:
-        candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
-    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates)
+        if runtime.distributed.rank() == 0:
+            candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
+        candidates = runtime.distributed.agree(candidates)
+    measure = retrieval.results.measure_embeddings
+    return measure(embeddings, args.protocol, args.k, args.seed, candidates, device, shared=True)
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +199,8 @@ def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     if not path.endswith(".npz"):
         return retrieval.result_file.read(path)
     embeddings = retrieval.embeddings.load(path)
-    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed)
+    device = runtime.device.pick_device(args.device)
+    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, device=device)
     return results | {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
 
 

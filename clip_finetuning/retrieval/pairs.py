@@ -1,12 +1,13 @@
 """The numbers of `pair`, where a sample's own image and own text alone are a hit, though samples share their texts."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from clip_finetuning.retrieval.positives import Positives, by_group
-from clip_finetuning.retrieval.ranking import above_all, asked, counted
+from clip_finetuning.retrieval.ranking import above_all, ask, counted
 from clip_finetuning.retrieval.tiles import Rows, Shape
 
 
@@ -18,15 +19,17 @@ def pair_values(
     *,
     device: torch.device | None = None,
     shape: Shape | None = None,
+    shared: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
     """The numbers of each sample where its own image and its own text alone are a hit -> {direction: {name: (N,)}}.
 
     images (N, D), distinct texts (U, D), text_of (N,): the text of each image. Samples that share a text cannot be told
     apart by it. Their m ranks, told from the others' as in `rank_positives`, come in any order alike: each of the samples
     gets the share of the m ranks that are hits, and the mean of the m ranks. That is what open_clip's get_clip_metrics,
-    which sorts equal texts as they happen to come, gives in expectation.
+    which sorts equal texts as they happen to come, gives in expectation. `device` and `shared` are those of
+    `rank_positives`.
     """
-    options = {"device": device, "shape": shape}
+    options = {"device": device, "shape": shape, "shared": shared}
     return {
         "text_to_image": _values_of_texts(texts, images, text_of, ks, options),
         "image_to_text": _values_of_images(images, texts, text_of, ks, options),
@@ -36,11 +39,11 @@ def pair_values(
 def _values_of_texts(texts, images, text_of, ks, options):
     """Each distinct text asks once for the ranks of all its images."""
     positives = by_group(np.arange(len(texts)), text_of)
-    parts = [_means_of_texts(block, mine, ks) for block, mine, *_ in asked(texts, images, positives, **options)]
+    parts = ask(partial(_means_of_texts, ks=ks), texts, images, positives, **options)
     return _pair_numbers({name: np.concatenate([part[name] for part in parts])[text_of] for name in parts[0]})
 
 
-def _means_of_texts(block, positives, ks):
+def _means_of_texts(block, positives, *_, ks):
     """{name: (texts,)}: means over the images of each text of a block."""
     query, own = positives.queries(), block.scores(positives)
     own = own[np.lexsort((-own, query))]
@@ -63,10 +66,7 @@ def _values_of_images(images, texts, text_of, ks, options):
     """Each image asks for its own text, which stands m times in the gallery: at `ahead` + 1 ... `ahead` + m."""
     copies = np.bincount(text_of, minlength=len(texts))
     own_text = Positives(np.arange(len(text_of) + 1), text_of)
-    parts = []
-    for block, mine, *_ in asked(images, texts, own_text, **options):
-        scores, query = block.scores(mine), mine.queries()
-        parts.append(counted(block, [(query, scores), (query, above_all(scores))], mine, copies)[0])
+    parts = ask(partial(_others_ahead, copies=copies), images, texts, own_text, **options)
     ahead, above = (np.concatenate(column) for column in zip(*parts))
     count, ranks = copies[text_of], np.arange(1, len(text_of) + 1)
     values = {f"recall@{k}": _share(k, ahead, count) for k in ks}
@@ -74,6 +74,12 @@ def _values_of_images(images, texts, text_of, ks, options):
     values |= {f"ndcg@{k}": _mean(np.where(ranks <= k, 1 / np.log2(1 + ranks), 0.0), ahead, count) for k in ks}
     values |= {"mean_rank": ahead + (count + 1) / 2, "mrr": _mean(1 / ranks, ahead, count)}
     return _pair_numbers(values | {"r_precision": _share(1, ahead, count)})
+
+
+def _others_ahead(block, own_text, *_, copies):
+    """How many of the other texts score at least as much as each image's own, and how many more, with their copies."""
+    scores, query = block.scores(own_text), own_text.queries()
+    return counted(block, [(query, scores), (query, above_all(scores))], own_text, copies)[0]
 
 
 def _share(k, ahead, group):

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from clip_finetuning.retrieval import metrics, sampled101, summary
+from clip_finetuning.retrieval import metrics, pairs, ranking, sampled101, summary
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import DIRECTIONS
+from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import caption_numbers
 
 
@@ -41,17 +43,31 @@ def evaluate(
     ks: Sequence[int],
     seed: int = 0,
     candidates: sampled101.Candidates | None = None,
+    device: torch.device | None = None,
+    shared: bool = False,
 ) -> dict[str, Any]:
-    """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}."""
+    """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}.
+
+    `shared`: all processes of a run call this, and each ranks its part of the queries; rank 0 alone has the numbers, the
+    others {}.
+    """
     if protocol == "sampled101":
-        return sampled101.evaluate(embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed))
+        return sampled101.evaluate(
+            embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed), shared
+        )
     if protocol == "pair":
-        return _evaluate_pairs(embeddings, ks, seed)
+        return _evaluate_pairs(embeddings, ks, seed, device, shared)
+    found = tasks(embeddings, protocol)
+    ranked = {
+        direction: ranking.rank_positives(task.queries, task.gallery, task.positives, device=device, shared=shared)
+        for direction, task in found.items()
+    }
+    if shared and distributed.rank() > 0:
+        return {}
     result: dict[str, Any] = {"protocol": describe(embeddings, protocol)}
-    for direction, task in tasks(embeddings, protocol).items():
-        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives)
+    for direction, task in found.items():
         chance = metrics.chance(task.positives, len(task.gallery), ks)
-        result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
+        result[direction] = summary.of_ranks(ranked[direction], task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
     return result
 
@@ -76,8 +92,8 @@ def tasks(embeddings: Embeddings, protocol: str) -> dict[str, Task]:
         # A caption that several products share is one text, and a positive of all their images.
         text_of, texts = map(np.array, caption_numbers(e.captions))
         _, codes = np.unique(np.concatenate([e.text_product, e.image_product]), return_inverse=True)
-        pairs = metrics.by_group(codes[: len(text_of)], codes[len(text_of) :])
-        positives = metrics.from_pairs(np.repeat(text_of, np.diff(pairs.offsets)), pairs.items, len(texts))
+        same = metrics.by_group(codes[: len(text_of)], codes[len(text_of) :])
+        positives = metrics.from_pairs(np.repeat(text_of, np.diff(same.offsets)), same.items, len(texts))
         images = np.arange(len(e.image_key))
         text_category = e.category[np.array([_first(positives, q) for q in range(len(texts))], dtype=np.int64)]
     else:
@@ -98,11 +114,15 @@ def _first(positives, query):
     return next(iter(positives.of(query)), 0)
 
 
-def _evaluate_pairs(e, ks, seed):
+def _evaluate_pairs(e, ks, seed, device, shared):
     """`pair`: each sample alone is its own hit, and samples that share a text share their rank."""
     numbers, texts = map(np.array, caption_numbers(e.captions))
     used, text_of = np.unique(numbers[e.image_text], return_inverse=True)  # the gallery has the samples' texts alone
-    values = metrics.pair_values(e.image_embeddings, e.text_embeddings[texts[used]], text_of, ks)
+    values = pairs.pair_values(
+        e.image_embeddings, e.text_embeddings[texts[used]], text_of, ks, device=device, shared=shared
+    )
+    if shared and distributed.rank() > 0:
+        return {}
     images, shared = len(text_of), int((np.bincount(text_of)[text_of] > 1).sum())
     result = {
         "protocol": f"each of {images:,} captions against {images:,} images, one to one; only the sample itself is a hit; "
