@@ -6,7 +6,7 @@
     python evaluate_clip.py --dataset-path "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
     python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
-    python evaluate_clip.py --from-embeddings anybodys.npz
+    python evaluate_clip.py --from-embeddings anybodys.npz        # or a folder of .npy files, larger than memory
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
 evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs under torchrun too.
@@ -86,8 +86,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--candidates", metavar="FILE.npz", help="lists of sampled101: read if the file is there, else written"
     )
-    parser.add_argument("--save-embeddings", metavar="FILE.npz", help="write the embeddings")
-    parser.add_argument("--from-embeddings", metavar="FILE.npz", help="evaluate such a file, with no model")
+    parser.add_argument(
+        "--save-embeddings", metavar="FILE.npz", help="write the embeddings; to FOLDER/ as one .npy file an array"
+    )
+    parser.add_argument(
+        "--from-embeddings",
+        metavar="FILE.npz",
+        help="evaluate such a file or folder, with no model; a folder's stay there",
+    )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="is B better than A? two result or embedding files"
     )
@@ -196,7 +202,7 @@ def evaluate(embeddings: "Embeddings", args: argparse.Namespace, device: "torch.
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """A result file, or an embeddings file measured on the spot."""
-    if not path.endswith(".npz"):
+    if not (path.endswith(".npz") or retrieval.embeddings.is_folder(path)):
         return retrieval.result_file.read(path)
     embeddings = retrieval.embeddings.load(path)
     device = runtime.device.pick_device(args.device)

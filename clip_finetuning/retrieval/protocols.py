@@ -20,6 +20,8 @@ import torch
 from clip_finetuning.retrieval import metrics, pairs, ranking, sampled101, summary
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import DIRECTIONS
+from clip_finetuning.retrieval.stored_rows import selected
+from clip_finetuning.retrieval.tiles import Rows
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import caption_numbers
 
@@ -28,8 +30,8 @@ from clip_finetuning.runtime.text import caption_numbers
 class Task:
     """Queries and gallery of one protocol in one direction."""
 
-    queries: np.ndarray  # (Q, D)
-    gallery: np.ndarray  # (G, D)
+    queries: Rows  # (Q, D)
+    gallery: Rows  # (G, D)
     positives: metrics.Positives
     query_products: np.ndarray  # (Q,) product ids
     query_categories: np.ndarray  # (Q,)
@@ -101,7 +103,7 @@ def tasks(embeddings: Embeddings, protocol: str) -> dict[str, Task]:
         texts = e.image_text[images]
         text_of = np.array(caption_numbers(e.captions[texts])[0])
         positives, text_category = metrics.by_group(text_of, text_of), e.category[images]
-    image_rows, text_rows = e.image_embeddings[images], e.text_embeddings[texts]
+    image_rows, text_rows = selected(e.image_embeddings, images), selected(e.text_embeddings, texts)
     back = metrics.transposed(positives, len(images))
     return {
         "text_to_image": Task(text_rows, image_rows, positives, e.text_product[texts], text_category, texts, images),
@@ -119,7 +121,7 @@ def _evaluate_pairs(e, ks, seed, device, shared):
     numbers, texts = map(np.array, caption_numbers(e.captions))
     used, text_of = np.unique(numbers[e.image_text], return_inverse=True)  # the gallery has the samples' texts alone
     values = pairs.pair_values(
-        e.image_embeddings, e.text_embeddings[texts[used]], text_of, ks, device=device, shared=shared
+        e.image_embeddings, selected(e.text_embeddings, texts[used]), text_of, ks, device=device, shared=shared
     )
     if shared and distributed.rank() > 0:
         return {}

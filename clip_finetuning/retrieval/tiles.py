@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from clip_finetuning.retrieval.positives import Positives
+from clip_finetuning.retrieval.stored_rows import StoredRows
 from clip_finetuning.runtime.device import free_bytes
 
-Rows = np.ndarray | torch.Tensor  # (n, D) embeddings of any float type, in memory or mapped from a file
+Rows = np.ndarray | torch.Tensor | StoredRows  # (n, D) embeddings of any float type, in memory or in a file
 
 FILL = 64
 BLOCK_BYTES = 40 * 2**20  # a block of scores on a CPU
