@@ -7,7 +7,7 @@
     python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
     python evaluate_clip.py --use-checkpoint --retention "general.{000000..000003}.tar"
-    python evaluate_clip.py --from-embeddings anybodys.npz
+    python evaluate_clip.py --from-embeddings anybodys.npz        # or a folder of .npy files, larger than memory
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
 evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs under torchrun too.
@@ -26,6 +26,8 @@ from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
+    import torch
+
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
     from clip_finetuning.retrieval.query_texts import QueryTexts
@@ -65,9 +67,10 @@ def main(argv: list[str] | None = None) -> None:
         embeddings, queries, about = embed_shards(clip_model, args, ranks)
         if args.retention:
             about["retention"] = measure_retention(clip_model, checkpoint, args, ranks, baseline)
+    device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
+    truth = truth_of(embeddings, args)
+    results = evaluate(embeddings, queries, args, truth, device) | about
     if ranks.rank == 0:
-        truth = truth_of(embeddings, args)
-        results = evaluate(embeddings, queries, args, truth) | about
         if "product" in args.protocol:
             results["examples"] = retrieval.examples.record(embeddings)
         if clip_model is not None and args.zero_shot:
@@ -118,8 +121,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--candidates", metavar="FILE.npz", help="lists of sampled101: read if the file is there, else written"
     )
-    parser.add_argument("--save-embeddings", metavar="FILE.npz", help="write the embeddings")
-    parser.add_argument("--from-embeddings", metavar="FILE.npz", help="evaluate such a file, with no model")
+    parser.add_argument(
+        "--save-embeddings", metavar="FILE.npz", help="write the embeddings; to FOLDER/ as one .npy file an array"
+    )
+    parser.add_argument(
+        "--from-embeddings",
+        metavar="FILE.npz",
+        help="evaluate such a file or folder, with no model; a folder's stay there",
+    )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="is B better than A? two result or embedding files"
     )
@@ -343,26 +352,33 @@ def truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
 
 
 def evaluate(
-    embeddings: "Embeddings", queries: dict[str, "QueryTexts"], args: argparse.Namespace, truth: "Truth"
+    embeddings: "Embeddings",
+    queries: dict[str, "QueryTexts"],
+    args: argparse.Namespace,
+    truth: "Truth",
+    device: "torch.device",
 ) -> dict[str, Any]:
-    """The numbers of the protocols that the flags name."""
+    """The numbers of the protocols that the flags name, on rank 0; all processes take part."""
     candidates = None
     if "sampled101" in args.protocol:
-        candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
+        if runtime.distributed.rank() == 0:
+            candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
+        candidates = runtime.distributed.agree(candidates)
     return retrieval.results.measure_embeddings(
-        embeddings, args.protocol, args.k, args.seed, candidates, truth, queries, hubs=True
+        embeddings, args.protocol, args.k, args.seed, candidates, truth, queries, hubs=True, device=device, shared=True
     )
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """A result file, or an embeddings file measured on the spot."""
-    if not path.endswith(".npz"):
+    if not (path.endswith(".npz") or retrieval.embeddings.is_folder(path)):
         return retrieval.result_file.read(path)
     embeddings, queries = load_embeddings(path, args.protocol)
     judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
     truth = retrieval.truth.truth_of(embeddings, judged=judged)
+    device = runtime.device.pick_device(args.device)
     results = retrieval.results.measure_embeddings(
-        embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries
+        embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries, device=device
     )
     return results | {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
 
