@@ -299,13 +299,13 @@ def test_an_index_of_an_older_version_is_refused_and_made_anew_aloud(tmp_path, m
     folder, place = write_folder(tmp_path / "pictures", 4), tmp_path / "index"
     make(folder, place, model)
     about = json.loads((place / "index.json").read_text())
-    (place / about["generation"] / "graph.usearch").write_bytes(b"graph")
+    (place / about["generation"] / "graph.old").write_bytes(b"graph")
     (place / "index.json").write_text(json.dumps(about | {"format": 1}))
     with pytest.raises(ValueError, match=r"index\.json is not of format 2, which this version reads; make it again"):
         ask(capsys, place, "red")
     make(folder, place, model)
     assert "is not of format 2, which this version reads: every picture is embedded again" in caplog.text
-    assert len(index_of(place)) == 4 and not list(place.glob("*/graph.usearch"))
+    assert len(index_of(place)) == 4 and not list(place.glob("*/graph.old"))
 
 
 def test_two_runs_do_not_write_one_index(tmp_path, model):

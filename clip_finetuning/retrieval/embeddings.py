@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -114,14 +114,14 @@ def unlike_captions(embeddings: Embeddings) -> int:
 # -------------------------------------------------------------------------------------------------- the file
 
 
-def save(path: str | os.PathLike, embeddings: Embeddings) -> None:
-    """Write the arrays of `Embeddings` to a `.npz` file; its columns of text are `packed`, `json_columns` says which."""
+def save(path: str | os.PathLike, embeddings: Embeddings, more: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write the arrays of `Embeddings`, and `more`, to a `.npz` file; its columns of text are `packed`, as `json_columns` says."""
     arrays = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     columns = [name for name in (*TEXTS, ATTRIBUTES) if name in arrays]
     arrays |= {name: packed(arrays[name]) for name in columns}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, json_columns=np.array(columns))
+        np.savez(file, **arrays, **(more or {}), json_columns=np.array(columns))
 
 
 def packed(column: np.ndarray) -> np.ndarray:
@@ -130,6 +130,11 @@ def packed(column: np.ndarray) -> np.ndarray:
     `json.loads(file[name].tobytes())` unpacks them.
     """
     return np.frombuffer(json.dumps(column.tolist()).encode(), dtype=np.uint8)
+
+
+def unpacked(column: np.ndarray) -> np.ndarray:
+    """The strings of a `packed` column."""
+    return texts(map(str, json.loads(column.tobytes())))
 
 
 def load(path: str | os.PathLike) -> Embeddings:
@@ -143,8 +148,8 @@ def load(path: str | os.PathLike) -> Embeddings:
     image_products, text_products = _products(path, arrays, captions)
     blank = np.full(images, "")
     return Embeddings(
-        image_embeddings=_unit(arrays["image_embeddings"]),
-        text_embeddings=_unit(arrays["text_embeddings"]),
+        image_embeddings=unit(arrays["image_embeddings"]),
+        text_embeddings=unit(arrays["text_embeddings"]),
         image_product=texts(image_products),
         text_product=texts(text_products),
         image_key=texts(map(str, _strings(arrays.get("image_key", np.arange(images))))),
@@ -165,8 +170,7 @@ def _read(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         for name in {*arrays.pop("json_columns", np.array([])).tolist()} & {*TEXTS, ATTRIBUTES} & {*arrays}:
-            values = json.loads(arrays[name].tobytes())
-            arrays[name] = texts(values if name == ATTRIBUTES else map(str, values))
+            arrays[name] = texts(json.loads(arrays[name].tobytes())) if name == ATTRIBUTES else unpacked(arrays[name])
     except Exception as error:  # zip, npy and JSON errors have no common class
         raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
     wanted = ("image_embeddings", "text_embeddings", "image_product", "text_product")
@@ -250,7 +254,7 @@ def _check_shapes(path, arrays):
         raise ValueError(f"{path}: image_text must be whole numbers of texts, from 0")
 
 
-def _unit(rows):
+def unit(rows: np.ndarray) -> np.ndarray:
     """Rows of unit length, so that anybody's embeddings are compared by cosine."""
     rows = rows.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -67,10 +67,10 @@ def _ranks_of(block, positives, alike, grades, top):
     query, own = positives.queries(), block.scores(positives)
     order = np.lexsort((np.zeros(len(own)) if grades is None else grades, -own, query))
     own = own[order]
-    asked = np.flatnonzero(np.diff(positives.offsets))  # the queries with positives
-    first = positives.offsets[asked]  # where each one's best positive stands
+    answerable = np.flatnonzero(np.diff(positives.offsets))  # the queries with positives
+    first = positives.offsets[answerable]  # where each one's best positive stands
     more = above_all(own[first])
-    wanted = [(query, own), (asked, more)]
+    wanted = [(query, own), (answerable, more)]
     other = {}
     if alike is None:
         (ahead, above), best = counted(block, wanted, positives, top=top)
@@ -84,10 +84,10 @@ def _ranks_of(block, positives, alike, grades, top):
         (ahead, above, tolerant), best = counted(block, wanted, joined(positives, alike), top=top)
         other = {
             "best_tolerant": np.where(reached > -np.inf, tolerant + 1, NEVER),
-            "best_without": _spread(ahead[first] + 1, asked, len(reached), NEVER),
+            "best_without": _spread(ahead[first] + 1, answerable, len(reached), NEVER),
         }
-        ahead += _at_least(alike_query, scores, query, own)
-        above += _at_least(alike_query, scores, asked, more)
+        ahead += at_least(alike_query, scores, query, own)
+        above += at_least(alike_query, scores, answerable, more)
     if top:
         other |= {"top_items": best[0], "top_scores": best[1]}
     return _ranks(positives.offsets, order, own, ahead, above, other)
@@ -161,7 +161,7 @@ def above_all(scores: np.ndarray) -> np.ndarray:
     return np.nextafter(scores, np.float32(np.inf))
 
 
-def _at_least(item_query, item_scores, query, thresholds):
+def at_least(item_query, item_scores, query, thresholds):
     """How many of the items of a query, which ascends, score at least as much as each threshold of it."""
     is_item = np.repeat([True, False], [len(item_query), len(query)])
     order = np.lexsort((~is_item, -np.concatenate([item_scores, thresholds]), np.concatenate([item_query, query])))

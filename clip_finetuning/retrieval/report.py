@@ -1,137 +1,23 @@
-"""One self-contained HTML page of an evaluation: numbers, categories, examples with pictures, failures, confusions.
+"""One self-contained HTML page of an evaluation, for who owns the catalogue and for who trains the model.
 
-`pick_examples` says which queries are shown, `render` makes the page of them by the template `report.html.j2`; the
-pictures in between come from the caller, since only it knows the shards. No script and no outside file: the page opens
-from disk, light or dark, on any screen.
+The verdict and two figures come first, then tables, categories, confusions, and queries with what they should have found.
+`render` makes the page of what `examples.pick` chose; the pictures in between come from the caller, since only it knows
+the shards. No script and no outside file: the page opens from disk, light or dark, on paper too, at any width.
 """
 
-import base64
-import io
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from clip_finetuning.pictures.decode import PictureError, load_picture
-from clip_finetuning.retrieval import comparison, metrics, names, protocols
-from clip_finetuning.retrieval.embeddings import Embeddings, texts
+from clip_finetuning.retrieval import comparability, names, report_categories, report_numbers
+from clip_finetuning.retrieval.embeddings import Embeddings
+from clip_finetuning.retrieval.examples import Examples, name_of
+from clip_finetuning.retrieval.report_cards import SIZES, Cards
 from clip_finetuning.runtime.pages import templates
 
-QUERIES = 60  # shown in all: two thirds a random sample, one third the worst
-SHOWN = 5  # answers of each query
-THUMBNAIL = 160  # pixels of the longer side
-BARS = 40  # categories in the chart
-CONFUSIONS = 12
+LARGEST = 2_000_000  # bytes of the page; pictures become smaller until it fits
+OPEN_CARDS = {"sample": 4, "worst": 2}  # of each direction: 12 in all
 TEMPLATES = templates(Path(__file__).parent)
-
-
-class Answer(NamedTuple):
-    """An item of the gallery: a picture if texts ask, a caption if pictures do."""
-
-    item: int  # its number in the Embeddings
-    score: float
-
-
-class Example(NamedTuple):
-    """A query with its best answers."""
-
-    direction: str
-    query: int  # the number of a text or an image in the Embeddings
-    rank: int  # of its best positive, from 1
-    answers: list[Answer]
-    hits: list[bool]  # which of the answers are right
-    wanted: Answer  # its best positive
-
-    @property
-    def is_failed(self) -> bool:
-        """Whether none of the answers is right, so that the right one is shown too."""
-        return not any(self.hits)
-
-    def images(self) -> list[int]:
-        """Numbers of the images that show it."""
-        if self.direction == "image_to_text":
-            return [self.query]
-        return [answer.item for answer in [*self.answers, *([self.wanted] if self.is_failed else [])]]
-
-
-class Confusion(NamedTuple):
-    """Pictures of one category that are nearest to a caption of another."""
-
-    asked: str
-    answered: str
-    pictures: int
-    share: float  # of the pictures of the category
-
-
-@dataclass
-class Examples:
-    """What the page shows of the product protocol."""
-
-    sample: list[Example] = field(default_factory=list)  # drawn at random, by seed
-    worst: list[Example] = field(default_factory=list)  # by the rank of the best positive
-    confusions: list[Confusion] = field(default_factory=list)
-
-    def images(self) -> list[int]:
-        """Numbers of all images on the page."""
-        return sorted({image for example in [*self.sample, *self.worst] for image in example.images()})
-
-    def keys(self, embeddings: Embeddings) -> dict[int, str]:
-        """{image: the key of its sample}, by which shards have its picture; a key of several samples names none."""
-        keys, counts = np.unique(embeddings.image_key, return_counts=True)
-        single = set(keys[counts == 1].tolist())
-        return {image: key for image in self.images() if (key := str(embeddings.image_key[image])) in single}
-
-
-# ------------------------------------------------------------------------------------------- what is shown
-
-
-def pick_examples(embeddings: Embeddings, queries: int = QUERIES, seed: int = 0) -> Examples:
-    """Queries of both directions in the product protocol, and what pictures are confused with."""
-    examples = Examples()
-    for direction, task in protocols.tasks(embeddings, "product").items():
-        best = metrics.rank_positives(task.queries, task.gallery, task.positives).best
-        answerable = np.flatnonzero(best != metrics.NEVER)
-        random = np.random.Generator(np.random.PCG64(seed))
-        drawn = random.permutation(answerable)[: max(1, queries // 3)]
-        hardest = answerable[np.argsort(-best[answerable], kind="stable")]
-        hardest = hardest[best[hardest] > 1][: max(1, queries // 6)]
-        examples.sample += _examples(direction, task, drawn, best)
-        examples.worst += _examples(direction, task, hardest, best)
-        if direction == "image_to_text":
-            examples.confusions = _confusions(embeddings, task)
-    return examples
-
-
-def _examples(direction, task, chosen, best):
-    items, scores = metrics.top_items(task.queries[chosen], task.gallery, SHOWN)
-    for query, found, found_scores in zip(chosen, items.tolist(), scores.tolist()):
-        own = task.positives.of(query)  # numbers in the gallery
-        own_scores = task.gallery[own] @ task.queries[query]
-        yield Example(
-            direction=direction,
-            query=int(task.query_items[query]),
-            rank=int(best[query]),
-            answers=[Answer(int(task.gallery_items[item]), score) for item, score in zip(found, found_scores)],
-            hits=np.isin(found, own).tolist(),
-            wanted=Answer(int(task.gallery_items[own[own_scores.argmax()]]), float(own_scores.max())),
-        )
-
-
-def _confusions(embeddings, task):
-    """Pictures whose nearest caption belongs to a product of another category, the most frequent first."""
-    category_of = dict(zip(embeddings.image_product.tolist(), embeddings.category.tolist()))
-    categories = texts(category_of.get(product, "") for product in embeddings.text_product.tolist())
-    answered = categories[task.gallery_items[metrics.nearest_items(task.queries, task.gallery)]]
-    wrong = (answered != task.query_categories) & (answered != "") & (task.query_categories != "")
-    pairs = Counter(zip(task.query_categories[wrong].tolist(), answered[wrong].tolist()))
-    asked = Counter(task.query_categories.tolist())
-    return [Confusion(*pair, count, count / asked[pair[0]]) for pair, count in pairs.most_common(CONFUSIONS)]
-
-
-# ------------------------------------------------------------------------------------------------ the page
 
 
 def render(
@@ -142,135 +28,151 @@ def render(
     baseline: dict[str, Any] | None = None,
 ) -> str:
     """The page as text. `pictures`: {image: encoded picture}; `baseline`: another result of the same data."""
-    headline = results["protocols"]["product"]
-    is_compared = bool(baseline) and comparison.comparable(baseline, results, "product")
-    before = baseline["protocols"]["product"] if baseline and is_compared else None
-    show = _Shown(embeddings, pictures).example
+    context = _context(results, embeddings, examples, baseline)
+    cards = Cards(embeddings, examples, pictures)
+    template = TEMPLATES.get_template("report.html.j2")
+    page = ""
+    for size, quality in SIZES:
+        page = template.render(context | cards.made(size, quality))
+        if len(page.encode("utf-8", "replace")) <= LARGEST:
+            break
+    return page
+
+
+def before_of(baseline: dict[str, Any] | None, results: dict[str, Any], protocol: str) -> dict[str, Any] | None:
+    """A protocol's numbers in the baseline, None if they cannot be compared."""
+    if not baseline or not comparability.comparable(baseline, results, protocol):
+        return None
+    return baseline["protocols"][protocol]
+
+
+def _context(results, embeddings, examples, baseline):
+    """What the template shows, but for the cards."""
+    headline, before = results["protocols"]["product"], before_of(baseline, results, "product")
     model = results.get("model")
-    return TEMPLATES.get_template("report.html.j2").render(
-        title=f"Retrieval with {model['name']}" if model else "Retrieval with given embeddings",
-        facts=_facts(results, baseline, is_compared),
-        note=f"{headline['protocol']}. Intervals: 95 %, over products. A positive that ties with negatives counts after them.",
-        is_compared=is_compared,
-        rows=list(_headline(headline, before)),
-        charts=[_chart(direction, headline, before) for direction in names.DIRECTIONS],
-        sample=_by_direction(examples.sample, show),
-        worst=_by_direction(examples.worst, show),
-        confusions=examples.confusions,
-    )
+    figures = report_numbers.figures(headline, before)
+    context = {
+        "title": f"Retrieval with {model['name']}" if model else "Retrieval with given embeddings",
+        "verdict": report_numbers.verdict(figures, before is not None, results["num_products"]),
+        "figures": figures,
+        "is_compared": before is not None,
+        "notes": _notes(results, baseline, before),
+        "blocks": [report_numbers.block(way, headline[way], before and before[way]) for way in names.DIRECTIONS],
+        "smallest": _smallest(results),
+        "truth": report_numbers.truths(headline.get("truth")),
+        "charts": report_categories.charts(headline, before),
+        "open_categories": report_categories.OPEN,
+        "confusions": report_categories.confusions(examples.confusions),
+        "open_cards": OPEN_CARDS,
+        "before_hint": _before_hint(examples, embeddings, before),
+        "protocols": [_protocol(name, results, baseline) for name in results["protocols"] if name != "product"],
+        "zero_shot": report_numbers.zero_shot(results.get("zero_shot"), _same_classes(results, baseline)),
+        "retention": report_numbers.retention(results.get("retention")),
+        "note": f"{headline['protocol']}. Intervals: 95 %, over products. A positive that ties with negatives counts after them.",
+        "facts": _facts(results, baseline, before is not None),
+    }
+    return context | {"contents": list(_contents(context))}
+
+
+def _contents(context):
+    """(anchor, words) of the sections that the page has."""
+    yield "numbers", "Recall"
+    yield "categories", "By category"
+    yield "confusions", "Confusions"
+    yield "sample", "Sample"
+    yield "failures", "Failures"
+    for part, words in (("protocols", "Other protocols"), ("zero_shot", "Zero-shot"), ("retention", "Other data")):
+        if context[part]:
+            yield part.replace("_", "-"), words
+    yield "about", "About"
+
+
+def _notes(results, baseline, before):
+    """What one must know before one reads on: why nothing is compared, and what makes the numbers mean something else."""
+    notes = list(results.get("warnings", []))
+    if baseline and before is None:
+        notes.insert(0, f"Not compared with {baseline['name']}: {_why_not(results, baseline)}.")
+    return notes
+
+
+def _why_not(results, baseline):
+    if "product" not in baseline["protocols"]:
+        return "it has no results of the protocol product"
+    if not comparability.same_data(baseline, results):
+        return "it is a result of other data"
+    return "it counts hits by other rules"
+
+
+def _smallest(results):
+    """The smallest difference that the data can show, in words; blank if it was not computed."""
+    found = results.get("statistics", {}).get("smallest_difference", {})
+    known = [(names.title(way).replace("->", " → "), entry[report_numbers.KEY]) for way, entry in found.items()]
+    parts = ", ".join(f"{100 * value:.1f} points {way}" for way, value in known)
+    return f"The smallest difference in Recall@10 that these data can show: {parts}." if parts else ""
+
+
+def _before_hint(examples, embeddings, before):
+    """What to do where the answers before are not known; blank where they are, or nothing is compared."""
+    shown = [*examples.sample, *examples.worst]
+    if before is None or not shown:
+        return ""
+    if not any(examples.before.values()):
+        return (
+            "What the model before answered is not in the baseline's file: measure it anew, or give its embeddings "
+            "(--save-embeddings FILE.npz, then --baseline FILE.npz)."
+        )
+    known = {way: {entry["query"] for entry in entries} for way, entries in examples.before.items()}
+    if any(name_of(embeddings, e.direction, e.query) not in known.get(e.direction, ()) for e in shown):
+        return (
+            "A result file holds the answers before of this sample alone; with --baseline FILE.npz all cards have them."
+        )
+    return ""
+
+
+def _protocol(name, results, baseline):
+    """A protocol beside the headline, compared with the baseline's if that has it."""
+    numbers, before = results["protocols"][name], before_of(baseline, results, name)
+    ways = [way for way in names.DIRECTIONS_OF[name] if way in numbers]
+    blocks = [report_numbers.block(way, numbers[way], before and before.get(way)) for way in ways]
+    return {
+        "name": name,
+        "sentence": numbers["protocol"],
+        "lacking": f"{baseline['name']} has no comparable results of {name}." if baseline and before is None else "",
+        "is_compared": before is not None,
+        "short": [
+            {"title": block["title"], "value": report_numbers.percent(numbers[way][report_numbers.KEY])}
+            for way, block in zip(ways, blocks)
+            if report_numbers.KEY in numbers[way]
+        ],
+        "blocks": blocks,
+        "truth": report_numbers.truths(numbers.get("truth")),
+        "cite": numbers.get("cite"),
+    }
+
+
+def _same_classes(results, baseline):
+    """The baseline's zero-shot numbers, if they are of the same pictures and categories."""
+    now, before = results.get("zero_shot"), (baseline or {}).get("zero_shot")
+    if not isinstance(before, dict) or not now:
+        return None
+    same = all(before.get(name) == now.get(name) for name in ("classes", "images"))
+    return before if same else None
 
 
 def _facts(results, baseline, is_compared):
     """{name: text} of what was measured, on what."""
     model, data = results.get("model", {}), results.get("data", {})
-    left_out = ", ".join(f"{count} {reason}" for reason, count in (data.get("skipped") or {}).items())
+    counted = {"left out": data.get("skipped"), "by a guess": data.get("guessed")}
     facts = {
+        "to cite": results.get("cite"),
         "weights": model.get("weights") or results.get("embeddings"),
+        "precision": model.get("precision"),
         "shards": data.get("pattern"),
         "data": f"{results['num_samples']:,} images, {results['num_products']:,} products, {results['num_captions']:,} captions",
-        "left out": left_out,
+        **{
+            name: ", ".join(f"{count:,} {reason}" for reason, count in (found or {}).items())
+            for name, found in counted.items()
+        },
         "compared with" if is_compared else "not comparable with": baseline and baseline["name"],
     }
     return {name: str(value) for name, value in facts.items() if value}
-
-
-def _headline(headline, before):
-    """Rows of the table: the recalls with intervals, chance, and what was gained."""
-    for direction in names.DIRECTIONS:
-        numbers = headline[direction]
-        for key in [*names.recalls(numbers), *names.OTHER_NUMBERS]:
-            low, high = numbers["intervals"][key]
-            yield {
-                "direction": _title(direction),
-                "label": names.label(key),
-                "value": _number(key, numbers[key]),
-                "low": _number(key, low),
-                "high": _number(key, high),
-                "chance": f"{numbers['chance'][key]:.3f}" if key in numbers["chance"] else "",
-                "before": _number(key, before[direction][key]) if before and key in before[direction] else "",
-                "gain": _gain(before[direction], numbers, key) if before else None,
-            }
-
-
-def _gain(before, numbers, key):
-    """{difference, low, high, verdict} of what both results know by product, else None."""
-    if key not in before["by_product"] or key not in numbers["by_product"]:
-        return None
-    gain, (low, high) = comparison.paired_difference(before, numbers, key)
-    signed = {"difference": f"{gain:+.3f}", "low": f"{low:+.3f}", "high": f"{high:+.3f}"}
-    return signed | {"verdict": comparison.verdict(low, high)}
-
-
-def _title(direction):
-    return names.title(direction).replace("->", " → ")
-
-
-def _number(key, value):
-    return f"{value:,.0f}" if key.endswith("rank") else f"{value:.3f}"
-
-
-def _chart(direction, headline, before):
-    """Recall@10 of the largest categories as bars: shares of the full width."""
-    key, categories = "recall@10", headline[direction]["categories"]
-    bars = []
-    for name, numbers in list(categories.items())[:BARS]:
-        low, high = numbers["intervals"][key]
-        known = before[direction].get("categories", {}).get(name, {}) if before else {}
-        bars.append(
-            {
-                "name": name or "(none)",
-                "products": numbers["products"],
-                "value": numbers[key],
-                "low": low,
-                "width": high - low,
-                "before": known.get(key),
-            }
-        )
-    return {"title": _title(direction), "bars": bars, "left_out": len(categories) - len(bars)}
-
-
-def _by_direction(examples, show):
-    """[(title, the examples of a direction)], none for a direction that has none."""
-    shown = {way: [show(example) for example in examples if example.direction == way] for way in names.DIRECTIONS}
-    return [(_title(way), mine) for way, mine in shown.items() if mine]
-
-
-class _Shown:
-    """Examples as the template takes them."""
-
-    def __init__(self, embeddings, pictures):
-        self.embeddings = embeddings
-        self.urls = {image: _data_url(data) for image, data in pictures.items()}
-
-    def example(self, example):
-        query, answer = self._caption, self._picture
-        if example.direction == "image_to_text":
-            query, answer = answer, query
-        return {
-            "direction": example.direction,
-            "query": query(example.query),
-            "rank": example.rank,
-            "answers": [
-                answer(number) | {"score": score, "is_hit": is_hit}
-                for (number, score), is_hit in zip(example.answers, example.hits)
-            ],
-            "wanted": answer(example.wanted.item) | {"score": example.wanted.score} if example.is_failed else None,
-        }
-
-    def _caption(self, text):
-        return {"kind": "caption", "text": str(self.embeddings.captions[text])}
-
-    def _picture(self, image):
-        return {"kind": "picture", "text": str(self.embeddings.image_key[image]), "url": self.urls.get(image)}
-
-
-def _data_url(data):
-    """Encoded picture -> a small JPEG within an address, or None if it cannot be read."""
-    try:
-        picture = load_picture(data)
-    except PictureError:
-        return None
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()

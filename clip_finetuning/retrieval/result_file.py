@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval.names import DIRECTIONS_OF, PROTOCOLS, TRUTHS, recalls
+from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, PROTOCOLS, TRUTHS, recalls
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
-SHOWN = re.compile(r"recall@[1-9]\d*|median_rank|mrr|map")  # the numbers of a direction that tables and pages show
+SHOWN = re.compile(
+    r"(recall|expected_recall|ndcg)@[1-9]\d*|median_rank|mrr|map|map_at_r|r_precision"
+)  # the numbers of a direction that tables and pages show
+
+RECALL = re.compile(r"recall@[1-9]\d*")
 
 
 def write(path: str | os.PathLike, results: dict[str, Any]) -> None:
@@ -49,6 +53,7 @@ def check_results(results: Any) -> None:
     if "zero_shot" in results:
         _check_zero_shot(results["zero_shot"])
     _check_judgements(results.get("judgements", {"fingerprint": "", "sentence": ""}))
+    _check_examples(results.get("examples", {}))
     if results.get("retention") is not None:
         _check_retention(results["retention"])
 
@@ -61,9 +66,20 @@ def _check_protocols(protocols):
             if not isinstance(protocol, dict) or not isinstance(protocol.get(way), dict):
                 raise ValueError(f"{name} lacks {way!r}")
             _check_direction(protocol[way], f"{name}, {way}")
+        _check_languages(protocol.get("languages", {}), name)
         if type(protocol.get("version", 1)) is not int or not isinstance(protocol.get("cite", ""), str):
             raise ValueError(f"{name}: 'version' must be a whole number and 'cite' a text")
         _check_truth(protocol.get("truth", {"pairs": {}, "sentence": ""}), name)
+
+
+def _check_languages(languages, name):
+    if not isinstance(languages, dict):
+        raise ValueError(f"{name}: 'languages' must be an object")
+    for language, directions in languages.items():
+        for way in DIRECTIONS_OF[name]:
+            if not isinstance(directions, dict) or not isinstance(directions.get(way), dict):
+                raise ValueError(f"{name}, languages, {language!r} lacks {way!r}")
+            _check_direction(directions[way], f"{name}, languages, {language!r}, {way}")
 
 
 def _check_retention(results):
@@ -88,7 +104,7 @@ def _check_retention(results):
         if not _is_interval(row.get("interval")) or row.get("verdict") not in ("better", "worse", "unclear"):
             raise ValueError("retention: each recall of 'change' must hold an 'interval' and a 'verdict'")
     if any(
-        way not in DIRECTIONS_OF[results["protocol"]] or any(not SHOWN.fullmatch(key) for key in keys)
+        way not in DIRECTIONS_OF[results["protocol"]] or any(not RECALL.fullmatch(key) for key in keys)
         for way, keys in change.items()
     ):
         raise ValueError("retention: 'change' must be by direction and recall")
@@ -157,13 +173,16 @@ def _check_truth(truth, name):
 
 def _check_direction(numbers, where):
     _check_numbers(numbers, where)
+    hubness = numbers.get("hubness", {})
+    if not isinstance(hubness, dict) or not all(map(_is_number, hubness.values())):
+        raise ValueError(f"{where}: 'hubness' must hold numbers")
     categories = numbers.get("categories", {})
     for category in categories.values() if isinstance(categories, dict) else [None]:
         _check_numbers(category, f"{where}, categories")
     table = numbers.get("by_product")
     _check_table(table, where)
     for column in recalls(table):
-        if not SHOWN.fullmatch(column):
+        if not RECALL.fullmatch(column):
             raise ValueError(f"{where}: {column!r} of by_product is no recall")
         if column not in numbers:
             raise ValueError(f"{where} lacks {column!r}, which its by_product has")
@@ -211,3 +230,33 @@ def _are_numbers(values):
 
 def _is_interval(value):
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _check_examples(recorded):
+    """ValueError unless it is what `examples.record` gives."""
+    if not isinstance(recorded, dict):
+        raise ValueError("'examples' must be an object")
+    for way in DIRECTIONS:
+        entries = recorded.get(way, [])
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            raise ValueError(
+                f"'examples', {way}: each must have a query (text), a rank (from 1) and answers (name, score, hit)"
+            )
+
+
+def _is_entry(entry):
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("query"), str)
+        or not isinstance(entry.get("answers"), list)
+    ):
+        return False
+    rank = entry.get("rank")
+    return type(rank) is int and rank >= 1 and all(map(_is_answer, entry["answers"]))
+
+
+def _is_answer(answer):
+    if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
+        return False
+    score = answer.get("score")
+    return type(answer.get("hit")) is bool and type(score) in (int, float) and -1e6 < score < 1e6

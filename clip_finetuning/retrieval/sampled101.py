@@ -18,7 +18,6 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import caption_numbers
 
 QUERIES, NEGATIVES, DRAWS = 1000, 100, 5
-FILE = "sampled101_candidates.npz"  # where drawn lists are written, if nobody names a file
 SAME_SUBCATEGORY, SAME_CATEGORY, ANY = range(3)  # where negatives come from, the best first
 
 
@@ -129,7 +128,8 @@ def evaluate(embeddings: Embeddings, ks: Sequence[int], seed: int, candidates: C
     result: dict[str, Any] = {
         "protocol": f"{queries:,} queries a direction, each against its positive and {few}{NEGATIVES} negatives of the same "
         f"subcategory, other products; {draws} draws averaged; {candidates.topped_up:,} of {2 * draws * queries:,} lists "
-        "topped up from the category or any; the same caption is never a negative"
+        f"topped up with products of the same category, or of any, since fewer than {NEGATIVES} others are known to be of "
+        "the subcategory; the same caption is never a negative"
         + (f", for which {left_out:,} candidates of these lists were left out" if left_out else ""),
         "draws": draws,
         "fewest_negatives": smallest,
@@ -141,7 +141,7 @@ def evaluate(embeddings: Embeddings, ks: Sequence[int], seed: int, candidates: C
         asked, sizes = rows[:, :, 0].ravel(), (rows >= 0).sum(2)
         result[direction] = summary.of_ranks(together, e.image_product[asked], e.category[asked], ks, seed)
         result[direction]["queries"] = queries
-        result[direction]["chance"] = {f"recall@{k}": float(np.minimum(1.0, k / sizes).mean()) for k in ks}
+        result[direction]["chance"] = metrics.chance_of_counts(np.ones(sizes.size, int), sizes.ravel(), ks)
     return result
 
 
@@ -175,7 +175,7 @@ def _rank_draw(e, direction, rows, chunk=100):
 
 
 def read_or_draw(path: str | os.PathLike | None, embeddings: Embeddings, seed: int) -> Candidates:
-    """The lists of a file, if it is there; else they are drawn, and written there.
+    """The lists of a file, if it is there; else they are drawn, and written there if a file is named.
 
     Raises ValueError if the file's are damaged, or not of this data.
     """
@@ -183,7 +183,9 @@ def read_or_draw(path: str | os.PathLike | None, embeddings: Embeddings, seed: i
     if path and Path(path).exists():
         return _read(path, fingerprint, len(embeddings.image_key))
     candidates = draw_candidates(embeddings, seed)
-    with atomic_write(path or FILE) as temporary, open(temporary, "wb") as file:
+    if not path:
+        return candidates
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
             fingerprint=np.array(fingerprint),

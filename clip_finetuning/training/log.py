@@ -1,15 +1,12 @@
-"""The numbers of a training run: a console line, metrics.jsonl, TensorBoard, and curves as a picture."""
+"""The numbers of a training run: a console line, metrics.jsonl, TensorBoard."""
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-
-from clip_finetuning.runtime.atomic_write import atomic_write
 
 
 class Clock:
@@ -58,7 +55,7 @@ class Recorder:
     def __init__(self, folder: Any | None, tensorboard: bool = False) -> None:
         self._folder, self._board, self._tensorboard = folder, None, tensorboard
         self.last = {}  # the last evaluation's and the last log line's numbers
-        self._first_step = 0
+        self._first_step, self._resumed_from = 0, None
         if tensorboard and folder is not None:
             try:
                 import torch.utils.tensorboard  # noqa: F401 - before the training, not at its first line
@@ -67,7 +64,7 @@ class Recorder:
 
     def go_on(self, step: int, last: Mapping[str, Any]) -> None:
         """Take up a run after this step, with the `last` numbers of its checkpoint."""
-        self.last, self._first_step = dict(last), step + 1
+        self.last, self._first_step, self._resumed_from = dict(last), step + 1, step
 
     def log_training(
         self,
@@ -96,6 +93,7 @@ class Recorder:
         """Two lines of an evaluation: Recall@10 in both directions, and its mean beside that of others."""
         recalls = {name: value for name, value in results.items() if name.startswith("recall@")}
         numbers = {f"{name}/{way}": recall for name, ways in recalls.items() for way, recall in ways.items()}
+        numbers |= _certainty(results)
         words = "  ".join(f"{way.replace('_to_', '->')} {recall:.4f}" for way, recall in recalls["recall@10"].items())
         tqdm.write(f"step {progress.step}  validation Recall@10  {words}")
         others = {"best": progress.best_score, "before training": progress.first_score}
@@ -108,7 +106,9 @@ class Recorder:
         numbers = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.last = {**self.last, **numbers}
         if self._folder is not None:
-            self._folder.log(numbers)
+            resumed = {} if self._resumed_from is None else {"resumed_from": self._resumed_from}
+            self._folder.log(numbers | resumed)
+            self._resumed_from = None
         if self._tensorboard and self._folder is not None:
             board = self._opened_board(self._folder.path)
             for name, value in numbers.items():
@@ -124,29 +124,16 @@ class Recorder:
         return self._board
 
 
+def _certainty(results):
+    """Recall@10's interval and chance in both directions, by name; none where no sample had an embedding."""
+    protocol = results.get("protocols", {}).get("product", {})
+    found = {}
+    for way in results["recall@10"] if protocol else ():
+        name, (low, high) = f"recall@10/{way}", protocol[way]["intervals"]["recall@10"]
+        found |= {f"{name}/low": low, f"{name}/high": high, f"{name}/chance": protocol[way]["chance"]["recall@10"]}
+    return found
+
+
 def progress_bar(total: int, done: int, shown: bool) -> tqdm:
     """A bar over the steps on a terminal, nothing elsewhere."""
     return tqdm(total=total, initial=done, unit="step", disable=None if shown else True)
-
-
-def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Draw loss, learning rate, mean Recall@10 and throughput over the steps into a PNG."""
-    from matplotlib.figure import Figure  # without pyplot there is no window system to ask for
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    panels = [
-        ("loss", "loss"),
-        ("learning_rate", "learning rate"),
-        ("mean_recall@10", "mean Recall@10 (validation)"),
-        ("samples_per_second", "samples/s"),
-    ]
-    for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels):
-        points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points), marker="o" if len(points) < 30 else None, markersize=3)
-        else:
-            axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
-        axes.set(title=title, xlabel="step")
-        axes.grid(alpha=0.3)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)

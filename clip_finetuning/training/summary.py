@@ -6,7 +6,7 @@ from collections import Counter
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
-from clip_finetuning.training import log as training_log
+from clip_finetuning.training import curves
 from clip_finetuning.training import optimizer as optimizers
 from clip_finetuning.training.run_folder import CURVES
 from clip_finetuning.training.state import Run
@@ -51,7 +51,7 @@ def conclude(run: Run, lost: Counter[str]) -> None:
     progress, folder = run.progress, run.folder
     if run.is_main:
         try:
-            training_log.draw_curves(folder.records(), folder.path / CURVES)
+            curves.draw(folder.records(), folder.path / CURVES)
         except OSError as error:
             warn(f"{folder.path / CURVES} could not be written ({error}); the numbers are in metrics.jsonl")
     if progress.best_score is not None:

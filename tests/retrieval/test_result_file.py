@@ -6,6 +6,7 @@ import json
 import pytest
 
 from clip_finetuning.retrieval import result_file
+from clip_finetuning.retrieval.examples import record
 from clip_finetuning.retrieval.results import measure_embeddings
 from clip_finetuning.runtime.version import version
 from tests.helpers import embedded_catalogue
@@ -90,6 +91,10 @@ def test_results_from_before_there_was_a_version_are_read(tmp_path, results):
         (("protocols", "product", "text_to_image", "mrr"), 10**400),
         (("protocols", "product", "text_to_image", "categories"), 1),
         (("protocols", "product", "text_to_image", "categories", "TOPS", "recall@10"), "<script>"),
+        (("protocols", "product", "text_to_image", "hubness"), [1]),
+        (("protocols", "product", "text_to_image", "hubness"), {"skew_at_10": "<script>"}),
+        (("protocols", "product", "languages"), []),
+        (("protocols", "product", "languages"), {"d\x1b[2Je": {}}),
         (("protocols", "pair", "text_to_image", "by_product"), None),
         (("protocols", "pair", "text_to_image", "by_product", "queries"), [10**9, "x"]),
         (("protocols", "pair", "text_to_image", "by_product", "queries"), [0, 0, 0]),
@@ -183,3 +188,28 @@ def test_a_file_that_is_not_there_says_who_writes_it(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"deep\.json is no result file"):
         result_file.read(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        [],
+        {"text_to_image": {}},
+        {"text_to_image": [{"query": "a", "rank": 0, "answers": []}]},
+        {"text_to_image": [{"query": 5, "rank": 1, "answers": []}]},
+        {"image_to_text": [{"query": "a", "rank": 1, "answers": {}}]},
+        {"image_to_text": [{"query": "a", "rank": 1, "answers": [{"name": "b", "hit": 1, "score": 0.5}]}]},
+        {"image_to_text": [{"query": "a", "rank": 1, "answers": [{"name": "b", "hit": True, "score": 10**400}]}]},
+        {"image_to_text": [{"query": "a", "rank": 1, "answers": [{"name": "b", "hit": True, "score": float("nan")}]}]},
+    ],
+)
+def test_examples_that_a_page_cannot_show_are_refused(tmp_path, results, examples):
+    (tmp_path / "r.json").write_text(json.dumps(results | {"examples": examples}))
+    with pytest.raises(ValueError, match="'examples'"):
+        result_file.read(tmp_path / "r.json")
+
+
+def test_examples_as_they_are_recorded_are_read(tmp_path, results):
+    recorded = record(embedded_catalogue(products=3, views=2))
+    result_file.write(tmp_path / "r.json", results | {"examples": recorded})
+    assert result_file.read(tmp_path / "r.json")["examples"] == recorded

@@ -1,10 +1,9 @@
-"""The clock, metrics.jsonl and the curves."""
+"""The clock and metrics.jsonl."""
 
 import json
 import math
 
 import pytest
-from PIL import Image
 
 from clip_finetuning.training import log as training_log
 from clip_finetuning.training.run_folder import CheckpointFolder
@@ -69,7 +68,7 @@ def test_the_time_left_goes_by_all_steps_evaluations_included(monkeypatch):
     assert clock.seconds_left(10) == 10 * 104 / 2
 
 
-def test_what_is_not_finite_is_null_in_the_file_and_a_gap_in_the_curves(tmp_path):
+def test_what_is_not_finite_is_null_in_the_file(tmp_path):
     """NaN is no JSON: strict readers would refuse the whole line."""
     folder = CheckpointFolder(tmp_path)
     recorder = training_log.Recorder(folder)
@@ -77,8 +76,6 @@ def test_what_is_not_finite_is_null_in_the_file_and_a_gap_in_the_curves(tmp_path
         recorder.log_training({"loss": loss, "learning_rate": 1e-3, "logit_scale": 14.3}, SPEED, Progress(step=step), 3)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line, parse_constant=pytest.fail)["loss"] for line in lines] == [1.0, None, None]
-    training_log.draw_curves(folder.records(), tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").exists()
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
@@ -95,8 +92,22 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
-@pytest.mark.parametrize("records", [[], [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "mean_recall@10": 0.5}]])
-def test_curves_are_a_picture(tmp_path, records):
-    training_log.draw_curves(records, tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.width > 800
+def test_an_evaluation_is_logged_with_its_intervals_and_chance(tmp_path):
+    recorder = training_log.Recorder(CheckpointFolder(tmp_path))
+    recalls = {"recall@10": {"text_to_image": 0.5, "image_to_text": 0.7}}
+    sure = {"intervals": {"recall@10": [0.4, 0.8]}, "chance": {"recall@10": 0.02}}
+    protocols = {"product": {"text_to_image": sure, "image_to_text": sure}}
+    recorder.log_evaluation(recalls | {"protocols": protocols}, 0.6, Progress(step=10))
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    for way in ("text_to_image", "image_to_text"):
+        assert [line[f"recall@10/{way}/{end}"] for end in ("low", "high", "chance")] == [0.4, 0.8, 0.02]
+
+
+def test_the_first_line_after_a_resume_says_from_where(tmp_path):
+    recorder = training_log.Recorder(CheckpointFolder(tmp_path))
+    recorder.go_on(40, {"loss": 1.0})
+    for step in (45, 50):
+        recorder.log_training({"loss": 1.0, "learning_rate": 1e-3, "logit_scale": 14.3}, SPEED, Progress(step=step), 60)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("resumed_from") for line in lines] == [40, None]
+    assert "resumed_from" not in recorder.last
