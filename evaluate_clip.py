@@ -7,6 +7,7 @@
     python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
     python evaluate_clip.py --use-checkpoint --retention "general.{000000..000003}.tar"
+    python evaluate_clip.py --seeds seed_1.json seed_2.json seed_3.json
     python evaluate_clip.py --from-embeddings anybodys.npz        # or a folder of .npy files, larger than memory
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
@@ -47,6 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.compare:
         print(retrieval.comparison.compare(*(load_results(path, args) for path in args.compare)))
+        return
+    if args.seeds:
+        print(retrieval.seeds.join([retrieval.result_file.read(path) for path in args.seeds]))
         return
     ranks = runtime.distributed.start(args.device)
     if not args.from_embeddings:
@@ -131,6 +135,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="is B better than A? two result or embedding files"
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        metavar="FILE",
+        help="join the results of several seeds of one training into one line a number",
     )
     parser.add_argument("--baseline", metavar="FILE", help="results of the model before, to show the difference to")
     parser.add_argument("--report", metavar="FILE.html", help="write one page with numbers, pictures and failures")

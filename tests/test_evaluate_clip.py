@@ -223,6 +223,18 @@ def test_compare_and_baseline(data, tmp_path, capsys):
         evaluate_clip.main(["--compare", "nowhere.json", "b.npz"])
 
 
+def test_seeds_are_joined(data, tmp_path, capsys):
+    for seed in (1, 2):  # of random weights
+        evaluate(data, tmp_path, "--protocol=product", f"--seed={seed}", f"--output={seed}.json")
+    capsys.readouterr()
+    evaluate_clip.main(["--seeds", "1.json", "2.json"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 seeds: 1.json, 2.json" and max(map(len, lines)) <= 80
+    assert sum(line.startswith("  Recall@10 ") for line in lines) == 2
+    with pytest.raises(ValueError, match="needs the results of two seeds at least; 1.json is one"):
+        evaluate_clip.main(["--seeds", "1.json"])
+
+
 @pytest.fixture
 def no_model(monkeypatch):
     """No model is to be built."""

@@ -43,7 +43,7 @@ FLAGS = {
         --dataset-path --debug --device --disputed --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean
         --image-resize-mode --image-std --judgements --k --max-samples --model-cache-dir --model-name --model-pretrained
         --num-workers --on-colab --output --precision --product-key --prompts --protocol --queries --report --retention
-        --save-embeddings --seed --test --test-dataset-pattern --truth --use-checkpoint --valid-dataset-pattern --zero-shot
+        --save-embeddings --seed --seeds --test --test-dataset-pattern --truth --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
     "export_clip": """
         --caption-key --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8

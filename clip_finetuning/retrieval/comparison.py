@@ -12,7 +12,6 @@ import numpy as np
 
 from clip_finetuning.retrieval import intervals, names, power
 from clip_finetuning.retrieval.comparability import check
-from clip_finetuning.retrieval.comparability import comparable as comparable
 from clip_finetuning.retrieval.embeddings import texts
 from clip_finetuning.runtime.text import printable
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval import comparison, names, report_categories, report_numbers
+from clip_finetuning.retrieval import comparability, names, report_categories, report_numbers
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.examples import Examples, name_of
 from clip_finetuning.retrieval.report_cards import SIZES, Cards
@@ -41,7 +41,7 @@ def render(
 
 def before_of(baseline: dict[str, Any] | None, results: dict[str, Any], protocol: str) -> dict[str, Any] | None:
     """A protocol's numbers in the baseline, None if they cannot be compared."""
-    if not baseline or not comparison.comparable(baseline, results, protocol):
+    if not baseline or not comparability.comparable(baseline, results, protocol):
         return None
     return baseline["protocols"][protocol]
 
@@ -98,9 +98,9 @@ def _notes(results, baseline, before):
 def _why_not(results, baseline):
     if "product" not in baseline["protocols"]:
         return "it has no results of the protocol product"
-    if comparison.rules_of(baseline) != comparison.rules_of(results):
-        return "it counts hits by other rules"
-    return "it is a result of other data"
+    if not comparability.same_data(baseline, results):
+        return "it is a result of other data"
+    return "it counts hits by other rules"
 
 
 def _smallest(results):

@@ -1,6 +1,7 @@
 """The result file: written whole, and read, whoever wrote it, with all that is counted, shown or compared checked."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -193,12 +194,12 @@ def _check_table(table, where):
     for column in ("product", "category", "queries"):
         kind = int if column == "queries" else str
         values = table.get(column)
-        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        if not isinstance(values, list) or set(map(type, values)) - {kind}:
             raise ValueError(f"{where}: {column!r} of by_product must be a list of {kind.__name__}")
     if min(table["queries"], default=0) < 1:
         raise ValueError(f"{where}: 'queries' of by_product must be whole numbers >= 1, and some")
     for column, values in table.items():
-        if column not in ("product", "category") and not (isinstance(values, list) and all(map(_is_number, values))):
+        if column not in ("product", "category") and not _are_numbers(values):
             raise ValueError(f"{where}: {column!r} of by_product must be a list of numbers")
         if len(values) != len(table["product"]):
             raise ValueError(f"{where}: {column!r} of by_product has {len(values)} rows, not {len(table['product'])}")
@@ -215,6 +216,16 @@ def _check_numbers(numbers, where):
 def _is_number(value):
     """Whether it is a number that a float can hold; NaN is not, and whole numbers of 400 digits are not."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _are_numbers(values):
+    """Whether it is a list of such numbers; looked at one by one only where their sum is none."""
+    if not isinstance(values, list) or set(map(type, values)) - {int, float}:
+        return False
+    try:
+        return math.isfinite(sum(values)) or all(map(_is_number, values))
+    except OverflowError:  # a whole number of 400 digits
+        return False
 
 
 def _is_interval(value):
