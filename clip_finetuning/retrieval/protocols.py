@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_finetuning.retrieval import graded as gains
 from clip_finetuning.retrieval import metrics, sampled101, summary
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import DIRECTIONS
@@ -52,17 +53,37 @@ def evaluate(
         return _evaluate_pairs(embeddings, ks, seed, truth)
     result: dict[str, Any] = {"protocol": describe(embeddings, protocol)}
     asked, alike, counts = marked_tasks(truth, tasks(embeddings, protocol))
+    graded = _gains(embeddings, asked) if truth else dict.fromkeys(asked)
     numbers = {}
     for direction, task in asked.items():
         ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, alike=alike[direction])
         chance = metrics.chance(task.positives, len(task.gallery), ks)
         result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
+        if graded[direction]:
+            _add_graded(result[direction], task, ranks, graded[direction], ks)
         if alike[direction] is not None:
             numbers[direction] = by_truth(ranks, truth, task.query_products, ks)
     if truth and truth.judged:
         result["protocol"] += f"; {truth.judged.sentence()}"
     return result | ({"truth": entry(truth, numbers, counts)} if numbers else {})
+
+
+def _gains(e, asked):
+    """{direction: what gains how much by its attributes, or None}."""
+    forward = asked["text_to_image"]
+    found = gains.gains(e, forward.positives, forward.gallery_items)
+    back = gains.turned(found, len(forward.gallery_items)) if found else None
+    return {"text_to_image": found, "image_to_text": back}
+
+
+def _add_graded(result, task, ranks, found, ks):
+    """Enter graded nDCG@k of a direction, over the queries that have a positive."""
+    pairs, share = found
+    again = metrics.rank_positives(task.queries, task.gallery, pairs, grades=share)
+    values, ends = gains.numbers(again, share, ranks.best != metrics.NEVER, task.query_products, ks)
+    result |= values
+    result["intervals"] |= ends
 
 
 def describe(embeddings: Embeddings, protocol: str) -> str:
