@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from clip_finetuning.retrieval import between_images, hubness, metrics, query_texts, ranking, sampled101, summary
+from clip_finetuning.retrieval import graded as gains
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import BETWEEN_IMAGES, DIRECTIONS, DIRECTIONS_OF, QUERIES_OF
 from clip_finetuning.retrieval.pairs import pair_truths
@@ -91,6 +92,7 @@ def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=Non
     }
     if where["shared"] and distributed.rank() > 0:
         return {}
+    graded = _gains(embeddings, asked) if truth else dict.fromkeys(asked)
     result: dict[str, Any] = {}
     numbers = {}
     for direction, task in asked.items():
@@ -100,9 +102,28 @@ def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=Non
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
         if hubs:
             result[direction]["hubness"] = hubness.of_lists(ranks.top_items, embeddings, direction)
+        if graded[direction]:
+            _add_graded(result[direction], task, ranks, graded[direction], ks)
         if alike[direction] is not None:
             numbers[direction] = by_truth(ranks, truth, task.query_products, ks)
     return result | ({"truth": entry(truth, numbers, counts)} if numbers else {})
+
+
+def _gains(e, asked):
+    """{direction: what gains how much by its attributes, or None}."""
+    forward = asked["text_to_image"]
+    found = gains.gains(e, forward.positives, forward.gallery_items)
+    back = gains.turned(found, len(forward.gallery_items)) if found else None
+    return {"text_to_image": found, "image_to_text": back}
+
+
+def _add_graded(result, task, ranks, found, ks):
+    """Enter graded nDCG@k of a direction, over the queries that have a positive."""
+    pairs, share = found
+    again = metrics.rank_positives(task.queries, task.gallery, pairs, grades=share)
+    values, ends = gains.numbers(again, share, ranks.best != metrics.NEVER, task.query_products, ks)
+    result |= values
+    result["intervals"] |= ends
 
 
 def describe(embeddings: Embeddings, protocol: str) -> str:

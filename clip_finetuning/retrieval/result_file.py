@@ -13,7 +13,7 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
 SHOWN = re.compile(
-    r"(recall|expected_recall|ndcg)@[1-9]\d*|median_rank|mrr|map|map_at_r|r_precision"
+    r"(recall|expected_recall|ndcg|graded_ndcg)@[1-9]\d*|median_rank|mrr|map|map_at_r|r_precision"
 )  # the numbers of a direction that tables and pages show
 
 RECALL = re.compile(r"recall@[1-9]\d*")
