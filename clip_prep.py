@@ -9,7 +9,7 @@
     python clip_prep.py --audit clip_dataset_train.json clip_dataset_valid.json --drop-leaks
 
 Writes `clip_dataset_{split}.json`: a list of objects with image_path, image_name, caption, category and product_id, and
-subcategory and captions where there are any. Where a table names pictures by URL, `--download DIR` fetches them. The same catalogue gives the same bytes on any machine. `--audit` checks
+subcategory, captions and attributes (--attributes) where there are any. Where a table names pictures by URL, `--download DIR` fetches them. The same catalogue gives the same bytes on any machine. `--audit` checks
 such files for what harms training or flatters evaluation, and writes `audit.json`; its exit code is 1 if products or
 pictures are in more than one of them. With `--drop-leaks` these leave the training split: what is left is written to
 `{name}_clean.json`, and the exit code is 0.
@@ -84,6 +84,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--allow-outside", action="store_true", help="take pictures outside the image folder too")
 
+    parser.add_argument(
+        "--attributes",
+        metavar="COLUMN,...",
+        type=command_line.names,
+        default=(),
+        help="columns, fields or keys to keep beside the category, such as colour,material, for --truth of evaluate_clip.py",
+    )
+
     hdf5 = parser.add_argument_group("with --hdf5")
     hdf5.add_argument("--caption-fields", metavar="FIELD,...", help="what makes the caption [description]")
 
@@ -145,6 +153,8 @@ def check_arguments(parser: command_line.Parser, args: argparse.Namespace) -> No
         if getattr(args, name) is not None and not args.download:
             parser.error(f"--{name.replace('_', '-')} belongs to --download")
     check_shares(parser, args)
+    if args.audit and args.attributes:
+        parser.error("--attributes does not go with --audit: it is for the making of JSON files")
     if args.audit and args.split:
         parser.error("--split does not go with --audit: name the JSON files")
     if args.drop_leaks and len(args.audit or ()) < 2:
@@ -217,7 +227,7 @@ def open_sources(args: argparse.Namespace, of_url: OfUrl | None = None) -> dict[
     splits = splits_of(args) if args.split == "all" else (args.split,)
     if args.hdf5:
         fields = [field.strip() for field in (args.caption_fields or catalogue.hdf5.DESCRIPTION).split(",")]
-        return {split: catalogue.hdf5.open_hdf5(args.hdf5, fields) for split in splits}
+        return {split: catalogue.hdf5.open_hdf5(args.hdf5, fields, args.attributes) for split in splits}
     if args.table:
         (image, *more_images), (product, *other_products) = args.image_column or [None], args.product_column or [None]
         columns = catalogue.columns.Columns(
@@ -230,6 +240,7 @@ def open_sources(args: argparse.Namespace, of_url: OfUrl | None = None) -> dict[
             image_template=args.image_template,
             more_images=tuple(more_images),
             other_products=tuple(other_products),
+            attributes=args.attributes,
         )
         read = partial(catalogue.table.open_table, args.table, columns, args.images, preset=args.preset, of_url=of_url)
         options = {
@@ -239,7 +250,8 @@ def open_sources(args: argparse.Namespace, of_url: OfUrl | None = None) -> dict[
         }
         fractions = {"valid_fraction": args.valid_fraction, "test_fraction": args.test_fraction}
         return {split: read(split, **fractions, **options) for split in splits}
-    read = partial(catalogue.pai.open_pai, num_workers=args.num_workers, allow_outside=args.allow_outside)
+    options = {"allow_outside": args.allow_outside, "attributes": args.attributes}
+    read = partial(catalogue.pai.open_pai, num_workers=args.num_workers, **options)
     return {split: read(args.data_dir, split) for split in splits}
 
 
@@ -273,7 +285,7 @@ def audit_mappings(paths: list[str], output: str, num_workers: int, drop_leaks: 
     with runtime.atomic_write.atomic_write(output) as temporary:
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate's escape in JSON
-    print(catalogue.audit.summary(report))
+    print(catalogue.audit_summary.summary(report))
     print(f"{output}: all of it")
     if drop_leaks:
         print(catalogue.leaks.drop_leaks(inspected))

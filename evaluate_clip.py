@@ -6,6 +6,7 @@
     python evaluate_clip.py --dataset-path "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
     python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
+    python evaluate_clip.py --use-checkpoint --retention "general.{000000..000003}.tar"
     python evaluate_clip.py --from-embeddings anybodys.npz
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
@@ -15,6 +16,7 @@ evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs u
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import settings
@@ -26,6 +28,8 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
+    from clip_finetuning.retrieval.examples import Examples
+    from clip_finetuning.retrieval.truth import Truth
     from clip_finetuning.runtime.distributed import Ranks
 
 RECALLS = (5, 10)  # always reported at the top level of the results
@@ -44,21 +48,36 @@ def main(argv: list[str] | None = None) -> None:
         return
     ranks = runtime.distributed.start(args.device)
     if not args.from_embeddings:
+        if args.disputed or args.truth != "strict":
+            retrieval.looks.check()
         loading.first_look.check_shards(args.dataset_path)
+    prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
         clip_model, embeddings = None, retrieval.embeddings.load(args.from_embeddings)
+        embeddings.keep_attributes(args.attributes)
         about = {"embeddings": args.from_embeddings, "data": {"fingerprint": embeddings.fingerprint()}}
     else:
-        clip_model = load_model(args, ranks)
+        checkpoint = read_checkpoint(args)
+        if args.retention:
+            check_retention(args, checkpoint)
+        clip_model = load_model(args, ranks, checkpoint)
         embeddings, about = embed_shards(clip_model, args, ranks)
+        if args.retention:
+            about["retention"] = measure_retention(clip_model, checkpoint, args, ranks, baseline)
     if ranks.rank == 0:
-        results = evaluate(embeddings, args) | about
+        truth = truth_of(embeddings, args)
+        results = evaluate(embeddings, args, truth) | about
         if "product" in args.protocol:
-            results["examples"] = retrieval.examples.record(embeddings)
+            results["examples"] = retrieval.examples.record(embeddings, truth)
         if clip_model is not None and args.zero_shot:
-            results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
+            precision = results["model"]["precision"]
+            results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
+        if baseline:
+            results["statistics"]["baseline"] = retrieval.comparison.effects(baseline, results | {"name": args.output})
         write_outputs(args, embeddings, results, baseline)
+        if args.disputed:
+            write_disputed(args, embeddings, truth)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -95,6 +114,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--zero-shot", action="store_true", help="also classify images by the names of their categories"
     )
+    parser.add_argument(
+        "--retention", metavar="PATTERN", help="shards of other data: what does the model still know of them?"
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="how --zero-shot names a category: one prompt a line, with {}"
+    )
+    _add_truth_arguments(parser)
     args = parser.parse_args(argv)
     _check_together(parser, args)
     args.dataset_path = args.dataset_path or (args.test_dataset_pattern if args.test else args.valid_dataset_pattern)
@@ -106,6 +132,32 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def _add_truth_arguments(parser):
+    """The flags about what the catalogue leaves out."""
+    group = parser.add_argument_group("incomplete truth")
+    group.add_argument(
+        "--truth",
+        choices=("strict", "tolerant", "without", "all"),
+        default="strict",
+        help="look-alikes of other products: misses (strict, always the headline), hits too (tolerant), or left out [strict]",
+    )
+    group.add_argument(
+        "--attributes",
+        metavar="FIELD,...",
+        type=command_line.names,
+        default=(),
+        help="fields of the samples' .json that make products alike [those under attributes]",
+    )
+    group.add_argument(
+        "--disputed",
+        metavar="FILE.csv",
+        help="write pairs that are called wrong and may be right, and FILE.html to judge them",
+    )
+    group.add_argument(
+        "--judgements", metavar="FILE.csv", nargs="+", default=[], help="verdicts on such pairs: right ones are hits"
+    )
+
+
 def _check_together(parser, args):
     """Leave with a line for flags that contradict each other, or numbers that mean nothing."""
     if min(args.k) < 1:
@@ -114,8 +166,14 @@ def _check_together(parser, args):
         parser.error(f"--max-samples {args.max_samples} is not allowed: it takes a whole number >= 1")
     if args.zero_shot and args.from_embeddings:
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
+    if args.retention and args.from_embeddings:
+        parser.error("--retention needs a model to embed its shards; leave out --from-embeddings")
+    if args.prompts and not args.zero_shot:
+        parser.error("--prompts says how --zero-shot asks; add --zero-shot")
     if args.report and not {"product", "all"} & set(args.protocol):
         parser.error("--report shows the product protocol; add it to --protocol")
+    if args.disputed and not args.disputed.lower().endswith(".csv"):
+        parser.error(f"--disputed {args.disputed} must end in .csv; the page to judge the pairs is written beside it")
     if args.test and args.dataset_path:
         parser.error("--test and --dataset-path both name shards; leave out one")
 
@@ -133,28 +191,39 @@ def load_baseline(args: argparse.Namespace) -> dict[str, Any]:
     if not args.from_embeddings:
         fields = loading.sample.Fields(args.caption_key, args.product_key)
         samples = loading.first_look.listed(args.dataset_path, args.max_samples, fields)
-    retrieval.baseline.check(baseline, args.output, args.protocol, *(samples or (None,)))
+    judged = bool(args.judgements)
+    retrieval.baseline.check(baseline, args.output, args.protocol, *(samples or (None,)), judged=judged)
     return baseline
 
 
-def load_model(args: argparse.Namespace, ranks: "Ranks") -> "ClipModel":
-    """The base model, or that of the checkpoint which the flags name."""
+def read_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
+    """The checkpoint that the flags name; empty for the base model."""
+    path = args.checkpoint or (args.eval_checkpoint if args.use_checkpoint else None)
+    return {"path": path, **model.weights.read_checkpoint(path, mapped=True)} if path else {}
+
+
+def load_model(args: argparse.Namespace, ranks: "Ranks", checkpoint: dict[str, Any]) -> "ClipModel":
+    """The base model, or that of the checkpoint, whose weights are taken out of it."""
     device = runtime.device.pick_device(args.device, ranks.local_rank)
     runtime.device.make_current(device)
-    path = args.checkpoint or (args.eval_checkpoint if args.use_checkpoint else None)
     image = model.image_recipe.image_settings(args)
-    if path is None:
+    if not checkpoint:
         return model.building.create_model(
             args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image
         )
     named = args.model_name if "MODEL_NAME" in args.given else None
-    return model.building.load_model(path, device, args.model_cache_dir, named, args.model_name, image=image)
+    loaded = model.building.load_model(
+        checkpoint["path"], device, args.model_cache_dir, named, args.model_name, checkpoint, image
+    )
+    del checkpoint["state_dict"]
+    return loaded
 
 
 def embed_shards(
     clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks"
 ) -> tuple["Embeddings", dict[str, Any]]:
     """(Embeddings of the shards, what the results say about model and data)."""
+    compares_pictures = bool(args.disputed) or args.truth != "strict"
     loader = loading.loader.eval_loader(
         args.dataset_path,
         model.clip_model.image_transform(clip_model, train=False),
@@ -166,6 +235,8 @@ def embed_shards(
         max_samples=args.max_samples,
         caption_key=args.caption_key,
         product_key=args.product_key,
+        attributes=args.attributes,
+        look=retrieval.looks.look_of if compares_pictures else None,
     )
     seen = runtime.distributed.gather_objects(loader.num_samples)
     if len(set(seen)) > 1:
@@ -182,12 +253,82 @@ def embed_shards(
     return embeddings, about
 
 
-def evaluate(embeddings: "Embeddings", args: argparse.Namespace) -> dict[str, Any]:
+def check_retention(args: argparse.Namespace, checkpoint: dict[str, Any]) -> None:
+    """ValueError if the shards of --retention hold what is evaluated, or what the checkpoint was trained on."""
+    given = checkpoint.get("settings")
+    trained = given.get("TRAIN_DATASET_PATTERN") if isinstance(given, dict) else None
+    for pattern, what in ((args.dataset_path, "evaluated on"), (trained, "trained on")):
+        shared = loading.shard_list.in_common(args.retention, pattern) if isinstance(pattern, str) else []
+        if shared:
+            raise ValueError(
+                f"--retention {args.retention}: {shared[0]} is one of the shards that the model is {what}, which cannot "
+                "tell what it forgot; name shards of other data"
+            )
+    fields = loading.sample.Fields(args.caption_key, args.product_key)
+    mine, other = (loading.first_look.listed(p, args.max_samples, fields) for p in (args.retention, args.dataset_path))
+    if mine and other and set(zip(mine.products, mine.captions)) <= set(zip(other.products, other.captions)):
+        raise ValueError(
+            f"--retention {args.retention}: all {len(mine.keys):,} samples are evaluated too, by {args.dataset_path}; name "
+            "shards of other data"
+        )
+
+
+def measure_retention(
+    clip_model: "ClipModel",
+    checkpoint: dict[str, Any],
+    args: argparse.Namespace,
+    ranks: "Ranks",
+    baseline: dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """What the model still knows of the shards of --retention, and of what less than before; rank 0 has it."""
+    after = measure_others(clip_model, args, ranks)
+    before = retrieval.retention.of_baseline(baseline, after) if after else None
+    if runtime.distributed.agree(before is not None):
+        return before and retrieval.retention.report(after, before, {"results": before["name"]})
+    if not checkpoint:
+        return after and retrieval.retention.report(after, None, {}, "this model is the one before")
+    base, missing = None, ""
+    try:
+        image = model.image_recipe.image_settings(args)
+        base = model.building.create_start(clip_model, checkpoint, args.model_cache_dir, image)
+    except (ValueError, FileNotFoundError) as error:
+        missing = str(error)
+    missing = next(filter(None, runtime.distributed.gather_objects(missing)), "")
+    if base is None or missing:
+        return after and retrieval.retention.report(after, None, {}, missing)
+    before = measure_others(base, args, ranks)
+    about = {"name": base.name, "weights": base.pretrained or "its own"}
+    return before and retrieval.retention.report(after, before, about)
+
+
+def measure_others(clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks") -> dict[str, Any]:
+    """The results of a model on the shards of --retention, on rank 0."""
+    others = argparse.Namespace(**{**vars(args), "dataset_path": args.retention})
+    embeddings, about = embed_shards(clip_model, others, ranks)
+    if ranks.rank > 0:
+        return {}
+    measured = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed)
+    return {"pattern": args.retention, **measured, **about}
+
+
+def truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
+    """What counts as right, as the flags say."""
+    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
+    return retrieval.truth.truth_of(embeddings, args.truth, judged)
+
+
+def strict_truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
+    """What the headline counts as right: the same product, and what people judged right."""
+    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
+    return retrieval.truth.truth_of(embeddings, judged=judged)
+
+
+def evaluate(embeddings: "Embeddings", args: argparse.Namespace, truth: "Truth") -> dict[str, Any]:
     """The numbers of the protocols that the flags name."""
     candidates = None
     if "sampled101" in args.protocol:
         candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
-    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates)
+    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates, truth)
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -195,7 +336,8 @@ def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     if not path.endswith(".npz"):
         return retrieval.result_file.read(path)
     embeddings = retrieval.embeddings.load(path)
-    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed)
+    truth = strict_truth_of(embeddings, args)
+    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, truth=truth)
     return results | {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
 
 
@@ -216,15 +358,34 @@ def write_outputs(
         print(f"report written to {args.report}")
 
 
+def write_disputed(args: argparse.Namespace, embeddings: "Embeddings", truth: "Truth") -> None:
+    """The table of disputed pairs, and the page beside it on which they are judged."""
+    pairs = retrieval.disputed.find(embeddings, truth)
+    page = str(Path(args.disputed).with_suffix(".html"))
+    key_of = embeddings.keys_of(retrieval.disputed.images_of(pairs))
+    try:
+        found = loading.lookup.read_pictures(args.dataset_path, key_of.values(), args.caption_key)
+    except FileNotFoundError as error:
+        print(f"{page} has no pictures: {error}", file=sys.stderr)
+        found = {}
+    pictures = {image: found[key] for image, key in key_of.items() if key in found}
+    written = {
+        args.disputed: retrieval.disputed.csv(embeddings, pairs),
+        page: retrieval.disputed.page(embeddings, pairs, pictures, Path(args.disputed).name),
+    }
+    for path, text in written.items():
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace", newline="")
+    print(f"{len(pairs):,} disputed pairs written to {args.disputed}; {page} takes the verdicts for --judgements")
+
+
 def write_report(
     args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
 ) -> None:
     """The page, with pictures from the shards; where they are out of reach, their keys stand instead."""
-    examples = retrieval.examples.pick(embeddings)
+    examples = retrieval.examples.pick(embeddings, strict_truth_of(embeddings, args))
     if retrieval.report.before_of(baseline, results, "product"):
-        is_file = args.baseline.endswith(".npz")
-        before = retrieval.embeddings.load(args.baseline) if is_file else None
-        examples.before = retrieval.examples.before(baseline, before, examples, embeddings)
+        examples.before = answers_before(args, baseline or {}, examples, embeddings)
     keys, found = examples.keys(embeddings), {}
     try:
         found = loading.lookup.read_pictures(args.dataset_path, keys.values(), args.caption_key)
@@ -234,6 +395,16 @@ def write_report(
     page = retrieval.report.render(results, embeddings, examples, pictures, baseline)
     with atomic_write(args.report) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")  # half a character, as JSON can escape one
+
+
+def answers_before(
+    args: argparse.Namespace, baseline: dict[str, Any], examples: "Examples", embeddings: "Embeddings"
+) -> dict[str, Any]:
+    """What the baseline answered to the queries of the page: its embeddings know that of each, its results of a sample."""
+    if not args.baseline.endswith(".npz"):
+        return baseline.get("examples", {})
+    before = retrieval.embeddings.load(args.baseline)
+    return retrieval.examples.before(before, strict_truth_of(before, args), examples, embeddings)
 
 
 if __name__ == "__main__":

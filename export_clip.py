@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import settings
-from clip_finetuning import export, model, runtime
+from clip_finetuning import export, loading, model, runtime
 from clip_finetuning.export.names import DTYPES, FORMS, INT8_COSINE, LIMITS
 from clip_finetuning.runtime import command_line, console
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clip_finetuning.model.clip_model import ClipModel
 
 KNOBS = [
-    "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN",
+    "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "CAPTION_KEY", "PRODUCT_KEY",
     "IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION", "SEED",
 ]  # fmt: skip
 
@@ -116,10 +116,12 @@ def load_model(args: argparse.Namespace) -> "tuple[ClipModel, dict[str, Any]]":
 
 def read_pictures(clip_model: "ClipModel", args: argparse.Namespace) -> "Original":
     """The model's own embeddings of the pictures that the folder is to be checked on."""
-    found = export.pictures.read(args.pictures, args.max_samples)
+    fields = loading.sample.Fields(args.caption_key, args.product_key)
+    found = export.pictures.read(args.pictures, args.max_samples, fields)
     of = f" of {found.total:,}" if found.total else ""
-    skipped = "".join(f"; {count} skipped: {reason}" for reason, count in found.skipped.items())
-    print(f"checking on {len(found.samples)}{of} pictures of {args.pictures}{skipped}", flush=True)
+    rest = "".join(f"; {count} skipped: {reason}" for reason, count in found.skipped.items())
+    rest += "".join(f"; {count} guessed: {what}" for what, count in found.guessed.items())
+    print(f"checking on {len(found.samples)}{of} pictures of {args.pictures}{rest}", flush=True)
     return export.check.Original(clip_model, found.samples)
 
 

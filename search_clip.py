@@ -13,6 +13,7 @@ or changed; one that was stopped goes on. Runs under torchrun too.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import settings
-from clip_finetuning import catalogue, model, pictures, runtime, search, shards
+from clip_finetuning import catalogue, loading, model, pictures, runtime, search, shards
 from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.accounting import Skipped
 from clip_finetuning.runtime.atomic_write import atomic_write
@@ -37,7 +38,7 @@ if (
 
 KNOBS = [
     "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE",
-    "IMAGE_INTERPOLATION", "DATA_DIR", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
+    "IMAGE_INTERPOLATION", "DATA_DIR", "CAPTION_KEY", "PRODUCT_KEY", "BATCH_SIZE", "NUM_WORKERS", "DEVICE", "PRECISION", "SEED",
 ]  # fmt: skip
 # What each command takes beside --checkpoint and the knobs.
 TAKES = {
@@ -123,7 +124,8 @@ def make_index(args: argparse.Namespace) -> None:
     precision = search.build.precision_of(args.output) if args.precision == "auto" else args.precision
     precision = runtime.distributed.agree(precision or runtime.device.pick_precision("auto", device))
     how = search.build.Settings(args.batch_size, args.num_workers, precision, ranks)
-    opened = open_source(args, how.options)
+    fields = loading.sample.Fields(args.caption_key, args.product_key)
+    opened = open_source(args, dataclasses.replace(how.options, fields=fields))
     about = search.build.build(opened, args.output, clip_model, named, how)
     if about is None:
         return
@@ -171,7 +173,12 @@ def open_source(args: argparse.Namespace, options: "Options") -> "Opened":
     ]
     skipped = [Skipped(1, entry.reason, entry.name, ("entry", entry.number)) for entry in mapping.skipped]
     inside = None if args.allow_outside else args.data_dir
-    return search.source.of_pictures(entries, options, skipped, inside, mapping.remarks())
+    remarks = mapping.remarks()
+    if options.fields != loading.sample.USUAL:
+        remarks.append(
+            "CAPTION_KEY and PRODUCT_KEY are of .json files beside pictures; a mapping's own fields are used"
+        )
+    return search.source.of_pictures(entries, options, skipped, inside, remarks)
 
 
 # ------------------------------------------------------------------------------------------------------- query
@@ -179,7 +186,7 @@ def open_source(args: argparse.Namespace, options: "Options") -> "Opened":
 
 def query(args: argparse.Namespace) -> None:
     """Answer words, a picture or both."""
-    index = search.index.Index.open(args.place, with_graph=not args.exact)
+    index = search.index.Index.open(args.place)
     with contextlib.redirect_stdout(sys.stderr):  # what is said of the model is no part of the answer
         encoder = open_encoder(index, args, args.checkpoint)
     [hits] = index.search(query_vector(encoder, args), args.top, args.category, args.exact, args.all_views)

@@ -7,7 +7,8 @@ A product is a combination of garment, colours, pattern, sleeve, neckline, lengt
 four views differ in pose, scale, background and light; its caption says what the drawing shows, in one of several
 wordings. No combination occurs twice, so no validation product equals a training product. OUTDIR receives
 full_{split}_info_PAI/*.pkl and extracted_{split}_images/*.png. The same seed draws the same catalogue. With --table,
-OUTDIR also receives it as a shop would have it: a CSV with the columns photo, sku, kind and description.
+OUTDIR also receives it as a shop would have it: a CSV with the columns photo, sku, kind, description, colour, pattern
+and material.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
+FIRST_ID = 100_000  # of a product
 CANVAS, SIZE = 256, 96  # drawn large, then scaled down, which smooths every edge
 
 COLOURS = {
@@ -372,7 +374,7 @@ def write_product(numbered, outdir, split, seed):
     """Write the views and the PAI records of one product; returns how many."""
     number, product = numbered
     generator = random.Random(f"{seed} {product}")
-    product_id, garment = str(100_000 + number), GARMENTS[product.garment]
+    product_id, garment = str(FIRST_ID + number), GARMENTS[product.garment]
     caption = caption_of(product, generator)
     views = generator.randint(2, 4)
     for view in range(views):
@@ -419,15 +421,17 @@ def draw_catalogue(outdir, train_products, valid_products, seed=0, processes=2):
     return counts
 
 
-def write_table(outdir, name):
-    """The pictures of both splits as a CSV, a row each."""
+def write_table(outdir, name, products):
+    """The pictures of both splits as a CSV, a row each; `products` by number."""
     with open(outdir / name, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["photo", "sku", "kind", "description"])
+        table.writerow(["photo", "sku", "kind", "description", "colour", "pattern", "material"])
         for path in sorted(outdir.glob("full_*_info_PAI/*.pkl")):
             record = pickle.loads(path.read_bytes())
             photo = f"{path.parent.name.replace('full_', 'extracted_').replace('_info_PAI', '_images')}/{record['img_name']}"
-            table.writerow([photo, record["product_id"], record["super_cls_name"], record["captions"]])
+            product = products[int(record["product_id"]) - FIRST_ID]
+            said = [photo, record["product_id"], record["super_cls_name"], record["captions"]]
+            table.writerow([*said, product.colour, product.pattern, product.material])
 
 
 def main(argv=None):
@@ -443,7 +447,8 @@ def main(argv=None):
     ).items():
         print(f"{split}: {products:,} products, {images:,} images")
     if args.table:
-        write_table(args.outdir, args.table)
+        products = distinct_products(args.train_products + args.valid_products, args.seed)
+        write_table(args.outdir, args.table, products)
 
 
 if __name__ == "__main__":

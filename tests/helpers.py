@@ -346,7 +346,7 @@ def launch(worker, job, *arguments, processes=2, restarts=0):
     command += [f"--max-restarts={restarts}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command += [str(worker), job, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def read_table(folder, name, data, columns=None, **options):

@@ -193,7 +193,7 @@ def no_model(monkeypatch):
         (["--baseline=of_all.json", "--max-samples=9"], "are results of different data"),
         (["--baseline=of_all.json", "--test", "--test-dataset-pattern={two}"], "are results of different data"),
         (["--baseline=of_all.json", "--protocol=one_view"], "have no protocol in common"),
-        (["--baseline=of_old_rules.json", "--protocol=pair"], "in pair; measure it anew"),
+        (["--baseline=of_old_rules.json", "--protocol=pair"], "measures pair/v1 .*; measure of_old_rules.json anew"),
         (["--baseline=nowhere.json"], "nowhere.json does not exist"),
         (["--dataset-path=typo.{{000000..000001}}.tar"], "no shard matches 'typo."),
         (["--test", "--test-dataset-pattern=typo.tar"], "no shard matches 'typo.tar'"),
@@ -213,7 +213,9 @@ def baselines(data, tmp_path):
     evaluate(data, tmp_path, "--output=of_all.json", "--save-embeddings=of_all.npz")
     evaluate(data, tmp_path, "--output=of_two_shards.json", f"--dataset-path={two}")
     old = json.loads((tmp_path / "of_all.json").read_text())
-    (tmp_path / "of_old_rules.json").write_text(json.dumps(old | {"rules": 1}))
+    for protocol in old["protocols"].values():
+        del protocol["version"]
+    (tmp_path / "of_old_rules.json").write_text(json.dumps(old))
 
 
 @pytest.mark.parametrize("name", ["of_all.json", "of_all.npz", "of_old_rules.json"])
@@ -283,7 +285,24 @@ def test_zero_shot_and_report(data, tmp_path):
     page = parsed_page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert len(page.find("img")) > 6 and not page.find(name="gone")
     shown = {image.attributes["alt"]: image.attributes["src"] for image in page.find("img")}
-    assert set(shown) <= {f"{number:09d}" for number in range(12)} and len(set(shown.values())) == len(shown)
+    assert {alt.split(":")[0] for alt in shown} <= {f"{number:09d}" for number in range(12)}
+    assert len(set(shown.values())) == len(shown)
+
+
+def test_prompts_are_a_setting_and_two_classifications_are_compared(data, tmp_path, capsys):
+    samples = [catalogue_sample(n, n // 2, category=["TOPS", "SHOES"][n // 2 % 2]) for n in range(12)]
+    write_shard(tmp_path / "a.000000.tar", samples)
+    (tmp_path / "prompts.txt").write_text("{}\nthe {} of a shop\n")
+    pattern = (f"--dataset-path={tmp_path / 'a.000000.tar'}", "--protocol=product", "--zero-shot")
+    assert len(evaluate(data, tmp_path, *pattern, "--output=a.json")["zero_shot"]["prompts"]) == 5
+    other = evaluate(data, tmp_path, *pattern, "--prompts=prompts.txt", "--output=b.json", "--baseline=a.json")
+    assert other["zero_shot"]["prompts"] == ["{}", "the {} of a shop"]
+    said = capsys.readouterr().out
+    assert "2 classes named by 2 prompts" in said and "asked by other prompts: 5 of A, 2 of B" in said
+    assert max(map(len, said.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        evaluate(data, tmp_path, "--prompts=prompts.txt")
+    assert "--prompts says how --zero-shot asks; add --zero-shot" in capsys.readouterr().err
 
 
 def test_a_report_without_its_shards_has_keys_for_pictures(data, tmp_path, capsys):
@@ -294,6 +313,84 @@ def test_a_report_without_its_shards_has_keys_for_pictures(data, tmp_path, capsy
     page = parsed_page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert page.find(name="gone") and not page.find("img")
     assert "the report has no pictures: " in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ retention
+
+
+@pytest.fixture
+def tuned(data, tmp_path):
+    """Flags that evaluate a checkpoint on a little data, with another kind of data beside it; `start.pt` is its start."""
+    write_shard(tmp_path / "own.000000.tar", [catalogue_sample(n, n // 2) for n in range(12)])
+    write_shard(tmp_path / "general.000000.tar", [catalogue_sample(n + 100, n // 2 + 50) for n in range(60)])
+    start = clip.create_model(str(data / "tiny-test.json"), "", None, torch.device("cpu"), seed=3)
+    clip.save_checkpoint(tmp_path / "start.pt", start)
+    tuned = clip.load_model(tmp_path / "start.pt")
+    with torch.no_grad():
+        tuned.model.visual.proj.add_(torch.randn(tuned.model.visual.proj.shape, generator=torch.manual_seed(0)))
+    trained = {"TRAIN_DATASET_PATTERN": str(tmp_path / "train.{000000..000001}.tar")}
+    clip.save_checkpoint(tmp_path / "tuned_checkpoint.pt", tuned, settings=trained)
+    return "--checkpoint=tuned_checkpoint.pt", f"--dataset-path={tmp_path / 'own.000000.tar'}", "--protocol=product"
+
+
+GENERAL = "--retention=general.000000.tar"
+
+
+def test_what_was_forgotten_is_measured_against_the_weights_that_the_checkpoint_began_with(
+    data, tmp_path, tuned, capsys
+):
+    results = evaluate(data, tmp_path, *tuned, GENERAL)
+    retention = results["retention"]
+    assert retention["base"] == {"name": "tiny-test", "weights": str(tmp_path / "start.pt")}
+    assert (retention["num_samples"], retention["num_products"], results["num_samples"]) == (60, 30, 12)
+    assert retention["cite"] != results["cite"] and retention["pattern"] == "general.000000.tar"
+    for checkpoint, column in (("start.pt", "before"), ("tuned_checkpoint.pt", "after")):
+        alone = evaluate(
+            data, tmp_path, f"--checkpoint={checkpoint}", "--dataset-path=general.000000.tar", "--output=alone.json"
+        )
+        for way, changes in retention["change"].items():
+            assert {key: change[column] for key, change in changes.items()} == {
+                key: alone["protocols"]["product"][way][key] for key in ("recall@1", "recall@5", "recall@10")
+            }
+    text = capsys.readouterr().out
+    assert "retention: general.000000.tar: 60 images, 30 products; before:" in text
+    assert "product, text->image        before   after             change [95 %]" in text
+
+
+def test_a_start_that_is_gone_is_said_and_a_baseline_takes_its_place(data, tmp_path, tuned, capsys):
+    evaluate(data, tmp_path, "--checkpoint=start.pt", *tuned[1:], GENERAL, "--output=before.json")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "random weights, which had nothing to forget; give results of the model before on these shards" in said
+    (tmp_path / "start.pt").unlink()
+    lost = evaluate(data, tmp_path, *tuned, GENERAL, "--output=lost.json")["retention"]
+    assert lost["change"] == lost["base"] == {} and "are not there:" in lost["sentence"]
+    assert "--baseline FILE, which evaluate_clip.py --retention writes" in lost["sentence"]
+    found = evaluate(data, tmp_path, *tuned, GENERAL, "--baseline=before.json", "--output=found.json")["retention"]
+    assert found["base"] == {"results": "before.json"} and found["protocols"] == lost["protocols"]
+    assert (
+        found["change"]["text_to_image"]["recall@10"]["after"]
+        == lost["protocols"]["product"]["text_to_image"]["recall@10"]
+    )
+    capsys.readouterr()
+    evaluate_clip.main(["--compare", "before.json", "found.json"])
+    assert "\nretention, on general.000000.tar\nproduct, text->image " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("own.000000.tar", "own.000000.tar is one of the shards that the model is evaluated on"),
+        ("general.000000.tar::./own.*.tar", "own.000000.tar is one of the shards that the model is evaluated on"),
+        ("train.000001.tar", "train.000001.tar is one of the shards that the model is trained on"),
+        ("copy.tar", "all 12 samples are evaluated too"),
+        ("typo.tar", "no shard matches 'typo.tar'"),
+    ],
+)
+def test_what_cannot_tell_what_was_forgotten_is_refused(data, tmp_path, tuned, no_model, pattern, words):
+    for copy in ("copy.tar", "train.000001.tar"):
+        (tmp_path / copy).write_bytes((tmp_path / "own.000000.tar").read_bytes())
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        evaluate(data, tmp_path, *tuned, f"--retention={pattern}")
 
 
 # ------------------------------------------------------------------------------------------------ bad input

@@ -262,6 +262,28 @@ def test_the_model_card_has_the_numbers_of_this_model_and_of_its_base(shop, tmp_
     assert "evaluation_results_old.json: it measures another.pt" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_model_card_says_what_the_model_still_knows_of_other_data(shop, tmp_path, monkeypatch, is_known):
+    folder, _ = shop
+    monkeypatch.chdir(tmp_path)
+    retention = result_of("", fingerprint="other", recall=0.625)
+    retention["data"]["pattern"] = retention["pattern"] = "/secret/general.tar"
+    if is_known:
+        change = {"before": 0.875, "after": 0.625, "gain": -0.25, "interval": [-0.5, -0.125], "verdict": "worse"}
+        retention["change"] = {"text_to_image": {"recall@10": change}}
+        retention["base"] = {"name": "ViT-B-32", "weights": "/secret/start.pt"}
+    results = result_of(str(folder / "final.pt"), recall=0.75) | {"retention": retention}
+    (tmp_path / "evaluation_results_checkpoint.json").write_text(json.dumps(results))
+    run(folder, "--form", "open_clip", "--output", str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "What it still knows of other data, 6 samples of `general.tar`" in card and "secret" not in card
+    assert "To cite: protocol: product/v1 strict sha256:abc" in card
+    assert ("against the model before (ViT-B-32, start.pt)" in card) == is_known
+    assert bool(re.search(r"\| 0\.875 +\| 0\.625 +\| -0\.250 \(-0\.500 to -0\.125\) \| worse \|", card)) == is_known
+    assert ("What it forgot is not known" in card) == (not is_known)
+    assert bool(re.search(r"\| Recall@10, text->image +\| 0\.625 +\| 0\.525 to 0\.725", card)) == (not is_known)
+
+
 def test_results_older_than_the_checkpoint_are_another_models(shop, tmp_path, monkeypatch, capsys):
     folder, _ = shop
     monkeypatch.chdir(tmp_path)
@@ -361,23 +383,14 @@ def test_a_checkpoint_that_does_not_say_what_it_is(shop, tmp_path):
     assert "does not say which weights it began with" in (tmp_path / "out" / "README.md").read_text()
 
 
-LACKING = {
-    "ResNet": ({"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}, "ModifiedResNet"),
-    "attention pooling": ({"vision_cfg": {**TINY["vision_cfg"], "attentional_pool": True}}, "pooled by"),
-    "layer scale": ({"vision_cfg": {**TINY["vision_cfg"], "ls_init_value": 0.1}}, "ls_1.gamma"),
-    "no causal mask": ({"text_cfg": {**TINY["text_cfg"], "no_causal_mask": True}}, "causal mask"),
-    "oblong pictures": ({"vision_cfg": {**TINY["vision_cfg"], "image_size": [32, 48]}}, "no squares"),
-}
-
-
-@pytest.mark.parametrize("what", LACKING)
-def test_an_architecture_that_the_target_lacks(what, shop, tmp_path):
-    changes, reason = LACKING[what]
-    form = "sentence-transformers" if what == "ResNet" else "transformers"
-    arguments = ["--checkpoint", str(tmp_path / "model.pt"), "--form", form, "--output", str(tmp_path / "out")]
-    clip.save_checkpoint(tmp_path / "model.pt", clip.create_model(write_config(tmp_path, **changes)))
-    message = refused(shop[0], *arguments)
-    assert "CLIPModel has no such architecture as tiny-test" in message and reason in message
+@pytest.mark.parametrize("form", ["transformers", "sentence-transformers"])
+def test_an_architecture_that_the_target_lacks(form, shop, tmp_path):
+    config = write_config(tmp_path, vision_cfg={"image_size": 32, "layers": [1, 1, 1, 1], "width": 8})
+    clip.save_checkpoint(tmp_path / "model.pt", clip.create_model(config))
+    message = refused(
+        shop[0], "--checkpoint", str(tmp_path / "model.pt"), "--form", form, "--output", str(tmp_path / "out")
+    )
+    assert "CLIPModel has no such architecture as tiny-test: its image tower is a ModifiedResNet" in message
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,56 @@ def test_a_folder_is_read_as_a_shard_that_was_unpacked(tmp_path, model, capsys):
     assert items["alone.jpg"]["product_id"] == "alone.jpg" and items["alone.jpg"]["caption"] == ""
 
 
+def items_of(place):
+    """[(image key, product, caption, category)] of an index."""
+    index = Index.open(place)
+    names = ("image_key", "product_id", "caption", "category")
+    return [tuple(item[name] for name in names) for item in index.items(range(len(index)))]
+
+
+def test_captions_and_products_come_from_the_fields_that_are_named(tmp_path, model, capsys):
+    """Of shards, of a folder that was such a shard, and never of a mapping."""
+    fields = ["--caption-key", "meta.title", "--product-key", "sku"]
+    records = [{"meta": {"title": f"shoe {n}"}, "sku": n // 2} for n in range(3)] + [{"sku": 7}]
+    samples = [
+        {f"{n}.jpg": encoded_picture(n), f"{n}.txt": b"no", f"{n}.json": json.dumps(r).encode()}
+        for n, r in enumerate(records)
+    ]
+    write_shard(tmp_path / "a.tar", samples)
+    make(tmp_path / "a.tar", tmp_path / "shards", model, *fields)
+    assert "1 pictures left out: no text in the .json under CAPTION_KEY" in capsys.readouterr().out
+    assert items_of(tmp_path / "shards") == [(str(n), str(n // 2), f"shoe {n}", "") for n in range(3)]
+    (tmp_path / "folder").mkdir()
+    for name, data in {name: data for files in samples for name, data in files.items()}.items():
+        (tmp_path / "folder" / name).write_bytes(data)
+    make(tmp_path / "folder", tmp_path / "index", model, *fields)
+    assert "1 pictures have no caption beside them" in capsys.readouterr().out
+    expected = [(f"{n}.jpg", str(n // 2), f"shoe {n}", "") for n in range(3)] + [("3.jpg", "7", "", "")]
+    assert items_of(tmp_path / "index") == expected
+    for source in (tmp_path / "a.tar", f"pipe:cat {tmp_path}/a.tar", tmp_path / "folder"):
+        with pytest.raises(ValueError, match="^CAPTION_KEY=titel: .* the keys there are meta.title, sku"):
+            make(source, tmp_path / "none", model, "--caption-key", "titel")
+    mapping = write_mapping(tmp_path / "mapping.json", [entry(tmp_path / "folder" / "0.jpg", 5)])
+    make(mapping, tmp_path / "mapped", model, *fields)
+    assert "a mapping's own fields are used" in capsys.readouterr().out
+    assert items_of(tmp_path / "mapped")[0][1:3] == ("P5", "Caption of product 5")
+
+
+def test_a_picture_without_caption_keeps_its_product_and_category(tmp_path, model, capsys):
+    (tmp_path / "pictures" / "sale").mkdir(parents=True)
+    for number, record in enumerate([{"product_id": "P1", "category": "SHOES"}, {"product_id": "P1"}, [], None]):
+        (tmp_path / "pictures" / "sale" / f"{number}.jpg").write_bytes(encoded_picture(number))
+        if record is not None:
+            (tmp_path / "pictures" / "sale" / f"{number}.json").write_text(json.dumps(record))
+    make(tmp_path / "pictures", tmp_path / "index", model)
+    said = capsys.readouterr().out
+    assert "4 pictures have no caption beside them, 2 of them no product either" in said
+    assert "1 guessed: damaged .json and no caption beside it" in said
+    assert [(product, category) for _, product, _, category in items_of(tmp_path / "index")] == [
+        ("P1", "SHOES"), ("P1", "sale"), ("sale/2.jpg", "sale"), ("sale/3.jpg", "sale"),
+    ]  # fmt: skip
+
+
 def test_a_mapping_is_read_with_what_it_leaves_out(tmp_path, model, capsys):
     paths = [tmp_path / "data" / f"{n}.png" for n in range(3)]
     paths[0].parent.mkdir()
@@ -243,6 +293,19 @@ def test_a_damaged_index_is_made_anew_aloud(tmp_path, model, caplog):
     make(folder, place, model)
     assert "cut short or longer than it was: every picture is embedded again" in caplog.text
     assert len(index_of(place)) == 4
+
+
+def test_an_index_of_an_older_version_is_refused_and_made_anew_aloud(tmp_path, model, caplog, capsys):
+    folder, place = write_folder(tmp_path / "pictures", 4), tmp_path / "index"
+    make(folder, place, model)
+    about = json.loads((place / "index.json").read_text())
+    (place / about["generation"] / "graph.usearch").write_bytes(b"graph")
+    (place / "index.json").write_text(json.dumps(about | {"format": 1}))
+    with pytest.raises(ValueError, match=r"index\.json is not of format 2, which this version reads; make it again"):
+        ask(capsys, place, "red")
+    make(folder, place, model)
+    assert "is not of format 2, which this version reads: every picture is embedded again" in caplog.text
+    assert len(index_of(place)) == 4 and not list(place.glob("*/graph.usearch"))
 
 
 def test_two_runs_do_not_write_one_index(tmp_path, model):

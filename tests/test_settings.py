@@ -21,7 +21,7 @@ PAGE = ast.parse((ROOT / "settings.py").read_text(encoding="utf-8"))
 # The command line of each script: what is added or taken away here is a decision, and documented.
 FLAGS = {
     "clip_prep": """
-        --allow-outside --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
+        --allow-outside --attributes --audit --caption-column --caption-fields --caption-template --category-column --data-dir --debug
         --download --download-limit --download-rate --drop-leaks --encoding --hdf5 --help --image-column --image-template
         --images --keep-markup --max-skipped --num-workers --on-colab --output --preset --product-column --ray --split
         --subcategory-column --table --test-fraction --valid-fraction
@@ -39,21 +39,22 @@ FLAGS = {
         --tensorboard --train-dataset-pattern --valid-dataset-pattern --views --warmup-steps --weight-decay
     """,
     "evaluate_clip": """
-        --baseline --batch-size --candidates --caption-key --checkpoint --checkpoint-dir --compare --dataset-path --debug --device
-        --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean --image-resize-mode --image-std --k --max-samples --model-cache-dir --model-name --model-pretrained
-        --num-workers --on-colab --output --precision --product-key --protocol --report --save-embeddings --seed
-        --test --test-dataset-pattern --use-checkpoint --valid-dataset-pattern --zero-shot
+        --attributes --baseline --batch-size --candidates --caption-key --checkpoint --checkpoint-dir --compare --dataset-path
+        --debug --device --disputed --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean
+        --image-resize-mode --image-std --judgements --k --max-samples --model-cache-dir --model-name --model-pretrained
+        --num-workers --on-colab --output --precision --product-key --prompts --protocol --report --retention --save-embeddings --seed
+        --test --test-dataset-pattern --truth --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
     "export_clip": """
-        --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8
+        --caption-key --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8
         --license --max-samples --model-cache-dir --model-name --model-pretrained --normalize --on-colab --output --pictures
-        --results --seed --valid-dataset-pattern
+        --product-key --results --seed --valid-dataset-pattern
     """,
     "search_clip": """
-        --all-views --allow-outside --batch-size --category --checkpoint --compare --data-dir --debug --device --exact --export --help
+        --all-views --allow-outside --batch-size --caption-key --category --checkpoint --compare --data-dir --debug --device --exact --export --help
         --host --image --image-interpolation --image-mean --image-resize-mode --image-std --json --model-cache-dir
-        --model-name --model-pretrained --num-workers --on-colab --output --port --precision --seed --sheet --similarity
-        --top
+        --model-name --model-pretrained --num-workers --on-colab --output --port --precision --product-key --seed --sheet
+        --similarity --top
     """,
 }
 SMALLEST_CALL = {

@@ -10,7 +10,7 @@ from clip_finetuning.catalogue.encodings import UNREADABLE
 from clip_finetuning.catalogue.markup import without_markup
 from clip_finetuning.catalogue.remarks import Remarks
 from clip_finetuning.catalogue.rows import RowError
-from clip_finetuning.runtime.text import MANY_DIGITS, text_of
+from clip_finetuning.runtime.text import MANY_DIGITS, attribute_text, text_of
 
 EXACT = 2**53  # floating-point numbers beyond have lost digits
 ROUNDED = "have a product id beyond 2^53 as a floating-point number: its last digits may be lost, and products merged"
@@ -78,6 +78,17 @@ class Cells:
         if kind:
             self.remarks.count(f"have a {name} that is {kind}, which counts as none", where)
         return text if self.keep_markup else text_of(without_markup(text))
+
+    def attribute(self, where: str, name: str, value: object) -> str:
+        """The text of an attribute; of what is no text a remark, and blank."""
+
+        def as_text(one: object) -> str:
+            text, kind = text_and_kind(one)
+            if kind:
+                self.remarks.count(f"have a {name} that is {kind}, which counts as none", where)
+            return text if self.keep_markup else text_of(without_markup(text))
+
+        return attribute_text(value, as_text)
 
     def captions(self, where: str, values: Mapping, names: Iterable[str], template: str = "") -> list[str]:
         """The wordings of a row, none blank. Raises RowError if there is none, but something that is no text."""

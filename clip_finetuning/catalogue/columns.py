@@ -9,7 +9,7 @@ from clip_finetuning.catalogue.image_template import image_template_fields
 class Columns(NamedTuple):
     """Which column holds what. Several `captions` are wordings of the same; a `template` makes one of any columns.
 
-    `more_images` hold further views, an `image_template` makes the picture's name of any columns instead. Where
+    `attributes` are taken as they are. `more_images` hold further views, an `image_template` makes the picture's name of any columns instead. Where
     `product` is blank, the first of `other_products` that is not blank counts.
     """
 
@@ -22,6 +22,7 @@ class Columns(NamedTuple):
     image_template: str | None = None
     more_images: tuple[str, ...] = ()
     other_products: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
     def of_captions(self) -> list[str]:
         """The columns that the caption is made of. Raises ValueError for a template that cannot be filled."""
@@ -35,5 +36,5 @@ class Columns(NamedTuple):
 
     def named(self) -> list[str]:
         """The names of all columns that are needed. Raises ValueError for a template that cannot be filled."""
-        others = (self.product, *self.other_products, self.category, self.subcategory)
+        others = (self.product, *self.other_products, self.category, self.subcategory, *self.attributes)
         return list(dict.fromkeys(filter(None, [*self.of_images(), *self.of_captions(), *others])))

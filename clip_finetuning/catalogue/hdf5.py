@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_finetuning.catalogue.attributes import counted, with_text
 from clip_finetuning.catalogue.caption_template import fill_template
 from clip_finetuning.catalogue.rows import RowError, Skipped, Source, caption_id, make_row
 from clip_finetuning.runtime.text import text_of
@@ -20,8 +21,12 @@ PRODUCT, CATEGORY, SUBCATEGORY = "input_productID", "input_category", "input_sub
 BLOCK = 4096  # rows whose text is read at a time
 
 
-def open_hdf5(path: str | os.PathLike, caption_fields: Sequence[str] = (DESCRIPTION,)) -> Source:
+def open_hdf5(
+    path: str | os.PathLike, caption_fields: Sequence[str] = (DESCRIPTION,), attributes: Sequence[str] = ()
+) -> Source:
     """The rows of a file, in its order. The caption joins `caption_fields` ("name" or "input_name") as sentences.
+
+    `attributes` are fields too, kept under the names given.
 
     Raises FileNotFoundError, and ValueError without h5py, for a file that is no HDF5, and for missing or uneven fields.
     Products without an id are told apart by their captions.
@@ -37,11 +42,14 @@ def open_hdf5(path: str | os.PathLike, caption_fields: Sequence[str] = (DESCRIPT
     shape, kind = shapes[_field(shapes, IMAGES, path)]
     if len(shape) != 4 or shape[3] != 3 or kind != "uint8":
         raise ValueError(f"{path}: {IMAGES} is {kind} {shape}; it must be uint8 RGB, (N, height, width, 3)")
-    fields = [name for name in dict.fromkeys([*caption_fields, PRODUCT, CATEGORY, SUBCATEGORY]) if name in shapes]
+    attribute_fields = {name: _field(shapes, name, path) for name in attributes}
+    wanted = [*caption_fields, PRODUCT, CATEGORY, SUBCATEGORY, *attribute_fields.values()]
+    fields = [name for name in dict.fromkeys(wanted) if name in shapes]
     for name in fields:
         if shapes[name][0] not in ((shape[0],), (shape[0], 1)):
             raise ValueError(f"{path}: {name} is {shapes[name][0]}; it must have {shape[0]:,} rows, as {IMAGES} has")
-    return Source(path, shape[0], _rows(path, shape[0], fields, caption_fields))
+    rows = _rows(path, shape[0], fields, caption_fields, attribute_fields)
+    return counted(Source(path, shape[0], rows), tuple(attributes))
 
 
 def split_of_file(path: str | os.PathLike) -> str | None:
@@ -72,17 +80,18 @@ def _field(shapes, name, path):
     raise ValueError(f"{path} has no field {name}; it has {', '.join(sorted(map(str, shapes))) or 'none'}")
 
 
-def _rows(path, total, fields, caption_fields):
+def _rows(path, total, fields, caption_fields, attribute_fields):
     template = ". ".join(f"{{{name}}}" for name in caption_fields)
     views = Counter()
     for start in range(0, total, BLOCK):
         with _opened(path) as file:
             block = {name: _texts(file[name], start) for name in fields}
         for offset in range(min(BLOCK, total - start)):
-            yield _row(path, start + offset, {name: block[name][offset] for name in fields}, template, views)
+            record = {name: block[name][offset] for name in fields}
+            yield _row(path, start + offset, record, template, views, attribute_fields)
 
 
-def _row(path, number, record, template, views):
+def _row(path, number, record, template, views, attribute_fields):
     caption = fill_template(template, record)
     product_id = record.get(PRODUCT) or caption_id(caption)
     views[product_id] += 1
@@ -94,6 +103,7 @@ def _row(path, number, record, template, views):
             category=record.get(CATEGORY),
             subcategory=record.get(SUBCATEGORY),
             product_id=product_id,
+            attributes=with_text((name, record[field]) for name, field in attribute_fields.items()),
         )
     except RowError as error:
         return Skipped(f"{path}#{number}", str(error))

@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from clip_finetuning.catalogue.rows import Row, Source, caption_id, is_caption_id
+from clip_finetuning.catalogue.attributes import with_text
+from clip_finetuning.catalogue.rows import Attributes, Row, Source, caption_id, is_caption_id
 from clip_finetuning.catalogue.skips import check_skipped
 from clip_finetuning.catalogue.summary import Summary
 from clip_finetuning.runtime.atomic_write import atomic_write
-from clip_finetuning.runtime.text import printable, text_of
+from clip_finetuning.runtime.text import attribute_text, printable, text_of
 
 File = TypeVar("File", str, Path)
 FIELDS = ("product_id", "category", "subcategory", "image_name")  # what an entry says beside its picture and captions
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     category: str
     subcategory: str
     image_name: str
+    attributes: Attributes = ()
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -137,7 +139,14 @@ def _entry(image_path: str, caption: str, value: dict) -> Entry:
     alternatives = map(text_of, alternatives) if isinstance(alternatives, list) else ()
     texts = {field: text_of(value.get(field)) for field in FIELDS}
     texts["product_id"] = texts["product_id"] or caption_id(caption)
-    return Entry(image_path, caption, tuple(filter(None, alternatives)), **texts)
+    return Entry(image_path, caption, tuple(filter(None, alternatives)), **texts, attributes=_attributes(value))
+
+
+def _attributes(value: dict) -> Attributes:
+    attributes = value.get("attributes")
+    if not isinstance(attributes, dict):
+        return ()
+    return with_text((name, attribute_text(one)) for name, one in attributes.items())
 
 
 def _string(value: dict, key: str) -> str:
@@ -149,6 +158,9 @@ def _string(value: dict, key: str) -> str:
 def _fields_without_text(value: dict) -> list[str]:
     """The fields that mean something, yet hold no text, or `captions` that are no list of texts."""
     fields = [field for field in FIELDS if _means_no_text(value.get(field))]
+    attributes = value.get("attributes")
+    if attributes is not None and len(_attributes(value)) < (len(attributes) if isinstance(attributes, dict) else 1):
+        fields.append("attributes")
     alternatives = value.get("captions")
     if isinstance(alternatives, list):
         return [*fields, "captions"] if any(map(_means_no_text, alternatives)) else fields
@@ -160,7 +172,7 @@ def _means_no_text(value: object) -> bool:
 
 
 def _object_of(row: Row) -> dict:
-    fields: dict[str, str | list[str]] = {
+    fields: dict[str, Any] = {
         "image_path": row.image_path,
         "image_name": row.image_name,
         "caption": row.captions[0],
@@ -171,4 +183,6 @@ def _object_of(row: Row) -> dict:
         fields["subcategory"] = row.subcategory
     if len(row.captions) > 1:
         fields["captions"] = list(row.captions)
+    if row.attributes:
+        fields["attributes"] = dict(row.attributes)
     return fields

@@ -56,6 +56,8 @@ class PictureFolder:
                 f"no file {Path(self.folder, self._missing).as_posix()}; "
                 + (f"the nearest name there is {nearest}" if nearest else "no name there is like it")
             )
+        if unreadable := self._index.unreadable:
+            lines.append(f"{len(unreadable):,} folders of pictures cannot be listed ({unreadable[0]})")
         return lines
 
     def _find_pieces(self, name: str) -> list[Found | RowError]:

@@ -31,6 +31,7 @@ class PictureIndex:
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = folder
+        self.unreadable: list[str] = []  # folders that could not be listed, and why
         self._files: dict[str, list[str]] | None = None  # key -> paths in the folder
 
     def fit(self, path: str, below: bool = True) -> tuple[str, str] | None:
@@ -62,7 +63,7 @@ class PictureIndex:
     def _listed(self, key: str) -> list[str]:
         if self._files is None:
             self._files = {}
-            for path in _pictures(os.fspath(self.folder), ""):
+            for path in _pictures(os.fspath(self.folder), "", self.unreadable):
                 stem = split_ending(folded(path))[0]
                 # A file fits its whole path, "/a/b/1", and as one in a subfolder "b/1" and "1".
                 tails = [stem[place + 1 :] for place, letter in enumerate(stem) if letter == "/"]
@@ -86,17 +87,21 @@ def split_ending(path: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (path, "")
 
 
-def _pictures(folder: str, beginning: str) -> Iterator[str]:
-    """Paths in a folder of all that may be pictures, sorted; hidden files and folders are none (`__MACOSX/._1.jpg`)."""
+def _pictures(folder: str, beginning: str, unreadable: list[str]) -> Iterator[str]:
+    """Paths in a folder of all that may be pictures, sorted; hidden files and folders are none (`__MACOSX/._1.jpg`).
+
+    Folders that cannot be listed are added to `unreadable`.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
+    except OSError as error:
+        unreadable.append(f"{folder}: {error.strerror}")
         return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _pictures(entry.path, f"{beginning}{entry.name}/")
+            yield from _pictures(entry.path, f"{beginning}{entry.name}/", unreadable)
         elif split_ending(entry.name)[1] or not OTHER_KIND.fullmatch(entry.name):
             yield beginning + entry.name
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from clip_finetuning.pictures.decode import lies_in
 from clip_finetuning.runtime.text import hash_of, text_of
 
+Attributes = tuple[tuple[str, str], ...]  # (name, value), none of them blank
+
 
 class Row(NamedTuple):
     """One picture of a catalogue. `captions` are wordings of the same description, at least one."""
@@ -19,6 +21,7 @@ class Row(NamedTuple):
     category: str
     subcategory: str
     product_id: str
+    attributes: Attributes = ()
 
 
 class Skipped(NamedTuple):
@@ -60,7 +63,13 @@ def picture_in_folder(folder: str | os.PathLike, name: str, allow_outside: bool 
 
 
 def make_row(
-    image_path: str, image_name: str, captions: object, category: object, subcategory: object, product_id: object
+    image_path: str,
+    image_name: str,
+    captions: object,
+    category: object,
+    subcategory: object,
+    product_id: object,
+    attributes: Attributes = (),
 ) -> Row:
     """A Row of values as a catalogue holds them. Raises RowError for a blank caption or product id."""
     captions = captions if isinstance(captions, list | tuple) else [captions]
@@ -70,7 +79,7 @@ def make_row(
     product_id = text_of(product_id)
     if not product_id:
         raise RowError("blank product_id")
-    return Row(image_path, image_name, captions, text_of(category), text_of(subcategory), product_id)
+    return Row(image_path, image_name, captions, text_of(category), text_of(subcategory), product_id, attributes)
 
 
 def caption_id(caption: str) -> str:

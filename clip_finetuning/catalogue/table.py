@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_finetuning.catalogue import presets
+from clip_finetuning.catalogue.attributes import counted
 from clip_finetuning.catalogue.cells import Cells
 from clip_finetuning.catalogue.columns import Columns
 from clip_finetuning.catalogue.delimited import read_delimited
@@ -75,12 +76,13 @@ def open_table(
     chosen = partial(_is_of, split, valid_fraction or 0.0, test_fraction or 0.0) if given else None
     rows = TableRows(columns, PictureFolder(images, allow_outside, of_url), Cells(remarks, keep_markup), chosen)
     records = with_pictures(table.records, path, stored) if stored else table.records
-    return Source(
+    source = Source(
         f"{path} ({split}, {given})" if given else str(path),
         None if given else table.total,
         rows.of(records),
         lambda: [*said, *remarks.lines(), *rows.remarks()],
     )
+    return counted(source, columns.attributes)
 
 
 def _check_columns(path: Path, columns: Columns, names: list[str]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from clip_finetuning.catalogue.attributes import with_text
 from clip_finetuning.catalogue.cells import Cells
 from clip_finetuning.catalogue.columns import Columns
 from clip_finetuning.catalogue.continued import Continuation
@@ -28,7 +29,7 @@ class TableRows:
         """`cells` reads texts; `chosen` says of a product's id whether it is wanted, None: all are."""
         self.columns, self.pictures, self.cells, self.chosen = columns, pictures, cells, chosen
         self.captions, self.images = columns.of_captions(), columns.of_images()
-        fields = [name for name in (*self.captions, columns.category, columns.subcategory) if name]
+        fields = [name for name in (*self.captions, columns.category, columns.subcategory, *columns.attributes) if name]
         titles = self.captions[:1] if columns.template else self.captions
         self.continuation = Continuation(columns.product, titles, list(dict.fromkeys(fields)))
         self.several, self.more = 0, 0  # records that name several pictures, and how many these are beyond one each
@@ -71,8 +72,11 @@ class TableRows:
             raise next((error for error in found if isinstance(error, RowError)), RowError(NO_NAME))
         category = self.cells.label(where, "category", values.get(self.columns.category))
         subcategory = self.cells.label(where, "subcategory", values.get(self.columns.subcategory))
+        attributes = with_text(
+            (name, self.cells.attribute(where, name, values.get(name))) for name in self.columns.attributes
+        )
         rows: list[Row | Skipped] = [
-            make_row(*picture, captions, category, subcategory, product_id)
+            make_row(*picture, captions, category, subcategory, product_id, attributes)
             if isinstance(picture, tuple)
             else Skipped(where, str(picture))
             for picture in found

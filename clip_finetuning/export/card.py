@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from clip_finetuning.export.check import K, Report
 from clip_finetuning.export.facts import Past
 from clip_finetuning.export.form import Facts, Options
-from clip_finetuning.retrieval.names import DIRECTIONS, label, recalls, title
+from clip_finetuning.retrieval import citation
+from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, label, recalls, title
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.runtime.version import version
 
@@ -170,7 +171,35 @@ def _result(result: dict[str, Any], before: list[dict[str, Any]]) -> str:
             rows.append([*row, f"{numbers[key]:.3f}", _interval(numbers, key)])
     words = result["protocols"][protocol].get("protocol", protocol)
     samples = result.get("num_samples")
-    return f"On {_text(samples)} samples of `{_text(_data_name(result))}`; {_text(words)}.\n\n{_table(rows)}"
+    told = f"On {_text(samples)} samples of `{_text(_data_name(result))}`; {_text(words)}.\n\n{_table(rows)}"
+    if cite := citation.of(result, protocol):
+        told += f"\n\nTo cite: protocol: {_text(cite)}"
+    return told + (_retention(result["retention"]) if result.get("retention") else "")
+
+
+def _retention(result: dict[str, Any]) -> str:
+    """What the model still knows of other data, against the one before if that was measured."""
+    protocol, change = result["protocol"], result.get("change", {})
+    rows = [["", "before", "this model", "change, 95 %", ""]] if change else [["", "this model", "95 % interval"]]
+    for direction in DIRECTIONS_OF[protocol]:
+        numbers = result["protocols"][protocol][direction]
+        for key in recalls(numbers):
+            row, changed = [f"{label(key)}, {title(direction)}"], change.get(direction, {}).get(key)
+            if changed:
+                low, high = changed["interval"]
+                told = f"{changed['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+                rows.append([*row, f"{changed['before']:.3f}", f"{changed['after']:.3f}", told, changed["verdict"]])
+            elif not change:
+                rows.append([*row, f"{numbers[key]:.3f}", _interval(numbers, key)])
+    before = f", against the model before ({_text(_base_name(result.get('base', {})))})" if change else ""
+    unknown = "" if change else " What it forgot is not known: the model before was not measured there."
+    samples, data = _text(result.get("num_samples")), _text(_data_name(result))
+    return f"\n\nWhat it still knows of other data, {samples} samples of `{data}`{before}:{unknown}\n\n{_table(rows)}"
+
+
+def _base_name(base: dict[str, str]) -> str:
+    """The model before in words, without folders."""
+    return ", ".join(value.replace("\\", "/").rsplit("/", 1)[-1] for value in base.values()) or "not named"
 
 
 def _interval(numbers: dict[str, Any], key: str) -> str:

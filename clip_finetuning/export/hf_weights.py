@@ -107,9 +107,11 @@ def tower_config(transformer: Any, eps: float) -> dict[str, Any]:
 def clip_vision(tower: Any) -> tuple[dict[str, Any], Weights]:
     """(vision_config, weights) of a vision transformer of CLIP."""
     demand(type(tower) is VisionTransformer, f"its image tower is a {_kind(tower)}, not CLIP's vision transformer")
-    demand(tower.attn_pool is None and tower.pool_type == "tok", f"its image tower is pooled by '{tower.pool_type}'")
+    demand(tower.attn_pool is None, "its image tower has attention pooling")
+    demand(tower.pool_type == "tok", f"its image tower is pooled by '{tower.pool_type}'")
     demand(not getattr(tower, "final_ln_after_pool", False), "its image tower has a norm after the pooling")
     demand(len(set(tower.image_size)) == 1, f"its pictures are no squares, but {tower.image_size}")
+    demand(len(set(tower.patch_size)) == 1, f"its patches are no squares, but {tower.patch_size}")
     source = Source(tower.state_dict())
     eps = tower.ln_post.eps
     config = tower_config(tower.transformer, eps) | {
@@ -220,7 +222,7 @@ def _text_tower(model: Any) -> tuple[Any, Source]:
         demand(hasattr(model, "token_embedding"), "its text tower is unknown")
         own = {name: weight for name, weight in model.state_dict().items() if not name.startswith("visual.")}
         return model, Source(own)
-    demand(type(tower) is TextTransformer, f"its text tower is a {type(tower).__name__}")
+    demand(type(tower) is TextTransformer, f"its text tower is a {_kind(tower)}")
     demand(getattr(tower, "cls_emb", None) is None, "its text tower has a class token")
     return tower, Source(tower.state_dict())
 
@@ -244,5 +246,9 @@ def _text_body(tower: Any, source: Source) -> Weights:
 
 
 def _kind(tower: Any) -> str:
-    trunk = getattr(tower, "trunk", None)
-    return type(tower).__name__ if trunk is None else f"timm {type(trunk).__name__}"
+    """What a tower is: timm's and transformers' by what they wrap."""
+    trunk, body = getattr(tower, "trunk", None), getattr(tower, "transformer", None)
+    if trunk is not None:
+        return f"timm {type(trunk).__name__}"
+    model_type = getattr(getattr(body, "config", None), "model_type", None)
+    return f"{model_type} of transformers" if model_type else type(tower).__name__

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,37 @@ def write(clip_model: ClipModel, folder: Path, options: Options) -> Facts:
     _forget_downloads(config)
     if hasattr(clip_model.tokenizer, "save_pretrained"):
         clip_model.tokenizer.save_pretrained(folder)  # pyright: ignore[reportFunctionMemberAccess]
-        config["text_cfg"]["hf_tokenizer_name"] = clip_model.name  # any; open_clip reads the folder's own files
+        name, told = _tokenizer_name(config["text_cfg"].get("hf_tokenizer_name") or clip_model.name)
+        config["text_cfg"]["hf_tokenizer_name"] = name
+        facts.notes += told
+    facts.notes += _needs_elsewhere(config["text_cfg"].get("hf_model_name"))
     preprocess = {key: value for key, value in clip_model.preprocess.items() if key != "size"}
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(half_if(options, weights), folder / WEIGHTS, metadata={"format": "pt"})
     return facts
+
+
+def _tokenizer_name(name: str) -> tuple[str, list[str]]:
+    """(what the config calls the tokenizer, what one should know of it).
+
+    open_clip takes a folder's own files whatever the name is, and by `hf-hub:` those of the repository that it names.
+    """
+    if not os.path.exists(name):
+        return name, []
+    return os.path.basename(os.path.abspath(name)), [
+        f"To load it by an `hf-hub:` name, set `hf_tokenizer_name` in {CONFIG} to the repository that it is pushed to."
+    ]
+
+
+def _needs_elsewhere(name: str | None) -> list[str]:
+    """What of a text tower of transformers no folder of open_clip can hold."""
+    if not name:
+        return []
+    where = "this machine's folder" if os.path.exists(name) else "the repository"
+    return [
+        f"open_clip reads the text tower's architecture from {where} {name}, which must be in reach where it is loaded."
+    ]
 
 
 def _forget_downloads(config: dict[str, Any]) -> None:

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clip_finetuning.loading.sample import SampleError, ShardSample, parse_sample
+from clip_finetuning.loading import named_fields
+from clip_finetuning.loading.local import LocalBatches
+from clip_finetuning.loading.sample import USUAL, Fields, SampleError, ShardSample, parse_sample
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
+from clip_finetuning.loading.source import Options
 from clip_finetuning.loading.stream_reader import shard_samples
 from clip_finetuning.loading.tar_index import TarIndex
 from clip_finetuning.pictures.decode import PictureError, load_picture
@@ -38,22 +41,25 @@ class Pictures(NamedTuple):
 
     samples: list[ShardSample]
     skipped: Counter[str]  # {reason: samples}
+    guessed: Counter[str]  # {what was guessed: samples among those that are used}
     total: int  # samples of the shards; 0 where that is not known without reading them all
 
 
-def read(pattern: str, count: int) -> Pictures:
+def read(pattern: str, count: int, fields: Fields = USUAL) -> Pictures:
     """`count` samples, spread evenly over local shards; of streamed ones the first. Raises ValueError if none is usable."""
     shards, lost = expand_pattern(pattern), []
     if any(map(is_url, shards)):
-        total, raws = 0, (raw for shard in shards for raw in shard_samples(shard, report=lost.append))
+        named_fields.check(pattern, shards, None, fields)
+        total, raws = 0, (raw for shard in shards for raw in shard_samples(shard, report=lost.append, fields=fields))
     else:
-        index = TarIndex(shards)
-        lost = index.skipped
-        total, raws = len(index) + sum(entry.count for entry in lost), _spread(index, count)
+        source = LocalBatches(shards, Options(count, train=False, fields=fields))
+        named_fields.check(pattern, shards, source, fields)
+        lost = source.skipped
+        total, raws = source.num_samples + sum(entry.count for entry in lost), _spread(source.index, count)
     samples, skipped = [], Counter()
     for raw in raws:
         try:
-            sample = parse_sample(raw)
+            sample = parse_sample(raw, fields)
             load_picture(sample.picture)
             samples.append(sample)
         except (SampleError, PictureError) as error:
@@ -61,11 +67,11 @@ def read(pattern: str, count: int) -> Pictures:
         if len(samples) == count:
             break
     for entry in lost:
-        if isinstance(entry, Skipped):  # else something of a sample that is used was guessed
+        if isinstance(entry, Skipped):  # what was guessed of a sample that is used, the sample says itself
             skipped[entry.reason] += entry.count
     if not samples:
         raise ValueError(f"{pattern} has no picture to check the export on: {dict(skipped) or 'its shards are empty'}")
-    return Pictures(samples, skipped, total)
+    return Pictures(samples, skipped, Counter(sample.guess for sample in samples if sample.guess), total)
 
 
 def _spread(index: TarIndex, count: int) -> Iterator[dict[str, Any]]:

@@ -27,12 +27,12 @@ def require(options: Options) -> None:
 
 def refuse(clip_model: ClipModel) -> None:
     """ValueError in one line, if it is no CLIPModel of transformers."""
+    transformers_form.refuse(clip_model)
     if transformers_form.is_siglip(clip_model):
         raise ValueError(
             f"sentence-transformers' CLIPModel has no such architecture as {clip_model.name}: its text tower is SigLIP's; "
-            "--form transformers and --form onnx take it"
+            "--form transformers takes it"
         )
-    transformers_form.refuse(clip_model)
 
 
 def write(clip_model: ClipModel, folder: Path, options: Options) -> Facts:

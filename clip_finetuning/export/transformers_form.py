@@ -17,6 +17,7 @@ from clip_finetuning.model.clip_model import ClipModel
 
 NAME = "transformers"
 WEIGHTS = "model.safetensors"
+LARGEST = 2  # as `eos_token_id` it tells CLIPModel to read a text at the largest number
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
@@ -26,8 +27,9 @@ def require(options: Options) -> None:
 
 
 def is_siglip(clip_model: ClipModel) -> bool:
-    """Which of the two an architecture is nearer to: SigLIP's text tower is read at the last place."""
-    return clip_model.config["text_cfg"].get("pool_type") == "last"
+    """Which of the two an architecture is nearer to: SigLIP's text tower is read at the last place, its image tower timm's."""
+    text, vision = clip_model.config["text_cfg"], clip_model.config["vision_cfg"]
+    return text.get("pool_type") == "last" and bool(vision.get("timm_model_name"))
 
 
 def refuse(clip_model: ClipModel) -> None:
@@ -38,15 +40,17 @@ def refuse(clip_model: ClipModel) -> None:
 
 def convert(clip_model: ClipModel) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """(config.json, weights) of transformers; ValueError naming what it has no place for."""
-    siglip, model = is_siglip(clip_model), clip_model.model
+    siglip, model, text_cfg = is_siglip(clip_model), clip_model.model, clip_model.config["text_cfg"]
     try:
+        if not siglip and text_cfg.get("pool_type") == "eos":
+            hf_weights.demand(text_cfg.get("eos_id", LARGEST) != LARGEST, f"its texts end with number {LARGEST}")
         vision, vision_weights = (hf_weights.siglip_vision if siglip else hf_weights.clip_vision)(model.visual)
         text, text_weights = (hf_weights.siglip_text if siglip else hf_weights.clip_text)(model)
     except hf_weights.Lacking as lacking:
         target = "SiglipModel" if siglip else "CLIPModel"
         raise ValueError(
             f"transformers' {target} has no such architecture as {clip_model.name}: {lacking}; "
-            "--form open_clip and --form onnx take it"
+            "--form open_clip takes it, and --form onnx whatever torch can trace"
         ) from None
     weights = vision_weights | text_weights | {"logit_scale": model.logit_scale.detach().reshape([1] if siglip else [])}
     if siglip:
@@ -68,7 +72,7 @@ def convert(clip_model: ClipModel) -> tuple[dict[str, Any], dict[str, torch.Tens
 
 
 def _special_ids(clip_model: ClipModel) -> dict[str, int]:
-    """Numbers of special tokens. CLIPModel reads a text at the first `eos_token_id`; 2 means at the largest number."""
+    """Numbers of special tokens. CLIPModel reads a text at the first `eos_token_id`, unless that is LARGEST."""
     tokenizer: Any = clip_model.tokenizer
     if isinstance(tokenizer, SimpleTokenizer):
         return {"bos_token_id": tokenizer.sot_token_id, "eos_token_id": tokenizer.eot_token_id, "pad_token_id": 0}
@@ -76,7 +80,7 @@ def _special_ids(clip_model: ClipModel) -> dict[str, int]:
     ids = {name: number for name in names if (number := getattr(tokenizer.tokenizer, name, None)) is not None}
     text = clip_model.config["text_cfg"]
     if not is_siglip(clip_model):
-        ids["eos_token_id"] = text.get("eos_id", 2) if text.get("pool_type") == "eos" else 2
+        ids["eos_token_id"] = text.get("eos_id", LARGEST) if text.get("pool_type") == "eos" else LARGEST
     return ids
 
 

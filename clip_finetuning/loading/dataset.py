@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from clip_finetuning.loading import named_fields
 from clip_finetuning.loading.failure import Failure, failures_as_values
 from clip_finetuning.loading.local import LocalBatches
-from clip_finetuning.loading.sample import ShardSample, parse_sample, product_hash
+from clip_finetuning.loading.sample import Attributes, ShardSample, parse_sample, product_hash
 from clip_finetuning.loading.seeds import sample_seed
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.source import Group, Options, Source
@@ -48,6 +48,8 @@ class Batch(NamedTuple):
     categories: list[str]
     subcategories: list[str]
     image_names: list[str]
+    attributes: list[Attributes]  # what each one's `.json` says, by name
+    looks: list[Any]  # what `look` makes of each picture; empty where nobody asked for it
     lost: list[Skipped]  # what turned out to be unusable on the way to this batch
     guessed: Sequence[Guessed] = ()  # what is in it although something had to be guessed
 
@@ -64,6 +66,7 @@ class Loaded(NamedTuple):
     sample: ShardSample
     caption: str  # the one that was drawn
     guessed: Guessed | None
+    look: Any = None  # what `Options.look` makes of its picture
 
 
 class ClipDataset(IterableDataset):
@@ -175,7 +178,8 @@ class ClipDataset(IterableDataset):
         guessed = None
         if parsed.guess:
             guessed = Guessed(1, parsed.guess, source.name(sample), source.identity(sample))
-        return Loaded(image, parsed, parsed.captions[seed % len(parsed.captions)], guessed)
+        look = self.options.look(parsed.picture) if self.options.look else None
+        return Loaded(image, parsed, parsed.captions[seed % len(parsed.captions)], guessed, look)
 
     def _collate(
         self, images: torch.Tensor, rows: list[Loaded], skipped: list[Skipped], guessed: list[Guessed]
@@ -193,6 +197,8 @@ class ClipDataset(IterableDataset):
             categories=[sample.category for sample in samples],
             subcategories=[sample.subcategory for sample in samples],
             image_names=[sample.image_name for sample in samples],
+            attributes=[sample.attributes for sample in samples],
+            looks=[row.look for row in rows] if self.options.look else [],
             lost=skipped,
             guessed=guessed + [row.guessed for row in rows if row.guessed],
         )

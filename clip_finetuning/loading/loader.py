@@ -14,7 +14,7 @@
 import collections
 import logging
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -178,13 +178,18 @@ def eval_loader(
     max_samples: int | None = None,
     caption_key: str | None = None,
     product_key: str | None = None,
+    attributes: Sequence[str] = (),
+    look: Callable[[bytes], Any] | None = None,
 ) -> Loader:
     """A Loader of every sample once, in order, with the first caption; ranks take consecutive parts.
 
-    `max_samples` takes the first ones alone.
+    `max_samples` takes the first ones alone. `attributes` are fields of the `.json` files; none: those under `attributes`
+    there. `look` makes something more of each encoded picture, in the workers: `Batch.looks`.
     """
-    fields = Fields(caption_key, product_key)
-    options = Options(batch_size, train=False, rank=rank, world_size=world_size, max_samples=max_samples, fields=fields)
+    fields = Fields(caption_key, product_key, tuple(attributes))
+    options = Options(
+        batch_size, train=False, rank=rank, world_size=world_size, max_samples=max_samples, fields=fields, look=look
+    )
     return Loader(ClipDataset(pattern, transform, tokenizer, options), num_workers)
 
 

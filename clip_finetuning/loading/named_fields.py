@@ -1,37 +1,64 @@
-"""Whether the fields that CAPTION_KEY and PRODUCT_KEY name are in the shards at all: a typing error is told before anything is done."""
+"""Whether the fields that CAPTION_KEY, PRODUCT_KEY and --attributes name are in the shards at all: a typing error is told before anything is done."""
 
 import difflib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from clip_finetuning.loading.sample import DAMAGED_JSON, NO_NAMED_CAPTION, NO_NAMED_PRODUCT, Fields, has_text_at
+from clip_finetuning.loading.sample import (
+    DAMAGED_JSON,
+    NO_NAMED_CAPTION,
+    NO_NAMED_PRODUCT,
+    Fields,
+    attributes_of,
+    has_text_at,
+)
 from clip_finetuning.loading.source import Source
 from clip_finetuning.loading.stream_reader import shard_records
 from clip_finetuning.runtime.text import printable
 
+ATTRIBUTES = "--attributes"
 LOOKED_AT = 1000  # samples of streamed shards, which are not read twice
 LISTED_OF, LISTED = 100, 20  # samples whose keys a message lists, and how many of these
 
 
-def check(pattern: str, shards: Sequence[str], source: Source, fields: Fields) -> None:
-    """ValueError with the keys that are there, if no sample has a field that was named."""
-    named = {"CAPTION_KEY": fields.caption, "PRODUCT_KEY": fields.product}
-    absent = {knob: name for knob, name in named.items() if name}
-    if not absent:
+def check(pattern: str, shards: Sequence[str], source: Source | None, fields: Fields) -> None:
+    """ValueError with the keys that are there, if no sample has a field that was named; without a source it is streamed."""
+    if source is None or source.streamed:
+        who = f"none of the first {LOOKED_AT:,} samples of {pattern!r}"
+        check_records(who, lambda: itertools.islice(_records(shards), LOOKED_AT), fields)
         return
-    if source.streamed:
-        looked_at = 0
-        for record in itertools.islice(_records(shards), LOOKED_AT):
-            looked_at += 1
-            absent = {knob: name for knob, name in absent.items() if not has_text_at(record, name)}
-            if not absent:
-                return
-        absent = absent if looked_at else {}  # what is out of reach is told by others
-    else:
-        absent = {knob: name for knob, name in absent.items() if _is_nowhere(knob, source)}
-    for knob, name in absent.items():
-        raise ValueError(_message(knob, name, pattern, source.streamed, shards))
+    who = f"no sample of {pattern!r}"
+    for knob, name in _named(fields._replace(attributes=())):
+        if _is_nowhere(knob, source):
+            raise ValueError(_message(knob, name, who, _records(shards)))
+    check_records(who, lambda: _records(shards), Fields(attributes=fields.attributes))
+
+
+def check_records(who: str, records: Callable[[], Iterator[Mapping[str, Any]]], fields: Fields) -> None:
+    """The same of the JSON objects that `records()` yields, each time anew; `who` says that it is none of them."""
+    wanted = _named(fields)
+    for knob, name in _absent(iter(records()), wanted) if wanted else ():
+        raise ValueError(_message(knob, name, who, records()))
+
+
+def _named(fields: Fields) -> list[tuple[str, str]]:
+    """(knob, what it names) of those that are set."""
+    keys = [("CAPTION_KEY", fields.caption), ("PRODUCT_KEY", fields.product)]
+    return [(knob, name) for knob, name in keys if name] + [(ATTRIBUTES, name) for name in fields.attributes]
+
+
+def _absent(records: Iterator[Mapping[str, Any]], wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What none of these records has; nothing where there are no records: what is out of reach is told by others."""
+    found_any = False
+    while wanted and (record := next(records, None)) is not None:
+        found_any = True
+        wanted = [(knob, name) for knob, name in wanted if not _is_there(record, knob, name)]
+    return wanted if found_any else []
+
+
+def _is_there(record: Mapping[str, Any], knob: str, name: str) -> bool:
+    return bool(attributes_of(record, (name,))) if knob == ATTRIBUTES else has_text_at(record, name)
 
 
 def _is_nowhere(knob: str, source: Source) -> bool:
@@ -47,12 +74,12 @@ def _records(shards: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     return (record for shard in shards for record in shard_records(shard))
 
 
-def _message(knob, name, pattern, is_streamed, shards):
+def _message(knob: str, name: str, who: str, records: Iterable[Mapping[str, Any]]) -> str:
     keys: dict[str, None] = {}
-    for record in itertools.islice(_records(shards), LISTED_OF):
+    for record in itertools.islice(records, LISTED_OF):
         keys.update(dict.fromkeys(_keys_of(record)))
-    who = f"none of the first {LOOKED_AT:,} samples" if is_streamed else "no sample"
-    start = f"{knob}={printable(name)}: {who} of {pattern!r} has a text or number there in its .json"
+    sign = " " if knob == ATTRIBUTES else "="
+    start = f"{knob}{sign}{printable(name)}: {who} has a text or number there in its .json"
     if not keys:
         return f"{start}; there is no .json with fields"
     nearest = difflib.get_close_matches(name, keys, 1)

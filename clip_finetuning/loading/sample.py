@@ -10,10 +10,10 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clip_finetuning.runtime.text import text_of
+from clip_finetuning.runtime.text import attribute_text, text_of
 
 # What Pillow reads, alone or with a plugin; the first of them counts where a sample has several.
 PICTURE_SUFFIXES = (
@@ -41,9 +41,11 @@ class Fields(NamedTuple):
 
     caption: str | None = None
     product: str | None = None
+    attributes: tuple[str, ...] = ()
 
 
 USUAL = Fields()
+Attributes = dict[str, str]  # what is said of a product by name: its colour, its material
 
 
 class SampleError(ValueError):
@@ -64,6 +66,7 @@ class ShardSample(NamedTuple):
     category: str
     subcategory: str
     image_name: str
+    attributes: Attributes  # {name: value}, without blank ones
     guess: str | None = None  # what is used although something is missing, damaged or left over
 
 
@@ -90,26 +93,32 @@ def is_text(suffix: str) -> bool:
     return suffix == "json" or CAPTION_SUFFIX.fullmatch(suffix) is not None
 
 
-def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL) -> ShardSample:
-    """The ShardSample of a raw sample. Raises SampleError if it has no picture or no caption."""
+def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL, needs_caption: bool = True) -> ShardSample:
+    """The ShardSample of a raw sample. Raises SampleError if it has no picture, or no caption although it needs one.
+
+    What needs none and has none has no caption at all, and a blank product unless its `.json` names one.
+    """
     picture = next((raw[suffix] for suffix in PICTURE_SUFFIXES if suffix in raw), None)
     if picture is None:
         raise SampleError(NO_PICTURE)
     fields, is_damaged = _fields(raw.get("json"), names.product)
     captions = _named_captions(fields, names.caption) if names.caption else _captions(raw, fields)
-    if not captions:
+    if not captions and needs_caption:
         named = NO_NAMED_CAPTION if names.caption else NO_CAPTION
         raise SampleError(DAMAGED_JSON_ALONE if is_damaged else named)
     product_id = text_of(_product(fields, names.product))
-    guess = DAMAGED_JSON if is_damaged else NO_NAMED_PRODUCT if names.product and not product_id else None
+    guess = NO_NAMED_PRODUCT if names.product and not product_id else None
+    if is_damaged:
+        guess = DAMAGED_JSON if captions else DAMAGED_JSON_ALONE
     return ShardSample(
         key=raw["__key__"],
         picture=picture,
         captions=captions,
-        product_id=product_id or captions[0],
+        product_id=product_id or next(iter(captions), ""),
         category=text_of(fields.get("category")),
         subcategory=text_of(fields.get("subcategory")),
         image_name=text_of(fields.get("image_name")),
+        attributes=attributes_of(fields, names.attributes),
         guess=guess or (FURTHER_FILES if raw.get(FURTHER) or sum(map(is_picture, raw)) > 1 else None),
     )
 
@@ -123,6 +132,17 @@ def value_at(fields: Mapping[str, Any], name: str) -> Any:
         else:
             value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def attributes_of(fields: Mapping[str, Any], names: Sequence[str] = ()) -> Attributes:
+    """What a `.json` says under `attributes`; or the fields of these names, there or, dotted where they lie deeper, in all of it."""
+    said = fields.get("attributes")
+    said = said if isinstance(said, dict) else {}
+    pairs = (
+        ((name, said[name] if name in said else value_at(fields, name)) for name in names) if names else said.items()
+    )
+    texts = {text_of(name): attribute_text(value) for name, value in pairs}
+    return {name: text for name, text in texts.items() if name and text}
 
 
 def has_text_at(fields: Mapping[str, Any], name: str) -> bool:

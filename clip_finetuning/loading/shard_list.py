@@ -4,7 +4,9 @@ A pattern has braces as above or `{a,b}`, globs (`*`, `?`, `[0-9]`), or is a pla
 URLs (`https://`, `s3://`, `pipe:COMMAND`, ...) take braces alone, since no folder can be listed there.
 """
 
+import fnmatch
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -15,6 +17,7 @@ from braceexpand import UnbalancedBracesError, braceexpand  # pyright: ignore[re
 
 URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `C:\shards` is a local path
 LISTED = 5  # names that a message spells out
+COMPARED = 100_000  # shards of a pattern that a file names
 
 
 def is_url(path: str) -> bool:
@@ -34,6 +37,39 @@ def expand_pattern(pattern: str) -> list[str]:
     if missing:
         raise FileNotFoundError(_missing_message(pattern, shards, missing))
     return shards
+
+
+def in_common(pattern: str, other: str) -> list[str]:
+    """The shards of a pattern that another one names too, by whatever path; those of the other need not be in reach.
+
+    `other` may be what a file says, so it is compared and never searched for.
+    """
+    named, globs = set(), []
+    for part in other.split("::"):
+        try:
+            shards = list(itertools.islice(braceexpand(part.strip(), escape=False), COMPARED))
+        except UnbalancedBracesError:
+            shards = [part.strip()]
+        for shard in shards:
+            named.add(_identity(shard))
+            globs += [os.path.realpath(shard)] if glob.has_magic(shard) and not is_url(shard) else []
+    return [
+        shard
+        for shard in expand_pattern(pattern)
+        if _identity(shard) in named or any(fnmatch.fnmatch(os.path.realpath(shard), one) for one in globs)
+    ]
+
+
+def _identity(shard: str) -> object:
+    """Equal for paths of one file, by links too."""
+    if is_url(shard):
+        return shard
+    path = url2pathname(urlparse(shard).path) if shard.startswith("file:") else shard
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.realpath(path) if "\0" not in path else path
+    return found.st_dev, found.st_ino
 
 
 def _expand_part(part: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What a source of samples is, local or streamed: the interface between the shards and the batches that are made of them."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,10 @@ class Options:
     rank: int = 0
     world_size: int = 1
     max_samples: int | None = None  # the first ones alone; in evaluation
-    fields: Fields = USUAL  # where a `.json` has its caption and product
+    fields: Fields = USUAL  # where a `.json` has its caption, product and attributes
+    look: Callable[[bytes], Any] | None = (
+        None  # what else is to be known of each encoded picture, such as a fingerprint
+    )
 
 
 class Group(NamedTuple):

@@ -194,4 +194,4 @@ def find_contents(path: str, fields: Fields) -> Found:
 
 def rules_of(fields: Fields) -> dict[str, Any]:
     """What decides the samples of a tar, besides its bytes."""
-    return {"reading": READING, **fields._asdict()}
+    return {"reading": READING, "caption": fields.caption, "product": fields.product}

@@ -69,12 +69,20 @@ def _watched(iterator: Any) -> Iterator[None]:
     try:
         yield
     except Exception:  # torch's own word for a dead worker, a reset connection to it, half a message
-        if sentinels := [worker.sentinel for worker in getattr(iterator, "_workers", [])]:
-            connection.wait(sentinels, SECONDS_TO_END)
+        _wait_for_an_end(getattr(iterator, "_workers", []))
+        if iterator is not None:
             check(iterator)
         raise
     finally:
         _waiting.remove(iterator)
+
+
+def _wait_for_an_end(processes: list[Any]) -> None:
+    """A process lets go of its connections a moment before the system knows how it ended."""
+    ended = connection.wait([process.sentinel for process in processes], SECONDS_TO_END) if processes else []
+    for process in processes:
+        if process.sentinel in ended:
+            process.join(SECONDS_TO_END)
 
 
 def check(iterator: Any) -> None:

@@ -92,6 +92,31 @@ def load_model(
     return _load(path, checkpoint, architecture, cache_dir, device, image)
 
 
+def create_start(
+    clip_model: ClipModel, checkpoint: dict, cache_dir: str | None = None, image: dict | None = None
+) -> ClipModel:
+    """The model that a fine-tuned one began as: that of its checkpoint, with the weights that this one names as its start.
+
+    Raises ValueError with the reason where these are not to be had: nobody named them, they were random, or are gone.
+    """
+    pretrained = checkpoint.get("pretrained")
+    if not isinstance(pretrained, str):
+        raise ValueError("the checkpoint does not say which weights it began with")
+    architecture = Architecture(clip_model.name, clip_model.config)
+    if pretrained and _is_tag(clip_model.name, pretrained) and open_clip.get_model_config(clip_model.name):
+        start = _build(architecture, pretrained, cache_dir, clip_model.device)
+        return with_image_settings(start, image)
+    if _is_fetched(clip_model.name):
+        return with_image_settings(_build(architecture, "", cache_dir, clip_model.device), image)
+    if not pretrained:
+        raise ValueError("the checkpoint began with random weights, which had nothing to forget")
+    if not Path(pretrained).is_file():
+        raise ValueError(f"the weights that the checkpoint began with are not there: {printable(pretrained)[:200]}")
+    weights = read_checkpoint(pretrained, mapped=True)
+    architecture = _agreed(pretrained, weights, architecture, None, cache_dir)
+    return _load(pretrained, weights, architecture, cache_dir, clip_model.device, image)
+
+
 def _load(path, checkpoint, architecture, cache_dir, device, image):
     """The model of an architecture with the weights and the preprocessing of a checkpoint."""
     known, recipe = checkpoint.get("preprocess"), None

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from clip_finetuning.retrieval import comparison
+from clip_finetuning.retrieval import comparability
 from clip_finetuning.retrieval.embeddings import fingerprint_of
+from clip_finetuning.retrieval.names import VERSIONS
 from clip_finetuning.runtime.text import caption_numbers
 
 
@@ -16,13 +17,20 @@ def check(
     keys: Sequence[str] | None,
     products: Sequence[str] = (),
     captions: Sequence[str] = (),
+    judged: bool = False,
 ) -> None:
     """ValueError if results that are to be called `name` cannot be compared with a baseline.
 
     keys, products, captions: (N,) of the samples that will be measured, in their order; no keys where nobody has read
     them. Which pictures cannot be decoded shows only later: with some lost before, what is left is compared by products.
+    `judged`: whether judgements of people will be used; which ones, `comparability.check` finds out afterwards.
     """
-    coming: dict[str, Any] = {"name": name, "rules": comparison.RULES, "protocols": dict.fromkeys(protocols)}
+    coming: dict[str, Any] = {
+        "name": name,
+        "protocols": {protocol: {"version": VERSIONS[protocol]} for protocol in protocols},
+    }
+    if judged:
+        coming["judgements"] = baseline.get("judgements", {"fingerprint": "of people"})
     coming["data"] = baseline["data"] if keys is None else {"fingerprint": fingerprint_of(keys, products, captions)}
     if keys is None:
         coming["num_captions"] = baseline.get("num_captions")
@@ -30,7 +38,7 @@ def check(
         coming["num_captions"] = len(caption_numbers(captions)[1])
         if _is_part(baseline, Counter(products)):
             coming |= {"data": baseline["data"], "num_captions": baseline.get("num_captions")}
-    comparison.check(baseline, coming)
+    comparability.check(baseline, coming)
 
 
 def _is_part(baseline, products):

@@ -83,12 +83,13 @@ def _joined(parts):
         raise ValueError(message)
     of_caption = {caption: row for part in reversed(parts) for caption, row in part.texts.items()}
     images = np.concatenate([block for part in parts for block in part.images])
-    return _assembled(images, of_caption, rows), counts
+    looks = [look for part in parts for look in part.looks]
+    return _assembled(images, of_caption, rows, looks), counts
 
 
-def _assembled(images, of_caption, rows):
+def _assembled(images, of_caption, rows, looks):
     """Embeddings of per-sample rows; a text is a (product, caption) pair."""
-    keys, products, categories, subcategories, captions = zip(*rows)
+    keys, products, categories, subcategories, captions, attributes = zip(*rows)
     numbers: dict[tuple[str, str], int] = {}
     image_text = np.array([numbers.setdefault(pair, len(numbers)) for pair in zip(products, captions)])
     return Embeddings(
@@ -101,6 +102,8 @@ def _assembled(images, of_caption, rows):
         category=texts(categories),
         subcategory=texts(subcategories),
         image_text=image_text,
+        attributes=texts(attributes),
+        looks=np.frombuffer(b"".join(looks), np.uint8).reshape(len(looks), -1) if looks else None,
     )
 
 
@@ -110,7 +113,8 @@ class _Part:
     def __init__(self):
         self.images: list[np.ndarray] = []  # blocks (n, D)
         self.texts: dict[str, np.ndarray | None] = {}  # {caption: (D,), or None if it has no embedding}
-        self.rows: list[tuple[str, ...]] = []  # one a sample
+        self.rows: list[tuple[Any, ...]] = []  # one a sample
+        self.looks: list[bytes] = []  # likewise, where they are asked for
         self.lost: dict[str, tuple[int, str]] = {}  # as in Loader.lost
         self.guesses: Mapping[Hashable, tuple[int, str]] = {}  # as in Loader.guesses
         self.met, self.images_again = 0, 0
@@ -128,8 +132,10 @@ class _Part:
         kept = [i for i in range(len(batch.keys)) if i not in broken]
         self.met += len(batch.keys)
         self.images.append(images.embeddings[kept])
-        rows = list(zip(batch.keys, batch.product_ids, batch.categories, batch.subcategories, batch.captions))
+        columns = (batch.product_ids, batch.categories, batch.subcategories, batch.captions, batch.attributes)
+        rows = list(zip(batch.keys, *columns))
         self.rows += [rows[i] for i in kept]
+        self.looks += [batch.looks[i] for i in kept if batch.looks]
 
     def _lose_broken(self, batch, broken_images):
         """Count the samples of a batch that have no embedding, with the reason -> their places in it."""

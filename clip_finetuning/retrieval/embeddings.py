@@ -4,16 +4,20 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from clip_finetuning.pictures.near_duplicates import LOOK
 from clip_finetuning.runtime.atomic_write import atomic_write
-from clip_finetuning.runtime.text import caption_numbers, text_of
+from clip_finetuning.runtime.text import attribute_text, caption_numbers, printable, text_of
 
 TEXTS = ("image_product", "text_product", "image_key", "captions", "category", "subcategory")
+ATTRIBUTES = "attributes"
+LISTED = 20  # attributes that a message lists
 SAME_POINT = 0.99  # cosine; half precision stays well above
 log = logging.getLogger(__name__)
 
@@ -34,14 +38,22 @@ class Embeddings:
     category: np.ndarray  # (N,)
     subcategory: np.ndarray  # (N,)
     image_text: np.ndarray  # (N,) the number of each sample's own text
+    attributes: np.ndarray | None = None  # (N,) {name: text} of each sample; None where no sample has any
+    looks: np.ndarray | None = None  # (N, 200) uint8, the pictures' fingerprints (`looks.look_of`); None: not asked for
 
     def __post_init__(self):
         for name in TEXTS:
             setattr(self, name, texts(getattr(self, name)))
+        if self.attributes is not None:
+            self.attributes = texts(self.attributes) if any(self.attributes) else None
         images, captions = len(self.image_embeddings), len(self.text_embeddings)
         for name in ("image_product", "image_key", "category", "subcategory", "image_text"):
             if len(getattr(self, name)) != images:
                 raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {images} images")
+        for name in ("attributes", "looks"):
+            column = getattr(self, name)
+            if column is not None and len(column) != images:
+                raise ValueError(f"{name} has {len(column)} rows, but there are {images} images")
         for name in ("text_product", "captions"):
             if len(getattr(self, name)) != captions:
                 raise ValueError(f"{name} has {len(getattr(self, name))} rows, but there are {captions} texts")
@@ -54,6 +66,24 @@ class Embeddings:
     def fingerprint(self) -> str:
         """A hash of which samples these are, whatever the model: results of equal ones can be compared."""
         return fingerprint_of(self.image_key, self.image_product, self.captions[self.image_text])
+
+    def keys_of(self, images: Sequence[int]) -> dict[int, str]:
+        """{image: the key of its sample}, by which shards have its picture; a key of several samples names none."""
+        counts = Counter(self.image_key)
+        return {image: key for image in images if counts[key := str(self.image_key[image])] == 1}
+
+    def keep_attributes(self, names: Sequence[str]) -> None:
+        """Leave out all attributes but these; no names: keep all. Raises ValueError for one that no sample has."""
+        there = dict.fromkeys(name for said in (() if self.attributes is None else self.attributes) for name in said)
+        for name in names:
+            if name not in there:
+                known = ", ".join(map(printable, list(there)[:LISTED])) or "none"
+                raise ValueError(
+                    f"--attributes {printable(name)}: no sample of the embeddings file has it; there are {known}"
+                )
+        if names and self.attributes is not None:
+            kept = [{name: said[name] for name in names if name in said} for said in self.attributes]
+            self.attributes = texts(kept)
 
 
 def fingerprint_of(keys: Iterable[str], products: Iterable[str], captions: Iterable[str]) -> str:
@@ -87,9 +117,11 @@ def unlike_captions(embeddings: Embeddings) -> int:
 def save(path: str | os.PathLike, embeddings: Embeddings) -> None:
     """Write the arrays of `Embeddings` to a `.npz` file; its columns of text are `packed`, `json_columns` says which."""
     arrays = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
-    arrays |= {name: packed(arrays[name]) for name in TEXTS}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    columns = [name for name in (*TEXTS, ATTRIBUTES) if name in arrays]
+    arrays |= {name: packed(arrays[name]) for name in columns}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, json_columns=np.array(TEXTS))
+        np.savez(file, **arrays, json_columns=np.array(columns))
 
 
 def packed(column: np.ndarray) -> np.ndarray:
@@ -120,6 +152,8 @@ def load(path: str | os.PathLike) -> Embeddings:
         category=texts(map(text_of, _strings(arrays.get("category", blank)))),
         subcategory=texts(map(text_of, _strings(arrays.get("subcategory", blank)))),
         image_text=arrays["image_text"] if "image_text" in arrays else _own_texts(path, image_products, text_products),
+        attributes=_attributes(path, arrays[ATTRIBUTES]) if ATTRIBUTES in arrays else None,
+        looks=arrays.get("looks"),
     )
 
 
@@ -130,8 +164,9 @@ def _read(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        for name in {*arrays.pop("json_columns", np.array([])).tolist()} & {*TEXTS} & {*arrays}:
-            arrays[name] = texts(map(str, json.loads(arrays[name].tobytes())))
+        for name in {*arrays.pop("json_columns", np.array([])).tolist()} & {*TEXTS, ATTRIBUTES} & {*arrays}:
+            values = json.loads(arrays[name].tobytes())
+            arrays[name] = texts(values if name == ATTRIBUTES else map(str, values))
     except Exception as error:  # zip, npy and JSON errors have no common class
         raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
     wanted = ("image_embeddings", "text_embeddings", "image_product", "text_product")
@@ -146,6 +181,21 @@ def _strings(array):
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8", "replace")
     return (array if array.dtype.kind in "OUfiu" else array.astype(str)).tolist()
+
+
+def _attributes(path, column):
+    """(N,) {name: text} of a column of objects, or of texts that are JSON objects, as others can write them."""
+    found = []
+    for row, value in enumerate(_strings(column)):
+        try:
+            value = json.loads(value or "{}") if isinstance(value, str) else value
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f'{path}: row {row} of {ATTRIBUTES} is no JSON object, such as {{"colour": "red"}}')
+        said = {text_of(name): attribute_text(one) for name, one in value.items()}
+        found.append({name: text for name, text in said.items() if name and text})
+    return found
 
 
 def _products(path, arrays, captions):
@@ -179,7 +229,7 @@ def _own_texts(path, image_products, text_products):
 def _check_shapes(path, arrays):
     """ValueError naming the array that has another shape, type or value than `Embeddings` needs."""
     for name, array in arrays.items():
-        wanted = 2 if name in ("image_embeddings", "text_embeddings") else 1  # dimensions
+        wanted = 2 if name in ("image_embeddings", "text_embeddings", "looks") else 1  # dimensions
         if name in Embeddings.__dataclass_fields__ and array.ndim != wanted:
             raise ValueError(f"{path}: {name} has shape {array.shape}; it must have {wanted} dimensions")
         if wanted == 2 and (array.dtype.kind not in "fiu" or not array.shape[1]):
@@ -191,6 +241,9 @@ def _check_shapes(path, arrays):
             raise ValueError(
                 f"{path}: {len(broken)} rows of {name} hold NaN or infinity, first of all row {broken[0]}; leave them out"
             )
+    looks = arrays.get("looks")
+    if looks is not None and (looks.dtype != np.uint8 or looks.shape[1] != LOOK):
+        raise ValueError(f"{path}: looks is {looks.dtype} {looks.shape}; it must be uint8 (images, {LOOK})")
     numbers = arrays.get("image_text", np.zeros(0, dtype=int))
     texts_named = len(arrays["captions" if "captions" in arrays else "text_product"])
     if numbers.dtype.kind not in "iu" or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < texts_named):

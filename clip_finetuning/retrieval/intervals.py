@@ -9,7 +9,7 @@ import numpy as np
 
 RESAMPLES = 1000  # of a bootstrap
 Z = 1.959964  # 95 % of a normal distribution lie within
-FLIP_STEPS = 60  # how finely `loss_p_value` tells gains apart: products have 1 to 6 views
+FLIP_STEPS = 60  # how finely `change_p_value` tells gains apart: products have 1 to 6 views
 
 
 def product_sums(
@@ -29,14 +29,19 @@ def share_interval(sums: np.ndarray, counts: np.ndarray, least_effect: float = 0
     more, one all hits and one all misses: near 0 and 1, where hardly a product tells, views then count as agreeing. A
     bootstrap has width zero there. Hits and misses have an effect of 1 at `least_effect`; finer values can have less.
     """
-    queries, size = counts.sum(), (counts**2).sum() / counts.sum()  # size: of the product that a query belongs to
-    smooth = (sums.sum() + size) / (queries + 2 * size)
-    spread = ((sums - smooth * counts) ** 2).sum() + size**2 * (smooth**2 + (1 - smooth) ** 2)
-    effect = np.clip(spread / (smooth * (1 - smooth) * (queries + 2 * size)), least_effect, size)
-    effective = queries / effect
+    effect = design_effect(sums, counts, least_effect)
+    effective = counts.sum() / effect
     middle = (sums.sum() / effect + Z**2 / 2) / (effective + Z**2)
     half = Z * np.sqrt(middle * (1 - middle) / (effective + Z**2))
     return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
+
+
+def design_effect(sums: np.ndarray, counts: np.ndarray, least_effect: float = 0.0) -> float:
+    """By how much fewer queries than there are tell as much as these, which come by product; see `share_interval`."""
+    queries, size = counts.sum(), (counts**2).sum() / counts.sum()  # size: of the product that a query belongs to
+    smooth = (sums.sum() + size) / (queries + 2 * size)
+    spread = ((sums - smooth * counts) ** 2).sum() + size**2 * (smooth**2 + (1 - smooth) ** 2)
+    return float(np.clip(spread / (smooth * (1 - smooth) * (queries + 2 * size)), least_effect, size))
 
 
 def gain_interval(gains: np.ndarray, counts: np.ndarray) -> list[float]:
@@ -53,8 +58,8 @@ def gain_interval(gains: np.ndarray, counts: np.ndarray) -> list[float]:
     return [max(-1.0, float(middle - half)), min(1.0, float(middle + half))]
 
 
-def loss_p_value(gains: np.ndarray) -> float:
-    """How often equally good models lose at least as much by chance: gains (P,) by product -> p.
+def change_p_value(gains: np.ndarray) -> float:
+    """How often equally good models differ at least as much by chance, either way: gains (P,) by product -> p.
 
     The sign-flip test (Fisher 1935): if it makes no difference which model is which, each product's gain could as well
     have the other sign. Exact for any number of products, with gains rounded to 1/60 of the largest; the distribution of
@@ -72,15 +77,18 @@ def loss_p_value(gains: np.ndarray) -> float:
         wave *= np.cos(2 * np.pi * step / length * np.arange(len(wave))) ** times
     chances = np.fft.irfft(wave, length)  # of the sums 0, 1 ... reach, and -reach ... -1 at the end
     lowest = np.concatenate([chances[-reach:], chances[: reach + 1]])
-    return float(np.clip(lowest[: steps.sum() + reach + 1].sum(), 0, 1))
+    # All signs turned are as likely, so the sums at the other end have the same chance.
+    return float(np.clip(2 * lowest[: reach + 1 - abs(int(steps.sum()))].sum(), 0, 1))
 
 
-def rejected(p_values: Sequence[float], family_error: float = 0.05) -> np.ndarray:
-    """Which hypotheses fall, with a false alarm in at most 5 % of all families (Holm 1979): (H,) -> (H,) of truth."""
+def corrected(p_values: Sequence[float]) -> np.ndarray:
+    """p-values corrected for how many there are (Holm 1979): (H,) -> (H,).
+
+    Whoever calls those of at most 0.05 no chance has a false alarm in at most 5 % of all such families.
+    """
     order = np.argsort(p_values, kind="stable")
-    allowed = family_error / np.arange(len(order), 0, -1)
-    falls = np.logical_and.accumulate(np.asarray(p_values)[order] <= allowed)
-    return falls[np.argsort(order)]
+    times = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    return np.minimum(np.maximum.accumulate(times), 1.0)[np.argsort(order)]
 
 
 def bootstrap(

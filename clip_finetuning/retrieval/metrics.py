@@ -1,236 +1,29 @@
-"""Exact retrieval ranks by blocks of queries, and the numbers made of them: Recall@k, MRR, mAP.
+"""Numbers made of ranks: Recall@k, MRR, mAP and their chance values.
 
-Recall@k is the hit rate: the share of queries with a positive among the first k. Equal scores count against the model:
-a positive that ties with negatives comes after them, so a model that maps everything to one point scores 0.
-No function holds a queries x gallery matrix.
+Recall@k is the hit rate: the share of queries with a positive among the first k.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
-BLOCK_BYTES = 40 * 2**20  # one block of scores; two of this size are alive at a time
-NEVER = np.iinfo(np.int64).max  # the rank of a query that has no positive in the gallery
+from clip_finetuning.retrieval.pairs import pair_values
+from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs, one_to_one, transposed
+from clip_finetuning.retrieval.ranking import (
+    NEVER,
+    Ranks,
+    all_scores,
+    first_places,
+    nearest_items,
+    rank_candidates,
+    rank_positives,
+    top_items,
+)  # fmt: skip
 
-Rows = np.ndarray | torch.Tensor  # (n, D) embeddings of any float type
-
-
-class Positives(NamedTuple):
-    """For each query its positives in the gallery: `items[offsets[q]:offsets[q + 1]]`."""
-
-    offsets: np.ndarray  # (Q + 1,) int64
-    items: np.ndarray  # int64 gallery numbers
-
-    def of(self, query: int) -> np.ndarray:
-        """The gallery numbers of one query's positives."""
-        return self.items[self.offsets[query] : self.offsets[query + 1]]
-
-
-class Ranks(NamedTuple):
-    """What became of each query."""
-
-    best: np.ndarray  # (Q,) int64: rank of the best positive, from 1; NEVER without positives
-    average_precision: np.ndarray  # (Q,) float64: mean precision at the ranks of its positives
-
-
-# ----------------------------------------------------------------------------------------------- positives
-
-
-def one_to_one(count: int) -> Positives:
-    """Query i's positive is gallery item i."""
-    return Positives(np.arange(count + 1), np.arange(count))
-
-
-def by_group(query_groups: np.ndarray, gallery_groups: np.ndarray) -> Positives:
-    """Every gallery item of a query's group is its positive; groups (Q,) and (G,) are integers."""
-    order = np.argsort(gallery_groups, kind="stable")
-    ordered = gallery_groups[order]
-    first = np.searchsorted(ordered, query_groups, side="left")
-    counts = np.searchsorted(ordered, query_groups, side="right") - first
-    return Positives(_offsets(counts), order[_ranges(first, counts)])
-
-
-def transposed(positives: Positives, gallery_size: int) -> Positives:
-    """The positives of the other direction: gallery items as queries."""
-    queries = np.repeat(np.arange(len(positives.offsets) - 1), np.diff(positives.offsets))
-    order = np.argsort(positives.items, kind="stable")
-    counts = np.bincount(positives.items, minlength=gallery_size)
-    return Positives(_offsets(counts), queries[order])
-
-
-def from_pairs(queries: np.ndarray, items: np.ndarray, query_count: int) -> Positives:
-    """The positives that a list of (query, gallery item) pairs says; repeated pairs count once."""
-    pairs = np.unique(np.stack([queries, items]), axis=1) if len(queries) else np.empty((2, 0), np.int64)
-    return Positives(_offsets(np.bincount(pairs[0], minlength=query_count)), pairs[1])
-
-
-def _offsets(counts):
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _ranges(first, counts):
-    """first[0], first[0] + 1, ... (counts[0] numbers), first[1], ..."""
-    starts = np.repeat(first - _offsets(counts)[:-1], counts)
-    return starts + np.arange(counts.sum())
-
-
-# --------------------------------------------------------------------------------------------------- ranks
-
-
-def rank_positives(queries: Rows, gallery: Rows, positives: Positives, block_rows: int | None = None) -> Ranks:
-    """Rank the whole gallery for every query -> Ranks.
-
-    queries (Q, D) and gallery (G, D): arrays or tensors of any float type, computed in float32; the score is their dot
-    product. A positive's own score comes out of the same block product as its rivals', since a separate dot product
-    can differ in the last bit. Raises ValueError for embeddings that are not finite.
-    """
-    queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
-    best = np.full(len(queries), NEVER)
-    precision = np.zeros(len(queries))
-    rows = block_rows or _block_rows(len(gallery))
-    scratch = torch.empty(0)
-    for start in range(0, len(queries), rows):
-        block = queries[start : start + rows] @ gallery.T  # (rows, G)
-        scratch = scratch if scratch.shape == block.shape else torch.empty_like(block)
-        window = positives.offsets[start : start + len(block) + 1]
-        ahead, slots = _negatives_ahead(block, window - window[0], positives.items[window[0] : window[-1]], scratch)
-        best[start : start + len(block)], precision[start : start + len(block)] = _summary(ahead, slots)
-    return Ranks(best, precision)
-
-
-def _block_rows(gallery_size):
-    return max(1, min(1024, BLOCK_BYTES // (4 * max(1, gallery_size))))
-
-
-def _matrix(values, what):
-    matrix = torch.as_tensor(values).detach().to("cpu", torch.float32)
-    if not torch.isfinite(matrix).all():
-        raise ValueError(f"the {what} embeddings hold NaN or infinity: the model is broken, look at its training log")
-    return matrix
-
-
-def _negatives_ahead(block, offsets, items, scratch):
-    """How many negatives score at least as much as each positive -> (rows, P) ascending, and which slots are real."""
-    counts = np.diff(offsets)
-    slots = torch.from_numpy(np.arange(counts.max(initial=0)) < counts[:, None])  # (rows, P)
-    row, column = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), torch.from_numpy(items)
-    scores = torch.full(slots.shape, -torch.inf)
-    scores[slots] = block[row, column]
-    block[row, column] = -torch.inf  # what is left are negatives
-    scores = scores.sort(dim=1, descending=True).values
-    if slots.shape[1] <= 16:
-        ahead = [torch.ge(block, scores[:, p, None], out=scratch).sum(1) for p in range(slots.shape[1])]
-        ahead = torch.stack(ahead, 1) if ahead else torch.empty(len(counts), 0)
-    else:  # a few products with very many views: sort once instead of counting again and again
-        ahead = block.shape[1] - torch.searchsorted(block.sort(dim=1).values, scores.contiguous())
-    return ahead.long().numpy(), slots.numpy()
-
-
-def _summary(ahead, slots):
-    """(rank of the best positive, average precision) of each row."""
-    if not slots.shape[1]:
-        return np.full(len(slots), NEVER), np.zeros(len(slots))
-    number = np.arange(1, slots.shape[1] + 1)  # the p-th positive stands behind p - 1 others
-    precision = np.where(slots, number / (ahead + number), 0.0)
-    counts = slots.sum(1)
-    return np.where(counts > 0, ahead[:, 0] + 1, NEVER), precision.sum(1) / np.maximum(counts, 1)
-
-
-def pair_values(
-    images: Rows, texts: Rows, text_of: np.ndarray, ks: Sequence[int], block_rows: int | None = None
-) -> dict[str, dict[str, np.ndarray]]:
-    """The numbers of each sample where its own image and its own text alone are a hit -> {direction: {name: (N,)}}.
-
-    images (N, D), distinct texts (U, D), text_of (N,): the text of each image. Samples that share a text cannot be told
-    apart by it. Their m ranks, told from the others' as in `rank_positives`, come in any order alike: each of the samples
-    gets the share of the m ranks that are hits, and the mean of the m ranks. That is what open_clip's get_clip_metrics,
-    which sorts equal texts as they happen to come, gives in expectation.
-    """
-    images, texts = _matrix(images, "image"), _matrix(texts, "text")
-    return {
-        "text_to_image": _values_of_texts(images, texts, text_of, ks, block_rows),
-        "image_to_text": _values_of_images(images, texts, text_of, ks, block_rows),
-    }
-
-
-def _values_of_texts(images, texts, text_of, ks, block_rows):
-    """Each distinct text asks once for the ranks of all its images."""
-    positives = by_group(np.arange(len(texts)), text_of)
-    counts = np.diff(positives.offsets)
-    order = np.argsort(counts, kind="stable")  # blocks of texts with about as many images: no work for empty slots
-    values = {}
-    rows = block_rows or _block_rows(len(images))
-    scratch = torch.empty(0)
-    for chosen in np.split(order, range(rows, len(order), rows)):
-        block = texts[chosen] @ images.T  # (rows, N)
-        scratch = scratch if scratch.shape == block.shape else torch.empty_like(block)
-        items = positives.items[_ranges(positives.offsets[chosen], counts[chosen])]
-        ahead, slots = _negatives_ahead(block, _offsets(counts[chosen]), items, scratch)
-        ranks = ahead + np.arange(1, slots.shape[1] + 1)
-        numbers = {f"recall@{k}": ranks <= k for k in ks} | {"mean_rank": ranks, "mrr": 1 / ranks}
-        for name, number in numbers.items():
-            mean = np.where(slots, number, 0.0).sum(1) / np.maximum(counts[chosen], 1)
-            values.setdefault(name, np.zeros(len(texts)))[chosen] = mean
-    return _pair_numbers({name: column[text_of] for name, column in values.items()})
-
-
-def _values_of_images(images, texts, text_of, ks, block_rows):
-    """Each image asks for its own text, which stands m times in the gallery: at `ahead` + 1 ... `ahead` + m."""
-    copies = np.bincount(text_of, minlength=len(texts))
-    weights, own = torch.from_numpy(copies).float(), torch.from_numpy(text_of)
-    ahead = np.empty(len(images), np.int64)
-    rows = block_rows or _block_rows(len(texts))
-    scratch = torch.empty(0)
-    for start in range(0, len(images), rows):
-        block = images[start : start + rows] @ texts.T  # (rows, U)
-        scratch = scratch if scratch.shape == block.shape else torch.empty_like(block)
-        columns = own[start : start + len(block), None]
-        scores = block.gather(1, columns)
-        block.scatter_(1, columns, -torch.inf)
-        # Whole numbers, of which float32 adds up 16 million without an error.
-        ahead[start : start + len(block)] = (torch.ge(block, scores, out=scratch) @ weights).numpy()
-    count = copies[text_of]
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, len(images) + 1))])
-    shared = (harmonic[ahead + count] - harmonic[ahead]) / count
-    values = {f"recall@{k}": np.clip(k - ahead, 0, count) / count for k in ks}
-    values |= {"mean_rank": ahead + (count + 1) / 2, "mrr": np.where(count == 1, 1 / (ahead + 1), shared)}
-    return _pair_numbers(values)
-
-
-def _pair_numbers(values):
-    return values | {"map": values["mrr"]}  # one positive each
-
-
-def top_items(queries: Rows, gallery: Rows, count: int, block_rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` best gallery items of each query and their scores -> (Q, count) each; equal scores by number."""
-    queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
-    count = min(count, len(gallery))
-    items, scores = [], []
-    for start in range(0, len(queries), block_rows):
-        ordered = (queries[start : start + block_rows] @ gallery.T).sort(dim=1, descending=True, stable=True)
-        items.append(ordered.indices[:, :count])
-        scores.append(ordered.values[:, :count])
-    empty = [torch.empty(0, count)]
-    return torch.cat(items or empty).numpy(), torch.cat(scores or empty).numpy()
-
-
-def nearest_items(queries: Rows, gallery: Rows, block_rows: int = 1024) -> np.ndarray:
-    """The number of the best gallery item of each query -> (Q,)."""
-    queries, gallery = _matrix(queries, "query"), _matrix(gallery, "gallery")
-    blocks = [(block @ gallery.T).argmax(dim=1) for block in queries.split(block_rows)]
-    return torch.cat(blocks).numpy()
-
-
-def rank_candidates(queries: Rows, candidates: Rows) -> Ranks:
-    """Rank candidate 0, the positive, among each query's own candidates: (Q, D) and (Q, C, D) -> Ranks."""
-    scores = torch.einsum("qcd,qd->qc", _matrix(candidates, "candidate"), _matrix(queries, "query"))
-    best = 1 + (scores[:, 1:] >= scores[:, :1]).sum(1)
-    return Ranks(best.numpy(), (1 / best.double()).numpy())
-
-
-# ------------------------------------------------------------------------------------------------- numbers
+__all__ = [  # what numbers are made of, under one name
+    "NEVER", "Positives", "Ranks", "all_scores", "by_group", "first_places", "from_pairs", "nearest_items", "one_to_one", "pair_values", "rank_candidates",
+    "rank_positives", "top_items", "transposed",
+]  # fmt: skip
 
 
 def summarize(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:

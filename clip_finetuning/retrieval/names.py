@@ -3,6 +3,11 @@
 DIRECTIONS = ("text_to_image", "image_to_text")
 DIRECTIONS_OF = dict.fromkeys(("product", "pair", "one_view", "sampled101"), DIRECTIONS)  # each protocol's
 PROTOCOLS = tuple(DIRECTIONS_OF)
+# A protocol's version changes with what counts as a hit or is asked: numbers of two versions are never compared.
+IN_SECOND = ("pair", "one_view", "sampled101")
+FIRST_VERSION = "the same caption of another product is a miss"  # in the first one of those
+VERSIONS = dict.fromkeys(PROTOCOLS, 1) | dict.fromkeys(IN_SECOND, 2)
+TRUTHS = ("strict", "tolerant", "without")  # how look-alikes of other products count; strict is the headline
 KS = (1, 5, 10)  # of Recall@k, where nobody asks for others
 OTHER_NUMBERS = {"median_rank": "median rank", "mrr": "MRR", "map": "mAP"}  # beside the recalls, as tables call them
 

@@ -19,6 +19,7 @@ import numpy as np
 from clip_finetuning.retrieval import metrics, sampled101, summary
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import DIRECTIONS
+from clip_finetuning.retrieval.truth import Truth, by_truth, entry, marked_tasks
 from clip_finetuning.runtime.text import caption_numbers
 
 
@@ -41,6 +42,7 @@ def evaluate(
     ks: Sequence[int],
     seed: int = 0,
     candidates: sampled101.Candidates | None = None,
+    truth: Truth | None = None,
 ) -> dict[str, Any]:
     """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}."""
     if protocol == "sampled101":
@@ -48,12 +50,18 @@ def evaluate(
     if protocol == "pair":
         return _evaluate_pairs(embeddings, ks, seed)
     result: dict[str, Any] = {"protocol": describe(embeddings, protocol)}
-    for direction, task in tasks(embeddings, protocol).items():
-        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives)
+    asked, alike, counts = marked_tasks(truth, tasks(embeddings, protocol))
+    numbers = {}
+    for direction, task in asked.items():
+        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, alike=alike[direction])
         chance = {f"recall@{k}": metrics.chance_recall(task.positives, len(task.gallery), k) for k in ks}
         result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
-    return result
+        if alike[direction] is not None:
+            numbers[direction] = by_truth(ranks, truth, task.query_products, ks)
+    if truth and truth.judged:
+        result["protocol"] += f"; {truth.judged.sentence()}"
+    return result | ({"truth": entry(truth, numbers, counts)} if numbers else {})
 
 
 def describe(embeddings: Embeddings, protocol: str) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from clip_finetuning.model.clip_model import ClipModel
-from clip_finetuning.retrieval import comparison, protocols
+from clip_finetuning.retrieval import citation, names, power, protocols
 from clip_finetuning.retrieval.embed import Loader, NothingFinite, embed
 from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
 from clip_finetuning.retrieval.names import DIRECTIONS, KS
-from clip_finetuning.retrieval.sampled101 import Candidates
+from clip_finetuning.retrieval.sampled101 import Candidates, draw_candidates
+from clip_finetuning.retrieval.truth import Truth
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.accounting import majority_warning
 from clip_finetuning.runtime.text import caption_numbers
@@ -57,23 +58,53 @@ def measure_embeddings(
     ks: Sequence[int],
     seed: int = 0,
     candidates: Candidates | None = None,
+    truth: Truth | None = None,
 ) -> dict[str, Any]:
-    """Results of the protocols; the first one's recalls stand at the top level too."""
-    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates) for name in protocol_names}
+    """Results of the protocols; the first one's recalls stand at the top level too.
+
+    `truth` says what else than the items of one product may count as right.
+    """
+    if "sampled101" in protocol_names:
+        candidates = candidates or draw_candidates(embeddings, seed)
+    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates, truth) for name in protocol_names}
+    _cite(evaluated, embeddings.fingerprint(), candidates)
     headline = evaluated[protocol_names[0]]
     recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in DIRECTIONS} for k in ks}
     return {
         "num_samples": len(embeddings.image_key),
         **recalls,
         "protocol": protocol_names[0],
+        "cite": headline["cite"],
         "num_products": len(np.unique(embeddings.image_product)),
         "num_captions": len(caption_numbers(embeddings.captions)[1]),
-        "rules": comparison.RULES,
         "ties": "a positive that ties with negatives counts after them; in pair, samples with the same caption share "
         "their expected rank",
         "warnings": warnings_of(embeddings),
+        "statistics": {
+            "protocol": protocol_names[0],
+            "smallest_difference": {
+                way: _smallest_differences(headline[way]) for way in names.DIRECTIONS_OF[protocol_names[0]]
+            },
+            "power": power.POWER,
+            "correlation": power.CORRELATION,
+        },
+        **({"judgements": truth.judged.as_result()} if truth and truth.judged else {}),
         "protocols": evaluated,
     }
+
+
+def _cite(evaluated, fingerprint, candidates):
+    """Say of each protocol's numbers in which version and on what they are measured."""
+    for name, numbers in evaluated.items():
+        also = candidates.lists if name == "sampled101" else {}
+        numbers |= {"version": names.VERSIONS[name], "cite": citation.line(name, fingerprint, also=also)}
+
+
+def _smallest_differences(numbers):
+    """{recall@k: the smallest difference to another model that this direction's products can show}."""
+    table = numbers["by_product"]
+    counts = np.array(table["queries"])
+    return {key: power.smallest_difference(np.array(table[key]), counts) for key in names.recalls(table)}
 
 
 def warnings_of(embeddings: Embeddings) -> list[str]:

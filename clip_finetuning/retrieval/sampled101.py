@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_finetuning.retrieval import metrics, summary
+from clip_finetuning.retrieval import metrics, ranking, summary
 from clip_finetuning.retrieval.embeddings import Embeddings, packed, texts
 from clip_finetuning.retrieval.names import DIRECTIONS
 from clip_finetuning.runtime.atomic_write import atomic_write
@@ -137,7 +137,7 @@ def evaluate(embeddings: Embeddings, ks: Sequence[int], seed: int, candidates: C
     }
     for direction, rows in lists.items():
         ranks = [_rank_draw(e, direction, draw) for draw in rows]
-        together = metrics.Ranks(*(np.concatenate(column) for column in zip(*ranks)))
+        together = ranking.concatenated(ranks)
         asked, sizes = rows[:, :, 0].ravel(), (rows >= 0).sum(2)
         result[direction] = summary.of_ranks(together, e.image_product[asked], e.category[asked], ks, seed)
         result[direction]["queries"] = queries
@@ -167,8 +167,8 @@ def _rank_draw(e, direction, rows, chunk=100):
         else:
             queries, candidates = e.image_embeddings[part[:, 0]], e.text_embeddings[e.image_text[part]]
         candidates = np.where(part[:, :, None] >= 0, candidates, -np.sign(queries)[:, None] * 1e6)  # no rival at all
-        parts.append(metrics.rank_candidates(queries, candidates))
-    return metrics.Ranks(*(np.concatenate(column) for column in zip(*parts)))
+        parts.append(ranking.rank_candidates(queries, candidates))
+    return ranking.concatenated(parts)
 
 
 # ------------------------------------------------------------------------------------------------ the file

@@ -4,9 +4,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval import names
+from clip_finetuning.retrieval import citation, comparison, names
+from clip_finetuning.runtime.text import printable
 
 WIDTH = 80
+CONFUSIONS = 5  # that are named
 
 
 def render(results: dict[str, Any]) -> str:
@@ -14,9 +16,27 @@ def render(results: dict[str, Any]) -> str:
     lines = [*_about(results), "each cell: value [95 % interval over products] (chance)"]
     for name, protocol in results["protocols"].items():
         lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
+        if cite := citation.of(results, name):
+            lines.append(f"protocol: {cite}")
+    if "statistics" in results:
+        lines += ["", *_wrapped(power_sentence(results["statistics"]))]
     if "zero_shot" in results:
         lines += ["", *_zero_shot(results["zero_shot"])]
+    if results.get("retention"):
+        lines += ["", *_retention(results["retention"])]
     return "\n".join(lines)
+
+
+def power_sentence(statistics: dict[str, Any]) -> str:
+    """From which difference on another model can be told from this one, in words."""
+    smallest = statistics["smallest_difference"]
+    keys = list(next(iter(smallest.values())))
+    key = "recall@10" if "recall@10" in keys else keys[-1]
+    told = ", ".join(f"{numbers[key]:.3f} {names.title(way)}" for way, numbers in smallest.items())
+    return (
+        f"{100 * statistics['power']:.0f} % of comparisons would show a difference in {names.label(key)} of {told} (two-sided 5 %, "
+        f"paired; assumed: the two models' hits correlate by {statistics['correlation']:g})"
+    )
 
 
 def _about(results):
@@ -45,22 +65,74 @@ def _protocol(protocol, ways):
     for key in [*names.recalls(directions[0]), *names.OTHER_NUMBERS]:
         cells = [_cell(numbers, key) if key.startswith("recall") else f"{numbers[key]:.4g}" for numbers in directions]
         yield f"  {names.label(key)}".ljust(16) + "".join(cell.rjust(width) for cell, width in zip(cells, (32, 30)))
+    if "truth" in protocol:
+        yield from _truth(protocol["truth"], ways)
+
+
+def _truth(truth, ways):
+    """The recalls by each truth that was asked for, and what these are."""
+    yield from _wrapped(truth["sentence"])
+    for name in (name for name in names.TRUTHS if name in truth):
+        for key in names.recalls(truth[name][ways[0]]):
+            cells = [_with_interval(truth[name][way], key) for way in ways]
+            label = f"  {names.label(key)} {name}"
+            yield label.ljust(24) + "".join(cell.rjust(width) for cell, width in zip(cells, (24, 30)))
 
 
 def _cell(numbers, key):
+    return f"{_with_interval(numbers, key)} ({numbers['chance'][key]:.3f})"
+
+
+def _with_interval(numbers, key):
     low, high = numbers["intervals"][key]
-    return f"{numbers[key]:.4f} [{low:.3f}, {high:.3f}] ({numbers['chance'][key]:.3f})"
+    return f"{numbers[key]:.4f} [{low:.3f}, {high:.3f}]"
 
 
 def _zero_shot(result):
-    yield (
-        f"zero-shot, {result['classes']} categories: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}, "
-        f"macro {result['macro']:.4f}"
+    """Accuracy with what chance and the largest class alone would give, and the most frequent mistakes."""
+    yield from _wrapped(
+        f"zero-shot: {result['images']:,} images, {result['classes']} classes named by {len(result['prompts'])} prompts; "
+        f"always saying {printable(result['majority']['class'])[:40]!r}, the largest, gives top-1 {result['majority']['top1']:.4f}"
     )
-    broken = result["without_embedding"]
-    if broken:
-        yield from textwrap.wrap(f"left out, since the name's embedding is not finite: {', '.join(broken)}", WIDTH)
+    for key, label in (("top1", "top-1"), ("top5", "top-5"), ("macro", "top-1, macro")):
+        yield f"  {label}".ljust(16) + _cell(result, key).rjust(32)
+    yield "  F1".ljust(16) + f"macro {result['f1']['macro']:.4f}, weighted {result['f1']['weighted']:.4f}".rjust(32)
+    told = [
+        f"{_named(row['class'])} for {_named(row['taken_for'])} {row['share']:.0%}"
+        for row in result["confusion"]["top"]
+    ]
+    if told:
+        yield from _wrapped(f"  taken for another: {', '.join(told[:CONFUSIONS])}")
+    if left_out := result["without_category"]:
+        yield from _wrapped(f"  left out: {left_out:,} images without a category")
+    if broken := result["without_embedding"]:
+        yield from _wrapped(f"  left out, since the name's embedding is not finite: {', '.join(map(_named, broken))}")
+
+
+def _retention(results):
+    """The same protocols on other data; of the first one what changed there, if that is known."""
+    yield from _wrapped(
+        f"retention: {Path(results['pattern']).name}: {results['num_samples']:,} images, {results['num_products']:,} "
+        f"products; {results['sentence']}"
+    )
+    if skipped := results["data"].get("skipped"):
+        yield from _wrapped(f"  left out: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}")
+    for name, protocol in results["protocols"].items():
+        if name == results["protocol"] and results["change"]:
+            for way, changes in results["change"].items():
+                yield comparison.heading(f"{name}, {names.title(way)}", "before", "after", "change")
+                for key, change in changes.items():
+                    values = (change[what] for what in ("before", "after", "gain", "interval"))
+                    yield comparison.difference(names.label(key), *values)
+        else:
+            yield f"{name}"
+            yield from _protocol(protocol, names.DIRECTIONS_OF[name])
+        yield f"protocol: {citation.of(results, name)}"
+
+
+def _named(category):
+    return printable(category)[:30]
 
 
 def _wrapped(text):
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return textwrap.wrap(text, WIDTH, subsequent_indent="    " if text.startswith(" ") else "  ")

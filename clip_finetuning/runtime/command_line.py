@@ -127,6 +127,14 @@ class _HelpFormatter(argparse.HelpFormatter):
         return textwrap.indent("\n\n".join(paragraphs), indent)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """The type of a flag that takes names with commas between them, each once."""
+    found = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; it takes names such as colour,material")
+    return found
+
+
 def debug_is_on(module: ModuleType) -> bool:
     """Whether this process's command line, its environment or the page asks for tracebacks."""
     parser = Parser(module, "")

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 # Line breaks, control characters and lone surrogates end up as spaces. Joiners stay: emoji are made with them.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
@@ -27,6 +27,13 @@ def text_of(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MANY_DIGITS:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def attribute_text(value: object, as_text: Callable[[object], str] = text_of) -> str:
+    """A value as the text of an attribute: true and false are said, of a list its values in the order of the alphabet."""
+    values = value if isinstance(value, list | tuple) else [value]
+    texts = {str(one).lower() if isinstance(one, bool) else as_text(one) for one in values}
+    return ", ".join(sorted(texts - {""}))
 
 
 def decoded(data: bytes) -> str:

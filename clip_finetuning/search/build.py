@@ -22,7 +22,7 @@ from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.distributed import Ranks
 from clip_finetuning.runtime.version import version
 from clip_finetuning.search import folder as files
-from clip_finetuning.search import graph as graphs
+from clip_finetuning.search import scan as scans
 from clip_finetuning.search.database import Store, write_items
 from clip_finetuning.search.embedding import embed_new
 from clip_finetuning.search.index import Index
@@ -35,8 +35,9 @@ try:
 except ImportError:  # Windows, where a second writer fails on the open files
     fcntl = None
 
-GRAPH_FROM = 20_000  # distinct pictures; scoring each of fewer takes about 3 ms
-MEASURED = 200  # queries, by which the graph's recall is measured
+SCAN_FROM = 5000  # distinct pictures; scoring each of fewer takes about a millisecond
+MEASURED = 200  # queries, by which the scan's recall is measured
+FRESH = 0.2  # share of the pictures that a quantiser was not trained with, from which another one is trained
 log = logging.getLogger(__name__)
 
 
@@ -181,13 +182,13 @@ def renew(
     else:
         files.remove_other_generations(folder, old.about["generation"] if old is not None else _valid(folder))
         place = files.new_generation(folder)
-        tuning = _write(place, old, store, rows, dimensions)
+        scan = _write(place, old, store, rows, dimensions)
         about = {
             "version": version(),
             "model": about_model,
             "counts": counts,
             "state": state,
-            "graph": tuning and tuning._asdict(),
+            "scan": scan,
         }
         about = files.publish(folder, place, about)
         files.remove_other_generations(folder, about["generation"])
@@ -214,8 +215,8 @@ def _changes(old: Index | None, rows: list[Row]) -> dict[str, int]:
     }
 
 
-def _write(place: Path, old: Index | None, store: Store, rows: list[Row], dimensions: int) -> graphs.Tuning | None:
-    """The files of a generation -> how its graph was tuned, None if it has none."""
+def _write(place: Path, old: Index | None, store: Store, rows: list[Row], dimensions: int) -> dict[str, Any] | None:
+    """The files of a generation -> what index.json says of its scan, None if it has none."""
     contents = np.array([row.content for row in rows], dtype=np.int64)
     before = None if old is None else (old.content, old.vectors)
     vectors = _vectors(contents, store.pending("picture", dimensions), before)
@@ -225,16 +226,19 @@ def _write(place: Path, old: Index | None, store: Store, rows: list[Row], dimens
     products = {product: number for number, product in enumerate(dict.fromkeys(row.product_id for row in rows))}
     of_category = {category: number for number, category in enumerate(categories)}
     columns = [
-        (row.content, products[row.product_id], of_category[row.category], numbers.get(row.caption, -1)) for row in rows
+        (row.content, products[row.product_id], of_category[row.category], numbers.get(row.caption, -1), -1)
+        for row in rows
     ]
+    columns = np.array(columns, dtype=np.int64)
+    scan = _write_scan(place, old, columns, vectors, caption_vectors)
     _save(place / files.VECTORS, vectors)
     _save(place / files.CAPTIONS, caption_vectors)
-    _save(place / files.ROWS, np.array(columns, dtype=np.int64))
+    _save(place / files.ROWS, columns)
     every_text = dict.fromkeys([*captions, *(row.caption for row in rows if row.caption)])
     of_text = {text: number for number, text in enumerate(every_text)}
     items = ((*row[:4], of_text.get(row.caption), row.content) for row in rows)
     write_items(place / files.ITEMS, items, every_text, categories)
-    return _write_graph(place, old, contents, vectors, caption_vectors)
+    return scan
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -276,36 +280,39 @@ def _captions(
     return kept, _vectors(contents[has_vector], pending, before)
 
 
-# ----------------------------------------------------------------------------------------------------- the graph
+# ------------------------------------------------------------------------------------------------------ the scan
 
 
-def _write_graph(
-    place: Path, old: Index | None, contents: np.ndarray, vectors: np.ndarray, caption_vectors: np.ndarray
-) -> graphs.Tuning | None:
-    """The old graph with what is new and without what is gone; another one where that finds too little."""
-    keys, rows = np.unique(contents.view(np.uint64), return_index=True)
-    if len(keys) < GRAPH_FROM:
+def _write_scan(
+    place: Path, old: Index | None, columns: np.ndarray, vectors: np.ndarray, caption_vectors: np.ndarray
+) -> dict[str, Any] | None:
+    """Codes by the old state's quantiser while it knows most pictures and finds enough, else by a new one.
+
+    Fills the last of `columns` (N, 5): the number of each picture's code.
+    """
+    contents = np.unique(columns[:, 0])
+    if len(contents) < SCAN_FROM:
         return None
-    vectors = vectors[rows]
     random = np.random.default_rng(0)
     asked = caption_vectors if len(caption_vectors) else vectors
     queries = asked[np.sort(random.choice(len(asked), min(MEASURED, len(asked)), replace=False))]
-    graph = _renewed_graph(old, keys, vectors)
-    tuning = graph and graphs.tuned(graph, keys, vectors, queries)
-    if tuning is None or tuning.reach is None:
-        graph = graphs.filled(keys, vectors)
-        tuning = graphs.tuned(graph, keys, vectors, queries)
-    if tuning.reach is not None:
-        graphs.save(graph, place / files.GRAPH)
-    return tuning
+    about = None
+    for quantizer, fresh in _quantizers(old, contents, vectors):
+        codes, code_of = scans.distinct(scans.encoded(quantizer, vectors))
+        tuning = scans.tuned(scans.Scan(quantizer, codes, code_of), vectors, columns[:, 1], queries)
+        about = {**tuning._asdict(), "fresh": fresh}
+        if tuning.reach is not None:
+            columns[:, 4] = code_of
+            _save(place / files.CODES, codes)
+            _save(place / files.QUANTIZER, quantizer)
+            break
+    return about
 
 
-def _renewed_graph(old: Index | None, keys: np.ndarray, vectors: np.ndarray) -> Any:
-    """The old state's graph with the pictures of the new one, None if there is none."""
-    if old is None or files.GRAPH not in old.about["files"]:
-        return None
-    before = np.unique(old.content.view(np.uint64))
-    new = ~np.isin(keys, before)
-    graph = graphs.load(old.folder / old.about["generation"] / files.GRAPH, vectors.shape[1], view=False)
-    graphs.change(graph, keys[new], vectors[new], before[~np.isin(before, keys)])
-    return graph
+def _quantizers(old: Index | None, contents: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """(a quantiser, how many pictures have come since it was trained): the old state's if it may do, then a new one."""
+    if old is not None and old.scan is not None:
+        fresh = old.about["scan"]["fresh"] + int((~np.isin(contents, old.content)).sum())
+        if fresh <= FRESH * len(contents):
+            yield old.scan.quantizer, fresh
+    yield scans.trained(vectors), 0

@@ -1,12 +1,13 @@
 """The folder of an index: which files make it, that they are whole, and how a new state takes the old one's place.
 
-    index.json           what the index is: model, counts, settings of its graph, and which generation is valid
+    index.json           what the index is: model, counts, reach of its scan, and which generation is valid
     generation-<hex>/    the files of one state, named with size and SHA-256 in index.json
         vectors.npy      (N, D) float32 of unit length, a picture each, in the order of the source
         captions.npy     (M, D) the same of the distinct captions
-        rows.npy         (N, 4) int64 a picture: key of its content, numbers of product, category and caption (-1: none)
+        rows.npy         (N, 5) int64 a picture: key of its content, numbers of product, category, caption, code (-1: none)
         items.sqlite     the texts of pictures and captions
-        graph.usearch    the approximate index of the pictures' contents; none where a scan is as good
+        codes.npy        (K, B) uint8 the distinct codes of the approximate search (scan.py); none where it is of no use
+        quantizer.npy    (D + 17, E) float32 what a code means
     pictures.sqlite      thumbnails, by content
     pending.sqlite       what a run that is not finished has embedded
 
@@ -25,9 +26,10 @@ from typing import Any
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 ABOUT, PICTURES, PENDING = "index.json", "pictures.sqlite", "pending.sqlite"
-VECTORS, CAPTIONS, ROWS, ITEMS, GRAPH = "vectors.npy", "captions.npy", "rows.npy", "items.sqlite", "graph.usearch"
-NEEDED = (VECTORS, CAPTIONS, ROWS, ITEMS)
-FORMAT = 1
+VECTORS, CAPTIONS, ROWS, ITEMS = "vectors.npy", "captions.npy", "rows.npy", "items.sqlite"
+CODES, QUANTIZER = "codes.npy", "quantizer.npy"
+NEEDED, OF_SCAN = {VECTORS, CAPTIONS, ROWS, ITEMS}, {CODES, QUANTIZER}
+FORMAT = 2  # 1 had a graph for the approximate search
 PRECISIONS = ("fp16", "bf16", "fp32")
 GENERATION = re.compile(r"generation-[0-9a-f]{16}")
 AGAIN = "make it again with search_clip.py index"
@@ -68,7 +70,7 @@ def _has_counts(about: dict[str, Any]) -> bool:
 
 
 def _is_list_of_files(files: object) -> bool:
-    if not isinstance(files, dict) or not set(NEEDED) <= set(files) <= {*NEEDED, GRAPH}:
+    if not isinstance(files, dict) or set(files) not in (NEEDED, NEEDED | OF_SCAN):
         return False
     return all(
         isinstance(f, dict) and isinstance(f.get("bytes"), int) and isinstance(f.get("sha256"), str)

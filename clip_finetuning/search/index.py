@@ -1,6 +1,6 @@
 """A finished index: products in the order of their best picture's cosine with a query.
 
-Approximate by default: candidates of the graph, scored exactly in float32. `exact=True` ranks every picture as the
+Approximate by default: candidates of a scan of codes, scored exactly in float32. `exact=True` ranks every picture as the
 evaluator does (`metrics.top_items`), to the last place; equal scores come in the order of the source.
 """
 
@@ -16,11 +16,10 @@ import numpy as np
 
 from clip_finetuning.retrieval import metrics
 from clip_finetuning.search import folder as files
-from clip_finetuning.search import graph as graphs
+from clip_finetuning.search import scan as scans
 from clip_finetuning.search.database import open_database
 
-SCANNED = 20_000  # pictures of a category that are scored one by one; in more of them the graph looks
-FARTHEST = 16  # a search that would reach for more than 1/16 of all pictures scores all of them instead
+SCORED = 2000  # pictures of a category that are scored one by one; of more the codes are scanned
 
 
 class Hit(NamedTuple):
@@ -34,19 +33,17 @@ class Hit(NamedTuple):
 
 
 class Index:
-    """An open index. `about`: what index.json says - model, source, counts, graph. Safe to use from several threads."""
+    """An open index. `about`: what index.json says - model, source, counts, scan. Safe to use from several threads."""
 
-    def __init__(self, folder: Path, about: dict[str, Any], with_graph: bool = True) -> None:
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         place = files.generation(folder, about)
         self.folder, self.about = folder, about
         self.vectors = _array(place / files.VECTORS, 2, np.float32)  # (N, D)
         self.caption_vectors = _array(place / files.CAPTIONS, 2, np.float32)  # (M, D)
         rows = _array(place / files.ROWS, 2, np.int64)
-        if rows.shape != (len(self.vectors), 4) or not len(rows):
+        if rows.shape != (len(self.vectors), 5) or not len(rows):
             raise ValueError(f"{place / files.ROWS} has shape {rows.shape}, not that of the vectors; {files.AGAIN}")
-        self.content, self.product, self.category, self.caption = np.ascontiguousarray(rows.T)
-        self._by_content = np.argsort(self.content.view(np.uint64), kind="stable")
-        self._contents = self.content.view(np.uint64)[self._by_content]
+        self.content, self.product, self.category, self.caption, code_of = np.ascontiguousarray(rows.T)
         self._items = open_database(place / files.ITEMS)
         self._pictures = open_database(folder / files.PICTURES)
         self._lock = threading.Lock()
@@ -55,25 +52,21 @@ class Index:
         ends = ((self.category, 0, len(names)), (self.caption, -1, len(self.caption_vectors)))
         if any(column.min() < first or column.max() >= end for column, first, end in ends):
             raise ValueError(f"{place / files.ROWS} names categories or captions that are not there; {files.AGAIN}")
-        self.graph, self.reach = None, 0
-        if with_graph and files.GRAPH in about["files"]:
-            self.reach = _reach(about)
-            self.graph = graphs.load(place / files.GRAPH, self.vectors.shape[1])
-            self.graph.expansion_search = self.reach
+        self.scan, self.reach = None, 0
+        if files.CODES in about["files"]:
+            self.reach, self.scan = _reach(about), _scan(place, code_of, self.vectors.shape[1])
+        self._scans: dict[int, scans.Scan] = {}  # of categories, made when they are first asked for
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, with_graph: bool = True) -> "Index":
-        """The index of a folder; without its graph, every search scores every picture.
-
-        Raises FileNotFoundError, or ValueError for one that is damaged or cut short.
-        """
+    def open(cls, folder: str | os.PathLike) -> "Index":
+        """The index of a folder. Raises FileNotFoundError, or ValueError for one that is damaged or cut short."""
         about = files.read_about(folder)
         try:
-            return cls(Path(folder), about, with_graph)
+            return cls(Path(folder), about)
         except ValueError:
             if files.read_about(folder)["generation"] == about["generation"]:
                 raise
-        return cls(Path(folder), files.read_about(folder), with_graph)  # a run has put a new state in place meanwhile
+        return cls(Path(folder), files.read_about(folder))  # a run has put a new state in place meanwhile
 
     def __len__(self) -> int:
         """How many pictures it holds."""
@@ -129,56 +122,56 @@ class Index:
         raise ValueError(f"the index has no category {category!r}; {hint}{' ...' if len(names) > 5 else ''}")
 
     def _exact(self, query: np.ndarray, top: int, category: int | None, views: bool) -> tuple[np.ndarray, np.ndarray]:
-        rows, scores = (found[0] for found in metrics.top_items(query[None], self.vectors, len(self)))
-        return self._chosen(rows, scores, top, category, views)
+        scores = metrics.all_scores(query[None], self.vectors)[0]
+        if category is None:
+            return self._chosen(None, scores, top, views)
+        admitted = np.flatnonzero(self.category == category)
+        return self._chosen(admitted, scores[admitted], top, views)
 
     def _approximate(
         self, query: np.ndarray, top: int, category: int | None, views: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Reach farther until there are `top` products; then, or for a small category, score whatever may answer."""
+        """Reach farther until there are `top` products; then, or for few pictures, score whatever may answer."""
         admitted = None if category is None else np.flatnonzero(self.category == category)
-        if self.graph is not None and (admitted is None or len(admitted) > SCANNED):
-            share = 1.0 if admitted is None else len(admitted) / len(self)
-            reach = max(self.reach, int(8 * top / share))
-            while reach <= len(self) // FARTHEST:
-                rows = self.rows_of(graphs.nearest(self.graph, query, reach))
-                rows, scores = self._chosen(*self._scored(query, rows), top, category, views)
-                if len(rows) == top:
-                    return rows, scores
-                reach *= 4
-        return self._chosen(*self._scored(query, admitted), top, category, views)
+        scan = self._scan_of(category, admitted)
+        reach = -(-self.reach * max(top, scans.DEEPEST) // scans.DEEPEST)
+        while scan is not None and reach <= len(scan) // scans.FARTHEST:
+            rows = scan.nearest(query, reach)
+            rows, scores = self._chosen(rows, self._scored(query, rows), top, views)
+            if len(rows) == top:
+                return rows, scores
+            reach *= 4
+        return self._chosen(admitted, self._scored(query, admitted), top, views)
 
-    def rows_of(self, contents: np.ndarray) -> np.ndarray:
-        """All pictures of these contents, ascending: one content may stand in the catalogue more than once."""
-        first = np.searchsorted(self._contents, contents, side="left")
-        last = np.searchsorted(self._contents, contents, side="right")
-        if (last - first).max(initial=0) > 1:
-            return np.sort(np.concatenate([self._by_content[a:b] for a, b in zip(first, last)]))
-        return np.sort(self._by_content[first[last > first]])
+    def _scan_of(self, category: int | None, admitted: np.ndarray | None) -> scans.Scan | None:
+        """The scan of all pictures, or of a category's; None where scoring each of them is as fast."""
+        if self.scan is None or category is None or admitted is None:
+            return self.scan
+        if len(admitted) <= SCORED:
+            return None
+        with self._lock:
+            if category not in self._scans:
+                self._scans[category] = self.scan.within(admitted)
+            return self._scans[category]
 
-    def _scored(self, query: np.ndarray, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (None: all) and their cosines, best first, equal ones in their order."""
-        scores = self.vectors @ query if rows is None else self.vectors[rows] @ query
-        order = np.argsort(-scores, kind="stable")
-        return (order if rows is None else rows[order]), scores[order]
+    def _scored(self, query: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        """The cosines of rows (None: all)."""
+        return self.vectors @ query if rows is None else scans.cosines(self.vectors, rows, query)
 
     def _chosen(
-        self, rows: np.ndarray, scores: np.ndarray, top: int, category: int | None, views: bool
+        self, rows: np.ndarray | None, scores: np.ndarray, top: int, views: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of ranked rows those of the category, each product once unless `views`, and of these the first `top`."""
-        if category is not None:
-            inside = self.category[rows] == category
-            rows, scores = rows[inside], scores[inside]
-        if views:
-            return rows[:top], scores[:top]
-        taken, met = [], set()
-        for place, product in enumerate(self.product[rows].tolist()):
-            if product not in met:
-                met.add(product)
-                taken.append(place)
-                if len(taken) == top:
-                    break
-        return rows[taken], scores[taken]
+        """Of rows in their order (None: all) and their scores the `top` best, each product once unless `views`."""
+        looked_at = top if views else 8 * top
+        while True:
+            places = metrics.first_places(scores, looked_at)
+            found = places if rows is None else rows[places]
+            if not views:
+                first = np.sort(np.unique(self.product[found], return_index=True)[1])
+                places, found = places[first], found[first]
+            if len(places) >= top or looked_at >= len(scores):
+                return found[:top], scores[places[:top]]
+            looked_at *= 8
 
     def _hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
         return [
@@ -212,12 +205,22 @@ class Index:
 
 
 def _reach(about: dict[str, Any]) -> int:
-    """How many candidates of the graph a query looks at, as was measured. Raises ValueError if the index does not say."""
-    graph = about.get("graph")
-    reach = graph.get("reach") if isinstance(graph, dict) else None
-    if type(reach) is not int or not 1 <= reach <= max(graphs.REACHES):
-        raise ValueError(f"{files.ABOUT} does not say how far a query reaches in the graph; {files.AGAIN}")
+    """How many candidates a query picks, as was measured. Raises ValueError if the index does not say."""
+    scan = about.get("scan")
+    reach, fresh = (scan.get("reach"), scan.get("fresh")) if isinstance(scan, dict) else (None, None)
+    if type(reach) is not int or not 1 <= reach <= max(scans.REACHES) or type(fresh) is not int:
+        raise ValueError(f"{files.ABOUT} does not say how many candidates a query picks; {files.AGAIN}")
     return reach
+
+
+def _scan(place: Path, code_of: np.ndarray, dimensions: int) -> scans.Scan:
+    """The scan of a generation's files. Raises ValueError for arrays that do not fit."""
+    quantizer, codes = _array(place / files.QUANTIZER, 2, np.float32), _array(place / files.CODES, 2, np.uint8)
+    try:
+        scans.check(quantizer, codes, code_of, dimensions)
+    except ValueError as error:
+        raise ValueError(f"{place / files.CODES} does not fit the index ({error}); {files.AGAIN}") from None
+    return scans.Scan(quantizer, codes, code_of)
 
 
 def _array(path: Path, dimensions: int, dtype: type) -> np.ndarray:

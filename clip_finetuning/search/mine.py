@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from clip_finetuning.retrieval import metrics
-from clip_finetuning.search import graph as graphs
 from clip_finetuning.search.index import Index
+from clip_finetuning.search.scan import cosines
 
 NEIGHBOURS = 20  # of a picture, among those of other products, that are looked at
 BLOCK = 1024
@@ -136,7 +136,7 @@ def _close_pairs(index: Index, similarity: float) -> Iterator[tuple[np.ndarray, 
     """(first, second, cosine) of rows of different products, for each picture with at most its NEIGHBOURS nearest."""
     for start in range(0, len(index), BLOCK):
         block = index.vectors[start : start + BLOCK]
-        if index.graph is None:
+        if index.scan is None:
             scores = block @ index.vectors.T
             scores[index.product[start : start + BLOCK, None] == index.product] = -1.0
             count = min(NEIGHBOURS, len(index))
@@ -145,10 +145,9 @@ def _close_pairs(index: Index, similarity: float) -> Iterator[tuple[np.ndarray, 
             far = places[near, column]
             yield near + start, far, scores[near, far]
             continue
-        for row, query in enumerate(block, start):
-            rows = index.rows_of(graphs.nearest(index.graph, query, index.reach))
+        for row, (query, rows) in enumerate(zip(block, index.scan.nearest_of_each(block, index.reach)), start):
             rows = rows[index.product[rows] != index.product[row]]
-            scores = index.vectors[rows] @ query
+            scores = cosines(index.vectors, rows, query)
             chosen = np.argsort(-scores, kind="stable")[:NEIGHBOURS]
             chosen = chosen[scores[chosen] >= similarity]
             yield np.full(len(chosen), row), rows[chosen], scores[chosen]

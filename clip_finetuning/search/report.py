@@ -4,24 +4,22 @@ The pages are one file each, without script; all text in them is escaped.
 """
 
 import base64
-import csv as csv_format
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clip_finetuning.runtime import spreadsheet
 from clip_finetuning.runtime.pages import templates
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.search.index import Hit, Index
 from clip_finetuning.search.mine import Findings
 
 TEMPLATES = templates(Path(__file__).parent)
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula at the start of a cell
 
 
 def lines(about: dict[str, Any], folder: str) -> list[str]:
     """What became of every picture of a source, and what the index is now."""
-    counts, changes, graph = about["counts"], about["changes"], about.get("graph")
+    counts, changes, scan = about["counts"], about["changes"], about.get("scan")
     found = [
         f"{counts['pictures']:,} pictures of {counts['products']:,} products in {counts['categories']:,} categories: "
         f"{changes['added']:,} added, {changes['changed']:,} changed, {changes['removed']:,} removed; "
@@ -33,12 +31,12 @@ def lines(about: dict[str, Any], folder: str) -> list[str]:
         found.append(f"{counts['again_in_fp32']:,} pictures overflowed and were embedded again in fp32")
     if counts["renamed"]:
         found.append(f"{counts['renamed']:,} pictures have the key of another one, and are called KEY#2 and so on")
-    if graph:
-        share = f"{graph['recall']:.3f} of the true first ten (measured on {graph['queries']} queries)"
+    if scan:
+        share = f"{scan['recall']:.3f} of the true first ten (measured on {scan['queries']} queries)"
         found.append(
-            f"approximate search finds {share}, reaching for {graph['reach']}"
-            if graph["reach"]
-            else f"the graph finds only {share}, so every query scores every picture"
+            f"approximate search finds {share}, by {scan['reach']} candidates"
+            if scan["reach"]
+            else f"approximate search would find only {share}, so every query scores every picture"
         )
     return [*found, f"index written to {folder} (model {about['model']['hash'][:12]})"]
 
@@ -59,17 +57,7 @@ def page(index: Index, findings: Findings) -> str:
 
 def csv(findings: Findings) -> str:
     """The findings as a table, UTF-8 with a byte order mark; no cell is a formula to a spreadsheet."""
-    text = io.StringIO()
-    text.write("\ufeff")
-    writer = csv_format.writer(text)
-    header, rows = findings.table()
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return spreadsheet.written(*findings.table())
 
 
 def _url(jpeg: bytes) -> str:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip_finetuning.loading import named_fields
 from clip_finetuning.loading.local import LocalBatches
-from clip_finetuning.loading.sample import SampleError, ShardSample, is_text, parse_sample, split_name
+from clip_finetuning.loading.sample import Fields, ShardSample, is_text, parse_sample, record_of, split_name
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.source import Group, Options, Source
 from clip_finetuning.loading.streaming import StreamedBatches
@@ -40,20 +41,22 @@ class Picture(NamedTuple):
 
 
 def of_shards(pattern: str, options: Options) -> Opened:
-    """The samples of shards, in the evaluator's order and batches. Raises FileNotFoundError."""
+    """The samples of shards, in the evaluator's order and batches. Raises FileNotFoundError, and ValueError for fields
+    that no sample has."""
     shards = expand_pattern(pattern)
     source = (StreamedBatches if any(map(is_url, shards)) else LocalBatches)(shards, options)
-    return Opened(source, partial(_shard_sample, source))
+    named_fields.check(pattern, shards, source, options.fields)
+    return Opened(source, partial(_shard_sample, source, options.fields))
 
 
-def _shard_sample(source: Source, sample: Any) -> ShardSample:
-    return parse_sample(source.read(sample))
+def _shard_sample(source: Source, fields: Fields, sample: Any) -> ShardSample:
+    return parse_sample(source.read(sample), fields)
 
 
 def of_entry(key: str, path: str, entry: Any) -> Picture:
     """The Picture of a mapping's entry, which the index calls `key`."""
     captions, texts = list(entry.captions), (entry.product_id, entry.category, entry.subcategory, entry.image_name)
-    return Picture(path, ShardSample(key, NO_BYTES, captions, *texts))
+    return Picture(path, ShardSample(key, NO_BYTES, captions, *texts, {}))
 
 
 def of_pictures(
@@ -76,13 +79,23 @@ def of_folder(folder: str | os.PathLike, options: Options) -> Opened:
         key, suffix = split_name(name)
         if is_text(suffix):
             beside.setdefault(key, {})[suffix] = path
+    files = [texts["json"] for texts in beside.values() if "json" in texts]
+    who = f"no picture of {os.fspath(folder)!r}"
+    # One record without fields stands for the pictures that have no file.
+    named_fields.check_records(
+        who, lambda: (record_of(_bytes(path) if path else None) for path in [*files, None]), options.fields
+    )
     pictures = [
-        Picture(str(path), _said(name, beside.get(split_name(name)[0], {})))
+        Picture(str(path), _said(name, beside.get(split_name(name)[0], {}), options.fields))
         for name, path in paths.items()
         if not is_text(split_name(name)[1])
     ]
-    alone = sum(not picture.said.captions for picture in pictures)
-    remarks = [f"{alone:,} pictures have no caption beside them: each is a product of its own"] if alone else []
+    silent = [picture for picture in pictures if not picture.said.captions]
+    alone = sum(picture.said.product_id == picture.said.key for picture in silent)
+    remarks = []
+    if silent:
+        products = f", {alone:,} of them no product either: each is one of its own" if alone else ""
+        remarks.append(f"{len(silent):,} pictures have no caption beside them{products}")
     remarks += [f"{hidden:,} hidden files are left out"] if hidden else []
     return of_pictures(pictures, options, remarks=remarks)
 
@@ -99,14 +112,16 @@ def _files_below(folder: Path) -> tuple[dict[str, Path], int]:
     return found, hidden
 
 
-def _said(name: str, beside: dict[str, Path]) -> ShardSample:
+def _bytes(path: Path) -> bytes | None:
+    """Those of a file; None for what is none, which could be read for ever."""
+    return path.read_bytes() if path.is_file() else None
+
+
+def _said(name: str, beside: dict[str, Path], fields: Fields) -> ShardSample:
     """What the files beside a picture say of it."""
     key, folder = name, name.rpartition("/")[0]
-    texts = {suffix: path.read_bytes() for suffix, path in beside.items() if path.is_file()}
-    try:
-        said = parse_sample({"__key__": key, "jpg": NO_BYTES, **texts})
-    except SampleError:
-        said = ShardSample(key, NO_BYTES, [], "", "", "", "")
+    texts = {suffix: data for suffix, path in beside.items() if (data := _bytes(path)) is not None}
+    said = parse_sample({"__key__": key, "jpg": NO_BYTES, **texts}, fields, needs_caption=False)
     image_name = said.image_name or name.rpartition("/")[2]
     return said._replace(category=said.category or folder, product_id=said.product_id or key, image_name=image_name)
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from clip_finetuning.catalogue import audit as catalogue_audit
-from clip_finetuning.catalogue import near_duplicates
-from clip_finetuning.catalogue.audit import MAX_TOKENS, about_tokens, audit, leaks, summary
+from clip_finetuning.catalogue.audit import MAX_TOKENS, about_tokens, audit, leaks
+from clip_finetuning.catalogue.audit_summary import summary
+from clip_finetuning.pictures import near_duplicates
 from tests.helpers import ROOT
 
 

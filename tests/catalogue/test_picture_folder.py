@@ -167,6 +167,20 @@ def test_what_was_guessed_and_the_nearest_name_are_said(photos):
     ]
 
 
+def test_folders_that_cannot_be_listed_are_said(photos, monkeypatch):
+    scan = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) == "sub":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    folder = PictureFolder(photos)
+    assert [str(error) for error in folder.find_all("c")] == ["missing image"]
+    assert folder.remarks()[-1] == f"1 folders of pictures cannot be listed ({photos}/sub: Permission denied)"
+
+
 def test_a_folder_is_listed_only_for_what_is_not_there_as_it_is(photos, monkeypatch):
     monkeypatch.setattr(os, "scandir", lambda _: pytest.fail("listed"))
     assert found(photos, "a.jpg") == ["a.jpg"]

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clip_finetuning.export import pictures
+from clip_finetuning.loading.sample import NO_NAMED_CAPTION, NO_NAMED_PRODUCT, Fields
 from clip_finetuning.pictures.decode import load_picture
 from tests.helpers import catalogue_sample, encoded_picture, write_shard
 
@@ -55,6 +56,20 @@ def test_samples_are_spread_over_the_shards_and_what_is_broken_is_counted(tmp_pa
     (tmp_path / "copy.000000.tar").write_bytes((tmp_path / "valid.000000.tar").read_bytes())
     streamed = pictures.read(f"pipe:cat {tmp_path}/copy.000000.tar", 7)
     assert [len(streamed.samples), streamed.skipped, streamed.total] == [7, {"not an image": 1}, 0]
+
+
+@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
+def test_fields_that_are_named(prefix, tmp_path):
+    records = [{"title": "a boot", "sku": 7}, {"title": "a hat"}, {"sku": 8}]
+    names = [(f"{n}.jpg", f"{n}.txt", f"{n}.json") for n in range(3)]
+    contents = [(encoded_picture(n), b"no", json.dumps(record).encode()) for n, record in enumerate(records)]
+    write_shard(tmp_path / "valid.000000.tar", [dict(zip(*pair)) for pair in zip(names, contents)])
+    pattern = f"{prefix}{tmp_path}/valid.000000.tar"
+    found = pictures.read(pattern, 5, Fields("title", "sku"))
+    assert [(s.captions, s.product_id) for s in found.samples] == [(["a boot"], "7"), (["a hat"], "a hat")]
+    assert found.skipped == {NO_NAMED_CAPTION: 1} and found.guessed == {NO_NAMED_PRODUCT: 1}
+    with pytest.raises(ValueError, match="^PRODUCT_KEY=skus: .*; did you mean sku"):
+        pictures.read(pattern, 5, Fields("title", "skus"))
 
 
 def test_shards_without_a_picture(tmp_path):

@@ -280,3 +280,20 @@ def test_a_named_field_that_no_sample_has_is_told_with_those_there_are(tmp_path,
     write_shard(tmp_path / "a.tar", [{"0.jpg": PICTURE, "0.txt": b"a"}])
     with pytest.raises(ValueError, match=r"^PRODUCT_KEY=sku: .*; there is no \.json with fields$"):
         evaluation(shards, product_key="sku")
+
+
+@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
+def test_attributes_are_those_of_the_json_or_the_fields_that_are_named(tmp_path, prefix):
+    records = [
+        {"attributes": {"colour": "Red", "size": 7.0, "on": True, "none": None}, "meta": {"tags": ["b", "a", "b"]}},
+        {"attributes": "red", "meta": {"tags": [{"x": 1}]}, "colour": "blue"},
+    ]
+    shards = with_records(tmp_path / "a.tar", records, prefix)
+    (batch,) = evaluation(shards)
+    assert batch.attributes == [{"colour": "Red", "size": "7", "on": "true"}, {}] and batch.looks == []
+    (batch,) = evaluation(shards, attributes=["colour", "meta.tags"])
+    assert batch.attributes == [{"colour": "Red", "meta.tags": "a, b"}, {"colour": "blue"}]
+    (batch,) = evaluation(shards, look=len)
+    assert batch.looks == [len(encoded_picture(number)) for number in range(2)]
+    with pytest.raises(ValueError, match=r"^--attributes hue: .*keys there are attributes\.colour, .*colour$"):
+        evaluation(shards, attributes=["meta.tags", "hue"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_finetuning.loading.shard_list import expand_pattern, is_url, pattern_of
+from clip_finetuning.loading.shard_list import expand_pattern, in_common, is_url, pattern_of
 
 
 @pytest.fixture
@@ -74,3 +74,30 @@ def test_pattern_of_is_the_inverse(folder):
     shards = sorted(str(path) for path in folder.iterdir())
     assert sorted(expand_pattern(pattern_of(shards))) == shards
     assert pattern_of([f"x/a.{i:03d}.tar" for i in range(12)]) == "x/a.{000..011}.tar"
+
+
+def test_shards_that_two_patterns_name_are_found_by_whatever_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.000000.tar", "a.000001.tar", "b.tar"):
+        (tmp_path / name).touch()
+    (tmp_path / "link.tar").symlink_to("a.000001.tar")
+    mine = "a.{000000..000001}.tar"
+    second = ["a.000001.tar"]
+    for other in (
+        "a.000001.tar", f"{tmp_path}/a.000001.tar", "./a.000001.tar", "../*/a.*1.tar", "a.{000001..000009}.tar", "link.tar",
+        "b.tar::a.000001.tar", f"{tmp_path.as_uri()}/a.000001.tar", "a.00000[1-9].tar",
+    ):  # fmt: skip
+        assert in_common(mine, other) == second, other
+    for other in (
+        "b.tar",
+        "a.000002.tar",
+        "c.*.tar",
+        "",
+        "a.{",
+        "\0",
+        "s3://x/a.000001.tar",
+        "/elsewhere/a.000001.tar",
+    ):
+        assert in_common(mine, other) == [], other
+    assert in_common("s3://x/{a,b}.tar", "s3://x/b.tar") == ["s3://x/b.tar"]
+    assert in_common(mine, "x.{0..99999999999}.tar") == []  # a checkpoint may say anything

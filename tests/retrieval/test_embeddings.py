@@ -14,8 +14,11 @@ FOUR = ("image_embeddings", "text_embeddings", "image_product", "text_product")
 
 def test_what_is_saved_is_loaded(tmp_path):
     mine = embedded_catalogue(noise=0.2)
+    mine.attributes = embeddings_file.texts([{"colour": "red", "f\u00fcr": ""}] * 10 + [{}] * 8)
+    mine.looks = np.random.default_rng(0).integers(0, 256, (18, 200), dtype=np.uint8)
     embeddings_file.save(tmp_path / "e.npz", mine)
     theirs = embeddings_file.load(tmp_path / "e.npz")
+    mine.attributes = embeddings_file.texts([{"colour": "red"}] * 10 + [{}] * 8)  # no blank ones
     for name, column in vars(mine).items():
         loaded = getattr(theirs, name)
         assert loaded.shape == column.shape
@@ -130,7 +133,8 @@ def test_any_text_comes_back(tmp_path):
 def test_files_from_before_still_load(tmp_path):
     """Columns of text as plain arrays."""
     mine = embedded_catalogue(noise=0.2)
-    plain = {name: column.astype(str) if column.dtype == object else column for name, column in vars(mine).items()}
+    columns = {name: column for name, column in vars(mine).items() if column is not None}
+    plain = {name: column.astype(str) if column.dtype == object else column for name, column in columns.items()}
     np.savez(tmp_path / "e.npz", **plain)
     theirs = embeddings_file.load(tmp_path / "e.npz")
     assert theirs.fingerprint() == mine.fingerprint()
@@ -179,3 +183,66 @@ def test_captions_that_are_embedded_in_two_ways_are_counted():
     embeddings = embedded_catalogue(captions=["same", "Same", "SAME", "d", "e", "f"])
     embeddings.text_embeddings[1] = embeddings.text_embeddings[0]
     assert embeddings_file.unlike_captions(embeddings) == 1
+
+
+def test_without_attributes_and_fingerprints_the_file_is_what_it_was(tmp_path):
+    mine = embedded_catalogue()
+    mine.attributes = embeddings_file.texts([{}] * 18)
+    mine.__post_init__()
+    embeddings_file.save(tmp_path / "e.npz", mine)
+    with np.load(tmp_path / "e.npz") as file:
+        assert not {"attributes", "looks"} & {*file, *file["json_columns"].tolist()}
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (np.array(['{"colour": "red", "n": 1.0}', "", '{"colour": null}']), [{"colour": "red", "n": "1"}, {}, {}]),
+        (np.array([b'{"a": [2, "b"]}', b"{}", b""]), [{"a": "2, b"}, {}, {}]),
+        (np.array(["", "", ""]), None),
+    ],
+)
+def test_attributes_of_others(tmp_path, column, found):
+    arrays = dict.fromkeys(("image_embeddings", "text_embeddings"), np.eye(3))
+    arrays |= dict.fromkeys(("image_product", "text_product"), np.arange(3))
+    np.savez(tmp_path / "e.npz", **arrays, attributes=column)
+    loaded = embeddings_file.load(tmp_path / "e.npz")
+    assert (None if loaded.attributes is None else loaded.attributes.tolist()) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attributes": np.array(["red", "", ""])}, "row 0 of attributes is no JSON object, such as"),
+        ({"attributes": np.array(['{"a": "b"}', "{}"])}, "attributes has 2 rows, but there are 3 images"),
+        ({"looks": np.zeros((3, 8), np.uint8)}, r"looks is uint8 \(3, 8\); it must be uint8 \(images, 200\)"),
+        ({"looks": np.zeros((2, 200), np.uint8)}, "looks has 2 rows, but there are 3 images"),
+        ({"looks": np.zeros((3, 200))}, "looks is float64"),
+    ],
+)
+def test_columns_that_are_none_are_named(tmp_path, changes, words):
+    rows, ids = np.eye(3), np.arange(3)
+    arrays = {"image_embeddings": rows, "text_embeddings": rows, "image_product": ids, "text_product": ids}
+    np.savez(tmp_path / "e.npz", **arrays, **changes)
+    with pytest.raises(ValueError, match=words):
+        embeddings_file.load(tmp_path / "e.npz")
+
+
+def test_some_attributes_are_kept_and_unknown_ones_are_told_with_those_there_are():
+    mine = embedded_catalogue(products=3, views=1)
+    with pytest.raises(
+        ValueError, match="--attributes colour: no sample of the embeddings file has it; there are none$"
+    ):
+        mine.keep_attributes(["colour"])
+    mine.attributes = embeddings_file.texts([{"colour": "red", "size": "M"}, {}, {"size": "L", "fit": "slim"}])
+    mine.keep_attributes([])
+    with pytest.raises(ValueError, match="there are colour, size, fit$"):
+        mine.keep_attributes(["size", "hue"])
+    mine.keep_attributes(["size"])
+    assert mine.attributes.tolist() == [{"size": "M"}, {}, {"size": "L"}]
+
+
+def test_keys_name_pictures_where_they_are_single():
+    mine = embedded_catalogue(products=2, views=2)
+    mine.image_key[:2] = "same"
+    assert mine.keys_of([0, 2, 3]) == {2: "000000002", 3: "000000003"}

@@ -78,21 +78,23 @@ def test_gains_that_are_all_alike_have_an_interval():
     assert intervals.gain_interval(0 * ones, ones) == pytest.approx([-1.96 / 22, 1.96 / 22], abs=1e-3)
 
 
-def test_the_chance_of_a_loss_is_that_of_all_signs():
-    """Against every one of the 2^9 signs."""
+def test_the_chance_of_a_change_is_that_of_all_signs():
+    """Against every one of the 2^9 signs, either way."""
     gains = np.array([-1, 2, -3, 0, 1, -2, -2, 4, -6, -1.0])
     signs = 1 - 2 * ((np.arange(512)[:, None] >> np.arange(9)) & 1)
     sums = signs @ gains[gains != 0]
-    assert intervals.loss_p_value(gains) == pytest.approx((sums <= gains.sum()).mean())
-    assert intervals.loss_p_value(-gains) == pytest.approx((sums <= -gains.sum()).mean())
-    assert intervals.loss_p_value(np.zeros(3)) == 1
-    assert intervals.loss_p_value(-np.ones(30) / 7) == pytest.approx(2.0**-30, rel=1e-3)
-    assert intervals.loss_p_value(-np.ones(5000)) < 1e-9
+    for other in (gains, -gains):
+        assert intervals.change_p_value(other) == pytest.approx((np.abs(sums) >= abs(gains.sum())).mean())
+    assert intervals.change_p_value(np.zeros(3)) == intervals.change_p_value(np.array([1.0, -1])) == 1
+    for gain in (-1 / 7, 1 / 7):
+        assert intervals.change_p_value(np.full(30, gain)) == pytest.approx(2.0**-29, rel=1e-3)
+    assert intervals.change_p_value(-np.ones(5000)) < 1e-9
 
 
-def test_holm_goes_on_until_the_first_that_stands():
-    assert intervals.rejected([0.04, 0.001, 0.03, 0.012]).tolist() == [False, True, False, True]
-    assert intervals.rejected([0.9]).tolist() == [False] and intervals.rejected([]).tolist() == []
+def test_holm_corrects_as_by_hand():
+    assert intervals.corrected([0.04, 0.001, 0.03, 0.012]) == pytest.approx([0.06, 0.004, 0.06, 0.036])
+    assert intervals.corrected([0.9]).tolist() == [0.9] and intervals.corrected([]).tolist() == []
+    assert intervals.corrected([0.6, 0.7]).tolist() == [1, 1]
 
 
 def test_intervals_are_seeded():

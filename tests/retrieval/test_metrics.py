@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_finetuning.retrieval import intervals, metrics
+from clip_finetuning.retrieval import intervals, metrics, tiles
 
 
 def naive(queries, gallery, positives):
@@ -38,7 +38,9 @@ def test_blocks_equal_the_full_matrix(block_rows, levels, groups):
     """Ragged positives (many, few, none), ties, any block size."""
     for seed in range(5):
         queries, gallery, positives = random_case(seed, groups=groups, levels=levels)
-        ranks = metrics.rank_positives(queries, gallery, positives, block_rows)
+        ranks = metrics.rank_positives(
+            queries, gallery, positives, shape=block_rows and tiles.Shape(block_rows, 10 * block_rows)
+        )
         best, precision = naive(queries, gallery, positives)
         assert ranks.best.tolist() == best.tolist()
         assert ranks.average_precision == pytest.approx(precision)
@@ -58,7 +60,7 @@ def test_other_float_types_are_computed_in_float32(dtype):
     queries, gallery, positives = random_case(3)
     queries, gallery = torch.tensor(queries, dtype=dtype), torch.tensor(gallery, dtype=dtype)
     best, _ = naive(queries, gallery, positives)
-    assert metrics.rank_positives(queries, gallery, positives, 7).best.tolist() == best.tolist()
+    assert metrics.rank_positives(queries, gallery, positives, shape=tiles.Shape(7, 9)).best.tolist() == best.tolist()
 
 
 def test_a_model_that_maps_everything_to_one_point_scores_zero():
@@ -184,7 +186,9 @@ def test_pairs_that_share_texts_by_the_definition():
     images, texts, text_of = shared_texts(3)
     images, texts = (images * 4).round() / 4, (texts * 4).round() / 4  # many exact ties
     for block_rows in (None, 1, 11):
-        values = metrics.pair_values(images, texts, text_of, (1, 4), block_rows)
+        values = metrics.pair_values(
+            images, texts, text_of, (1, 4), shape=block_rows and tiles.Shape(block_rows, 3 * block_rows)
+        )
         scores = (texts[text_of] @ images.T).numpy()
         for way, matrix in (("text_to_image", scores), ("image_to_text", scores.T)):
             for query in range(0, len(images), 7):

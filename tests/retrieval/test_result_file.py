@@ -18,6 +18,50 @@ def results():
     return json.loads(json.dumps(measured | {"data": {"fingerprint": "f", "skipped": {"<i>": 1}}}))
 
 
+@pytest.fixture(scope="module")
+def judged(results):
+    interval = {"recall@1": [0, 1]}
+    ways = {
+        way: {"recall@1": 0.5, "mrr": 0.5, "intervals": interval, "queries": 3}
+        for way in ("text_to_image", "image_to_text")
+    }
+    truth = {"strict": ways, "pairs": {"pictures": 3}, "sentence": "s"}
+    protocols = results["protocols"] | {"product": results["protocols"]["product"] | {"truth": truth}}
+    return results | {"protocols": protocols, "judgements": {"fingerprint": "f", "sentence": "s", "right": 1}}
+
+
+def test_truths_and_judgements_are_read(tmp_path, judged):
+    result_file.write(tmp_path / "r.json", judged)
+    assert result_file.read(tmp_path / "r.json")["protocols"]["product"]["truth"]["pairs"] == {"pictures": 3}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("judgements",), "x"),
+        (("judgements", "fingerprint"), 7),
+        (("protocols", "product", "truth"), []),
+        (("protocols", "product", "truth", "sentence"), None),
+        (("protocols", "product", "truth", "pairs"), {"pictures": "many"}),
+        (("protocols", "product", "truth", "lax"), {}),
+        (("protocols", "product", "truth", "strict"), {"text_to_image": {}}),
+        (("protocols", "product", "truth", "strict", "image_to_text", "recall@1"), "<i>"),
+        (("protocols", "product", "truth", "strict", "image_to_text", "intervals"), {}),
+        (("protocols", "product", "truth", "strict", "image_to_text", "intervals", "recall@1"), [0, "1"]),
+    ],
+)
+def test_damaged_truths_are_refused_in_one_line(tmp_path, judged, place, value):
+    damaged = copy.deepcopy(judged)
+    part = damaged
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (tmp_path / "bad.json").write_text(json.dumps(damaged))
+    with pytest.raises(ValueError, match="bad.json is no result file of evaluate_clip.py: ") as error:
+        result_file.read(tmp_path / "bad.json")
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_written_is_read_with_the_version_that_wrote_it(tmp_path, results):
     result_file.write(tmp_path / "r.json", results)
     name = str(tmp_path / "r.json")
@@ -39,6 +83,8 @@ def test_results_from_before_there_was_a_version_are_read(tmp_path, results):
         (("protocols",), []),
         (("protocols", "ev\x1b[2Jil"), {}),
         (("protocols", "product"), 1),
+        (("protocols", "product", "version"), "1"),
+        (("protocols", "product", "cite"), 1),
         (("protocols", "product", "image_to_text"), None),
         (("protocols", "product", "text_to_image", "recall@5"), "<script>"),
         (("protocols", "product", "text_to_image", "mrr"), float("nan")),
@@ -66,6 +112,54 @@ def test_a_damaged_or_hostile_result_file_is_refused_in_one_line(tmp_path, resul
     with pytest.raises(ValueError, match=r"theirs\.json is no result file") as refusal:
         result_file.read(path)
     assert str(refusal.value).isprintable()
+
+
+ZERO_SHOT = {
+    **dict.fromkeys(("classes", "images", "top1", "top5", "macro"), 1),
+    "chance": {"top1": 0.5},
+    "majority": {"top1": 0.5, "class": "TOPS"},
+    "intervals": {"top1": [0.5, 1.0]},
+    "prompts": ["{}"],
+    "confusion": {"top": [{"class": "a", "taken_for": "b", "images": 1, "share": 0.5}]},
+    "by_product": {"product": ["P"], "category": ["a"], "queries": [1], "top1": [1], "top5": [1]},
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ((), 1),
+        (("top1",), "<script>"),
+        (("top1",), None),
+        (("chance",), {"top1": "x"}),
+        (("chance",), {}),
+        (("majority", "class"), 5),
+        (("majority", "top1"), float("nan")),
+        (("intervals", "top1"), [0.5]),
+        (("prompts",), [1]),
+        (("confusion",), None),
+        (("confusion", "top", 0, "share"), "x"),
+        (("confusion", "top", 0), []),
+        (("by_product", "queries"), [0]),
+        (("by_product", "top1"), ["1"]),
+        (("by_product",), {"product": ["P"], "category": ["a"], "queries": [1]}),
+    ],
+)
+def test_damaged_numbers_of_a_classification_are_refused(results, place, value):
+    result_file.check_results(results | {"zero_shot": ZERO_SHOT})
+    numbers = copy.deepcopy(ZERO_SHOT)
+    part = numbers
+    for key in place[:-1]:
+        part = part[key]
+    if place:
+        part[place[-1]] = value
+    with pytest.raises(ValueError, match="zero_shot"):
+        result_file.check_results(results | {"zero_shot": numbers if place else value})
+
+
+def test_a_classification_from_before_hits_were_kept_is_read(results):
+    old = {key: ZERO_SHOT[key] for key in ("classes", "images", "top1", "top5", "macro", "prompts")}
+    result_file.check_results(results | {"zero_shot": old})
 
 
 def test_a_recall_that_only_its_products_have_is_refused(results):

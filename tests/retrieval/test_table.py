@@ -37,11 +37,29 @@ def test_all_fits_eighty_columns(results):
             "again_in_fp32": {"images": 5, "captions": 0},
         },
         "warnings": ["a long sentence " * 10],
-        "zero_shot": {"classes": 121, "top1": 1 / 3, "top5": 0.5, "macro": 0.25, "without_embedding": ["BAGS"] * 30},
+        "zero_shot": {
+            "classes": 121,
+            "images": 5000,
+            "prompts": ["{}"] * 5,
+            "top1": 1 / 3,
+            "top5": 0.5,
+            "macro": 0.25,
+            "f1": {"macro": 0.2, "weighted": 0.3},
+            "chance": {"top1": 1 / 121, "top5": 5 / 121, "macro": 1 / 121},
+            "majority": {"top1": 0.29, "class": "SYMBOLS"},
+            "without_category": 7,
+            "without_embedding": ["BAGS"] * 30,
+            "intervals": {"top1": [0.3, 0.36], "top5": [0.4, 0.6], "macro": [0.2, 0.3]},
+            "confusion": {
+                "top": [{"class": "TROUSERS AND JEANS" * 2, "taken_for": "SHORTS", "images": 3, "share": 0.3}] * 9
+            },
+        },
     }
     text = table.render(results | about)
     assert max(map(len, text.splitlines())) <= 80
     assert "left out: 12 truncated or damaged image, 3 picture without" in text
     assert "overflowed, embedded again in fp32: 5 images\n" in text
-    assert "zero-shot, 121 categories: top-1 0.3333, top-5 0.5000, macro 0.2500" in text
+    assert "always saying\n  'SYMBOLS', the largest, gives top-1 0.2900" in text
+    assert "  top-1" + 12 * " " + "0.3333 [0.300, 0.360] (0.008)\n" in text and "macro 0.2000, weighted 0.3000" in text
+    assert "left out: 7 images without a category" in text and text.count("for SHORTS") == 5
     assert "since the name's embedding is not finite: BAGS, BAGS" in text

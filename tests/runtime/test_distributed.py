@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,11 +62,9 @@ def test_two_processes_get_the_gradients_of_one(tmp_path):
 
 @pytest.mark.parametrize("job", ["fail", "refuse"])
 def test_one_failing_rank_ends_all(job):
-    started = time.monotonic()
-    run = launch(__file__, job)
+    run = launch(__file__, job)  # which does not wait for ever
     assert run.returncode != 0
     assert "broken on purpose" in run.stderr
-    assert time.monotonic() - started < 60
 
 
 def test_processes_that_torchrun_restarts_meet_again(tmp_path):

@@ -1,4 +1,4 @@
-"""The two rankings of an index: exact as the evaluator's, approximate by the graph; folding, categories, damage."""
+"""The two rankings of an index: exact as the evaluator's, approximate by a scan; folding, categories, damage."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clip_finetuning.retrieval import metrics
-from clip_finetuning.search import build, folder, graph
+from clip_finetuning.search import build, folder, scan
 from clip_finetuning.search.database import Store, write_items
 from clip_finetuning.search.index import Index
 from clip_finetuning.search.reading import Row, content_of
@@ -21,7 +21,7 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def make_index(place, vectors, products=None, categories=None, contents=None):
+def make_index(place, vectors, products=None, categories=None, contents=None, renewed=False):
     """An index of these vectors, pictures of one product each unless `products` says otherwise."""
     vectors = unit(vectors)
     products = products or [f"P{n}" for n in range(len(vectors))]
@@ -39,7 +39,8 @@ def make_index(place, vectors, products=None, categories=None, contents=None):
     store.add("caption", list(captions), vectors[list(captions.values())])
     counts = {"embedded": len(rows), "again_in_fp32": 0, "skipped": {}, "guessed": {}}
     about = {"name": "tiny", "hash": "model", "precision": "fp32"}
-    build.renew(place, None, store, rows, counts, about, vectors.shape[1])
+    old = Index.open(place) if renewed and (place / folder.ABOUT).exists() else None
+    build.renew(place, old, store, rows, counts, about, vectors.shape[1])
     return Index.open(place)
 
 
@@ -111,16 +112,15 @@ def test_what_is_no_query_is_refused(tmp_path, random, queries, top, message):
         index.search(queries, top)
 
 
-# ------------------------------------------------------------------------------------------------------ the graph
+# ------------------------------------------------------------------------------------------------------- the scan
 
 
 @pytest.fixture
-def small_graphs(monkeypatch):
-    """Graphs for indexes of a test's size."""
-    monkeypatch.setattr(build, "GRAPH_FROM", 100)
-    monkeypatch.setattr(graph, "REACHES", (16, 64))
-    monkeypatch.setattr("clip_finetuning.search.index.FARTHEST", 2)
-    monkeypatch.setattr("clip_finetuning.search.index.SCANNED", 10)
+def small_scans(monkeypatch):
+    """Scans for indexes of a test's size."""
+    monkeypatch.setattr(build, "SCAN_FROM", 100)
+    monkeypatch.setattr(scan, "FARTHEST", 2)
+    monkeypatch.setattr("clip_finetuning.search.index.SCORED", 10)
 
 
 def clustered(random, products=200, views=4):
@@ -128,42 +128,74 @@ def clustered(random, products=200, views=4):
     return np.repeat(centres, views, axis=0) + 0.05 * random.normal(size=(products * views, DIMENSIONS))
 
 
-def test_the_graph_answers_as_the_scan_does(tmp_path, random, small_graphs, monkeypatch):
+def test_the_scan_answers_as_all_scores_do(tmp_path, random, small_scans, monkeypatch):
     products = [f"P{n // 4}" for n in range(800)]
     index = make_index(tmp_path / "index", clustered(random), products, ["A", "B", "B", "B"] * 200)
-    assert index.about["graph"]["recall"] >= 0.99 and index.about["graph"]["queries"] == 200
+    assert index.about["scan"]["recall"] >= 0.99 and index.about["scan"]["queries"] == 200
     queries = unit(random.normal(size=(20, DIMENSIONS)))
-    monkeypatch.setattr(Index, "_scored", lambda self, query, rows: scored_few(self, query, rows))
+    monkeypatch.setattr(Index, "_scored", scored_few)
     few = index.search(queries, 5), index.search(queries, 5, "B")
     exact = index.search(queries, 5, exact=True), index.search(queries, 5, "B", exact=True)
     found = [len(set(keys(a)) & set(keys(b))) for one, other in zip(few, exact) for a, b in zip(one, other)]
     assert np.mean(found) >= 4.9
+    assert {hit.category for hits in few[1] for hit in hits} == {"B"}
 
 
 def scored_few(index, query, rows):
-    """The way of the graph: never all rows."""
-    assert rows is not None and len(rows) < len(index) / 2
-    scores = index.vectors[rows] @ query
-    order = np.argsort(-scores, kind="stable")
-    return rows[order], scores[order]
+    """The way of the scan: never all rows."""
+    assert rows is not None and len(rows) <= 400
+    return index.vectors[rows] @ query
 
 
-def test_pictures_with_the_same_bytes_are_one_node_and_all_found(tmp_path, random, small_graphs):
+def test_pictures_of_one_code_are_one_entry_and_all_found(tmp_path, random, small_scans):
     contents = [content_of(str(n % 150)) for n in range(300)]
     vectors = np.tile(random.normal(size=(150, DIMENSIONS)), (2, 1))
     index = make_index(tmp_path / "index", vectors, contents=contents)
-    assert index.graph is not None and len(index.graph) == 150
+    assert index.scan is not None and len(index.scan) <= 150
     [hits] = index.search(unit(vectors[7:8]), 2)
     assert keys(hits) == ["000000007", "000000157"] and hits[0].score == hits[1].score
 
 
-def test_a_graph_that_finds_too_little_is_not_used(tmp_path, random, small_graphs, monkeypatch):
-    monkeypatch.setattr(graph, "REACHES", (1,))
+def test_many_copies_do_not_crowd_out_the_others(tmp_path, random, small_scans):
+    """Three hundred products share a placeholder's vector; each of them comes, and what is next to it too."""
+    vectors = np.concatenate([np.tile(random.normal(size=(1, DIMENSIONS)), (300, 1)), clustered(random, 200, 1)])
+    index = make_index(tmp_path / "index", vectors)
+    for top in (10, 310):
+        [few], [exact] = (index.search(unit(vectors[:1]), top, exact=exact) for exact in (False, True))
+        assert keys(few)[:300] == keys(exact)[:300] and len(set(keys(few)) & set(keys(exact))) >= 0.99 * top
+
+
+def test_a_scan_that_finds_too_little_is_not_used(tmp_path, random, small_scans, monkeypatch):
+    monkeypatch.setattr(scan, "REACHES", (1,))
     index = make_index(tmp_path / "index", random.normal(size=(300, DIMENSIONS)))
-    assert index.graph is None and index.about["graph"]["reach"] is None and index.about["graph"]["recall"] <= 0.1
+    assert index.scan is None and index.about["scan"]["reach"] is None and index.about["scan"]["recall"] <= 0.5
     query = unit(random.normal(size=(1, DIMENSIONS)))
     [few], [exact] = index.search(query, 10), index.search(query, 10, exact=True)
     assert keys(few) == keys(exact)
+
+
+def test_a_quantiser_is_kept_while_it_knows_most_pictures(tmp_path, random, small_scans, monkeypatch):
+    trained, calls = scan.trained, []
+    monkeypatch.setattr(scan, "trained", lambda vectors: calls.append(len(vectors)) or trained(vectors))
+    vectors = clustered(random, 150, 1)
+    for pictures, made, fresh in ((100, 1, 0), (110, 1, 10), (120, 1, 20), (140, 2, 0), (120, 2, 0)):
+        index = make_index(tmp_path, vectors[:pictures], renewed=True)
+        assert (len(calls), index.about["scan"]["fresh"]) == (made, fresh), pictures
+        [hits] = index.search(unit(vectors[pictures - 1 : pictures]), 1)
+        assert keys(hits) == [f"{pictures - 1:09d}"]
+
+
+def test_a_quantiser_that_finds_too_little_by_now_is_replaced(tmp_path, random, small_scans, monkeypatch):
+    make_index(tmp_path, clustered(random, 150, 1)[:100])
+    tuned, asked = scan.tuned, []
+
+    def poor_at_first(*arguments):
+        asked.append(arguments)
+        return scan.Tuning(None, 0.5, 10) if len(asked) == 1 else tuned(*arguments)
+
+    monkeypatch.setattr(scan, "tuned", poor_at_first)
+    index = make_index(tmp_path, clustered(random, 150, 1)[:101], renewed=True)
+    assert len(asked) == 2 and index.about["scan"]["fresh"] == 0 and index.scan is not None
 
 
 # -------------------------------------------------------------------------------------------------------- damage
@@ -173,7 +205,7 @@ def files_of(place):
     return folder.generation(place, folder.read_about(place))
 
 
-@pytest.mark.parametrize("name", folder.NEEDED)
+@pytest.mark.parametrize("name", sorted(folder.NEEDED))
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_a_damaged_file_is_refused_by_name(tmp_path, random, name, damage):
     make_index(tmp_path, random.normal(size=(40, DIMENSIONS)))
@@ -190,7 +222,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, random, name, damage):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2}, {"generation": "../elsewhere"}, {"generation": None}, {"model": {"name": "a"}}, {"model": 3},
+        {"format": 1}, {"generation": "../elsewhere"}, {"generation": None}, {"model": {"name": "a"}}, {"model": 3},
         {"model": {"name": "a", "hash": "b", "precision": "fp8"}}, {"counts": {"pictures": "many"}}, {"counts": None},
         {"model": {"name": "a", "hash": "b", "precision": "fp32", "seed": "x"}},
         {"model": {"name": "a", "hash": "b", "precision": "fp32", "checkpoint": 3}},
@@ -208,7 +240,7 @@ def test_an_index_json_that_says_something_else_is_refused(tmp_path, random, cha
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '"x"'])
 def test_an_index_json_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index\.json is (damaged|not of format 1)"):
+    with pytest.raises(ValueError, match=r"index\.json is (damaged|not of format 2)"):
         Index.open(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no index"):
         Index.open(tmp_path / "nowhere")

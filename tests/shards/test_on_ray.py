@@ -75,7 +75,7 @@ def test_shards_of_a_cluster_are_those_of_one_process_though_a_machine_is_killed
     monkeypatch.chdir(tmp_path)
     entries = []
     for number in range(24):  # slow to read, so that the shards are half written when the machine goes
-        noise = np.random.default_rng(number).integers(0, 256, (500, 500, 3), dtype=np.uint8)
+        noise = np.random.default_rng(number).integers(0, 256, (900, 900, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.png")
         entries.append(entry(f"{number}.png", number // 3))
     write_mapping(tmp_path / "data.json", entries)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from clip_finetuning.catalogue import near_duplicates
-from clip_finetuning.catalogue.near_duplicates import close_hashes, close_pairs, fingerprint
+from clip_finetuning.pictures import near_duplicates
+from clip_finetuning.pictures.near_duplicates import close_hashes, close_pairs, fingerprint
 
 pytest.importorskip("imagehash")
 

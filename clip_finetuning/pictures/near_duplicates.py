@@ -16,6 +16,7 @@ SIDE = 8
 COMPARED = 1 << 22  # hash pairs held at a time
 CONFIRMED = 1 << 14  # colour pairs held at a time
 
+LOOK = 8 + SIDE * SIDE * 3  # bytes of a packed fingerprint
 Look = tuple[int, bytes]  # a hash below 2^64, and 192 bytes of colours
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]  # first, second, distance
 
@@ -36,6 +37,22 @@ def fingerprint(picture: Image.Image) -> Look:
     bits = imagehash.phash(picture).hash
     colours = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), colours.tobytes()
+
+
+def packed(look: Look) -> bytes:
+    """A fingerprint as `LOOK` bytes."""
+    return look[0].to_bytes(8, "big") + look[1]
+
+
+def unpacked(looks: np.ndarray) -> list[Look]:
+    """The fingerprints of packed ones, (N, LOOK) uint8."""
+    return [(int.from_bytes(row[:8], "big"), row[8:]) for row in map(bytes, looks)]
+
+
+def differences(looks: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bits, levels) by which packed fingerprints (N, LOOK) differ from another one (LOOK,): (N,) each."""
+    bits = np.unpackbits(looks[:, :8] ^ other[:8], axis=1).sum(axis=1, dtype=np.int64)
+    return bits, np.abs(looks[:, 8:].astype(np.int16) - other[8:]).mean(axis=1)
 
 
 def close_pairs(fingerprints: Iterable[Look]) -> Iterator[Pairs]:

@@ -1,0 +1,76 @@
+"""Which gallery items are right for which query: ragged lists of them, made from groups, pairs or the other direction."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Positives(NamedTuple):
+    """For each query its positives in the gallery: `items[offsets[q]:offsets[q + 1]]`."""
+
+    offsets: np.ndarray  # (Q + 1,) int64
+    items: np.ndarray  # int64 gallery numbers
+
+    def of(self, query: int) -> np.ndarray:
+        """The gallery numbers of one query's positives."""
+        return self.items[self.offsets[query] : self.offsets[query + 1]]
+
+    def queries(self) -> np.ndarray:
+        """The query of each item."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def window(self, first: int, last: int) -> "Positives":
+        """Those of the queries from `first` to before `last`, as the only ones."""
+        offsets = self.offsets[first : last + 1]
+        return Positives(offsets - offsets[0], self.items[offsets[0] : offsets[-1]])
+
+
+def one_to_one(count: int) -> Positives:
+    """Query i's positive is gallery item i."""
+    return Positives(np.arange(count + 1), np.arange(count))
+
+
+def by_group(query_groups: np.ndarray, gallery_groups: np.ndarray) -> Positives:
+    """Every gallery item of a query's group is its positive; groups (Q,) and (G,) are integers."""
+    order = np.argsort(gallery_groups, kind="stable")
+    ordered = gallery_groups[order]
+    first = np.searchsorted(ordered, query_groups, side="left")
+    counts = np.searchsorted(ordered, query_groups, side="right") - first
+    starts = np.repeat(first - offsets_of(counts)[:-1], counts)
+    return Positives(offsets_of(counts), order[starts + np.arange(counts.sum())])
+
+
+def transposed(positives: Positives, gallery_size: int) -> Positives:
+    """The positives of the other direction: gallery items as queries."""
+    order = np.argsort(positives.items, kind="stable")
+    counts = np.bincount(positives.items, minlength=gallery_size)
+    return Positives(offsets_of(counts), positives.queries()[order])
+
+
+def from_pairs(queries: np.ndarray, items: np.ndarray, query_count: int) -> Positives:
+    """The positives that a list of (query, gallery item) pairs says; repeated pairs count once."""
+    pairs = np.unique(np.stack([queries, items]), axis=1) if len(queries) else np.empty((2, 0), np.int64)
+    return Positives(offsets_of(np.bincount(pairs[0], minlength=query_count)), pairs[1])
+
+
+def offsets_of(counts: np.ndarray) -> np.ndarray:
+    """(Q,) how many each query has -> (Q + 1,) where they begin and end."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def joined(first: Positives, second: Positives) -> Positives:
+    """For each query the items of both, those of `first` before the others."""
+    query = np.concatenate([first.queries(), second.queries()])
+    items = np.concatenate([first.items, second.items])
+    return Positives(first.offsets + second.offsets, items[np.argsort(query, kind="stable")])
+
+
+def without(positives: Positives, others: Positives, gallery_size: int) -> Positives:
+    """Those that are not among the others of the same query, each once."""
+    pairs = [some.queries() * gallery_size + some.items for some in (positives, others)]
+    own, known = map(np.sort, pairs)  # NumPy's own difference of sets takes minutes for ten million
+    own = own[np.diff(own, prepend=-1) != 0]
+    place = np.searchsorted(known, own)
+    kept = own[np.append(known, -1)[place] != own]
+    counts = np.bincount(kept // gallery_size, minlength=len(positives.offsets) - 1)
+    return Positives(offsets_of(counts), kept % gallery_size)

@@ -1,0 +1,144 @@
+"""Recalls beside the strict ones: what of a model's misses is the catalogue's, which names one product where five look alike.
+
+strict    look-alikes of other products (see `alike`) are misses; the headline
+tolerant  they are hits
+without   they are not in the gallery of the query that they are alike to
+
+All three come of one pass over the gallery. What people judged right (see `judgements`) is a hit in every one of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clip_finetuning.retrieval import alike, intervals, judgements, metrics
+from clip_finetuning.retrieval.alike import Likeness
+from clip_finetuning.retrieval.embeddings import Embeddings
+from clip_finetuning.retrieval.judgements import Judgements
+from clip_finetuning.retrieval.names import TRUTHS
+from clip_finetuning.retrieval.positives import Positives
+from clip_finetuning.runtime.text import caption_numbers
+
+MEANING = {
+    "strict": "look-alikes of other products are misses",
+    "tolerant": "they are hits",
+    "without": "they are left out of the gallery",
+}
+WHATS = {"pictures": "near-duplicate pictures", "captions": "captions of one wording", "attributes": "equal attributes"}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Which truths are wanted of a data set, and what is known of it."""
+
+    wanted: tuple[str, ...]  # strict, and those beside it
+    caption: np.ndarray  # (M,) the number of each text's caption
+    likeness: Likeness | None = None  # None where strict alone is wanted
+    judged: Judgements | None = None
+
+
+class Marked(NamedTuple):
+    """Who is right for whom in a direction, and who is alike; None where nobody asked."""
+
+    positives: Positives
+    alike: Positives | None
+
+
+def truth_of(embeddings: Embeddings, choice: str = "strict", judged: Judgements | None = None) -> Truth:
+    """The Truth that `--truth` names: one of TRUTHS, beside strict, or all of them."""
+    wanted = tuple(name for name in TRUTHS if name == "strict" or choice in (name, "all"))
+    known = alike.likeness_of(embeddings) if len(wanted) > 1 else None
+    return Truth(wanted, np.array(caption_numbers(embeddings.captions)[0]), known, judged)
+
+
+def mark(truth: Truth, own: Positives, texts: np.ndarray, images: np.ndarray) -> tuple[Marked, dict[str, int]]:
+    """(Marked, how many pairs are alike by which reason) of queries with `own`, all items of their products.
+
+    `texts` (Q,) are the numbers of the queries' texts, `images` (G,) those of the gallery's images.
+    """
+    width, empty = len(images), np.empty(0, np.int64)
+    right, wrong = empty, empty
+    if truth.judged:
+        right, wrong = (
+            judgements.keys_in(pairs, truth.caption, texts, images)
+            for pairs in (truth.judged.right, truth.judged.wrong)
+        )
+    positives = judgements.with_judged(own, right, width)
+    if truth.likeness is None:
+        return Marked(positives, None), {}
+    found = alike.related(truth.likeness, own, images, texts, np.union1d(right, wrong))
+    return Marked(positives, found.pairs), found.counts
+
+
+def transposed(marked: Marked, width: int) -> Marked:
+    """The other direction: the gallery of `width` items asks."""
+    back = None if marked.alike is None else metrics.transposed(marked.alike, width)
+    return Marked(metrics.transposed(marked.positives, width), back)
+
+
+def marked_tasks(
+    truth: Truth | None, tasks: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Positives | None], dict[str, int]]:
+    """(tasks with what was judged right among the positives, what is alike by direction, pairs by reason) of a protocol."""
+    if truth is None:
+        return dict(tasks), dict.fromkeys(tasks), {}
+    forward = tasks["text_to_image"]
+    marked, counts = mark(truth, forward.positives, forward.query_items, forward.gallery_items)
+    found = {"text_to_image": marked, "image_to_text": transposed(marked, len(forward.gallery_items))}
+    return (
+        {direction: replace(task, positives=found[direction].positives) for direction, task in tasks.items()},
+        {direction: found[direction].alike for direction in tasks},
+        counts,
+    )
+
+
+# --------------------------------------------------------------------------------------------------- numbers
+
+
+def by_truth(ranks: metrics.Ranks, truth: Truth, products: np.ndarray, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """{truth: the numbers of a direction} of the queries that have a positive."""
+    found = ranks.best != metrics.NEVER
+    columns = {"strict": ranks.best, "tolerant": ranks.best_tolerant, "without": ranks.best_without}
+    return {name: _of_best(columns[name][found], products[found], ks) for name in truth.wanted}
+
+
+def _of_best(best, products, ks):
+    values = {f"recall@{k}": (best <= k).astype(np.float64) for k in ks} | {"mrr": 1.0 / best}
+    return of_values(values, products) | {"median_rank": float(np.median(best))}
+
+
+def of_values(values: Mapping[str, np.ndarray], products: np.ndarray) -> dict[str, Any]:
+    """Means of {name: (Q,)} shares, with their intervals over products."""
+    sums, counts, _ = intervals.product_sums(dict(values), products)
+    return {
+        "queries": len(products),
+        **{name: float(column.mean()) for name, column in values.items()},
+        "intervals": {
+            name: intervals.share_interval(column, counts, 1.0 if name.startswith("recall") else 0.0)
+            for name, column in sums.items()
+        },
+    }
+
+
+def entry(truth: Truth, numbers: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]) -> dict[str, Any]:
+    """The `truth` of a protocol's results: {truth: {direction: numbers}}, the pairs concerned, and what they are in words."""
+    by_name = {name: {direction: of[name] for direction, of in numbers.items()} for name in truth.wanted}
+    return {**by_name, "pairs": dict(counts), "sentence": sentence(truth, counts)}
+
+
+def sentence(truth: Truth, counts: Mapping[str, int]) -> str:
+    """What the truths are and how many pairs they concern, in words."""
+    known = truth.likeness
+    assert known is not None
+    what = "; ".join(f"{name}: {MEANING[name]}" for name in truth.wanted)
+    reasons = [f"{counts[reason]:,} by {WHATS[reason]}" for reason in alike.REASONS if reason in counts]
+    if known.names:
+        reasons[-1] += f" ({', '.join(known.names[:5])}{', ...' if len(known.names) > 5 else ''})"
+    missing = ["pictures were not compared, since there are no fingerprints of them"] if known.look is None else []
+    missing += ["there are no attributes to compare"] if known.kind is None else []
+    if known.incomplete:
+        missing.append(f"{known.incomplete:,} samples lack an attribute of their category and are like none by these")
+    pairs = f"{counts['all']:,} pairs of captions and pictures of different products are alike"
+    return "; ".join([f"{what}. {pairs}: {', '.join(reasons)}", *missing])
