@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # at run time a room's modules are imported when they are fir
 
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
+    from clip_finetuning.retrieval.examples import Examples
     from clip_finetuning.retrieval.query_texts import QueryTexts
     from clip_finetuning.retrieval.truth import Truth
     from clip_finetuning.runtime.distributed import Ranks
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     results = evaluate(embeddings, queries, args, truth, device) | about
     if ranks.rank == 0:
         if "product" in args.protocol:
-            results["examples"] = retrieval.examples.record(embeddings)
+            results["examples"] = retrieval.examples.record(embeddings, truth)
         if clip_model is not None and args.zero_shot:
             precision = results["model"]["precision"]
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
@@ -361,6 +362,12 @@ def truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
     return retrieval.truth.truth_of(embeddings, args.truth, judged)
 
 
+def strict_truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
+    """What the headline counts as right: the same product, and what people judged right."""
+    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
+    return retrieval.truth.truth_of(embeddings, judged=judged)
+
+
 def evaluate(
     embeddings: "Embeddings",
     queries: dict[str, "QueryTexts"],
@@ -384,9 +391,7 @@ def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     if not (path.endswith(".npz") or retrieval.embeddings.is_folder(path)):
         return retrieval.result_file.read(path)
     embeddings, queries = load_embeddings(path, args.protocol)
-    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
-    truth = retrieval.truth.truth_of(embeddings, judged=judged)
-    device = runtime.device.pick_device(args.device)
+    truth, device = strict_truth_of(embeddings, args), runtime.device.pick_device(args.device)
     results = retrieval.results.measure_embeddings(
         embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries, device=device
     )
@@ -441,11 +446,9 @@ def write_report(
     args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
 ) -> None:
     """The page, with pictures from the shards; where they are out of reach, their keys stand instead."""
-    examples = retrieval.examples.pick(embeddings)
+    examples = retrieval.examples.pick(embeddings, strict_truth_of(embeddings, args))
     if retrieval.report.before_of(baseline, results, "product"):
-        is_file = args.baseline.endswith(".npz")
-        before = retrieval.embeddings.load(args.baseline) if is_file else None
-        examples.before = retrieval.examples.before(baseline, before, examples, embeddings)
+        examples.before = answers_before(args, baseline or {}, examples, embeddings)
     keys, found = examples.keys(embeddings), {}
     try:
         found = loading.lookup.read_pictures(args.dataset_path, keys.values(), args.caption_key)
@@ -455,6 +458,16 @@ def write_report(
     page = retrieval.report.render(results, embeddings, examples, pictures, baseline)
     with atomic_write(args.report) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")  # half a character, as JSON can escape one
+
+
+def answers_before(
+    args: argparse.Namespace, baseline: dict[str, Any], examples: "Examples", embeddings: "Embeddings"
+) -> dict[str, Any]:
+    """What the baseline answered to the queries of the page: its embeddings know that of each, its results of a sample."""
+    if not args.baseline.endswith(".npz"):
+        return baseline.get("examples", {})
+    before = retrieval.embeddings.load(args.baseline)
+    return retrieval.examples.before(before, strict_truth_of(before, args), examples, embeddings)
 
 
 if __name__ == "__main__":
