@@ -336,7 +336,8 @@ def in_every_order() -> Iterable[Row]:
     random = np.random.default_rng(0)
     scores = random.integers(1, 4, (8, 6)).astype(np.float32)
     right = random.permuted(np.arange(6) < random.integers(1, 6, (8, 1)), axis=1)
-    positives = metrics.from_pairs(*np.nonzero(right), len(right))
+    query, item = np.nonzero(right)
+    positives = metrics.from_pairs(query, item, len(right))
     ours = metrics.summarize(metrics.rank_positives(scores, np.eye(6, dtype=np.float32), positives), KS)
     orders = np.array(list(itertools.permutations(range(6))))
     tables = [torch.tensor(np.concatenate([table[:, order] for order in orders])) for table in (scores, right)]
