@@ -274,6 +274,10 @@ def on_equal_scores(e: embeddings.Embeddings, orders: int) -> Iterable[Row]:
         # Above 0, where torchmetrics counts all of them; sixteenths stay exact.
         raw = {way: measured(scores + 2, right) for way, (scores, right) in tables.items()}
         yield from compare(data, peer, "product", ours, raw, **lower_end)
+        for way, numbers in raw.items() if peer == "scikit-learn" else ():
+            # Its ndcg takes the mean over equal scores, which at k = 1 is a share of hits.
+            measure = f"{title(way)} expected_recall@1"
+            yield Row(data, f"{peer}, ndcg@1", "product", measure, ours[way]["expected_recall@1"], numbers["ndcg@1"])
         in_ours = {way: measured(against_the_model(*table), table[1]) for way, table in tables.items()}
         yield from compare(data, f"{peer}, our order", "product", ours, in_ours)
     for way, (scores, right) in tables.items():
