@@ -68,7 +68,7 @@ def _entries(result: dict[str, Any]) -> list[EvalResult]:
     """The recalls of a result's headline protocol; a direction and the samples tell one entry of the hub from another."""
     protocol = _headline(result)
     entries = []
-    for direction in DIRECTIONS_OF[protocol]:
+    for direction in _ways(result["protocols"][protocol]):
         numbers = result["protocols"][protocol][direction]
         for key in recalls(numbers):
             pair = _interval(numbers, key)
@@ -86,6 +86,12 @@ def _entries(result: dict[str, Any]) -> list[EvalResult]:
             )
             entries.append(entry)
     return entries
+
+
+def _ways(held: dict[str, Any]) -> list[str]:
+    """The directions that are known, of those that somebody's file has."""
+    known = dict.fromkeys(way for ways in DIRECTIONS_OF.values() for way in ways)
+    return [way for way in known if isinstance(held.get(way), dict)]
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -166,7 +172,7 @@ def _result(result: dict[str, Any], before: list[dict[str, Any]]) -> str:
     base = [other for other in before if other["data"].get("fingerprint") == result["data"].get("fingerprint")]
     base = [other for other in base if protocol in other["protocols"]]
     rows = [["", *(["base model"] if base else []), "this model", "95 % interval"]]
-    for direction in DIRECTIONS_OF[protocol]:
+    for direction in _ways(result["protocols"][protocol]):
         numbers = result["protocols"][protocol][direction]
         for key in recalls(numbers):
             row = [f"{label(key)}, {title(direction)}"]
@@ -199,10 +205,12 @@ def _kept(result: dict[str, Any]) -> str:
     """What the model kept of what it knew before, on data that it was not tuned for; blank where nobody measured it."""
     kept = result.get("retention")
     changes = kept.get("change") if isinstance(kept, dict) else None
+    if not isinstance(changes, dict):
+        return ""
     rows = [["", "before", "after", "change, 95 % interval"]]
-    for direction in dict.fromkeys(way for ways in DIRECTIONS_OF.values() for way in ways):
-        numbers = changes.get(direction) if isinstance(changes, dict) else None
-        for key in recalls(numbers) if isinstance(numbers, dict) else ():
+    for direction in _ways(changes):
+        numbers = changes[direction]
+        for key in recalls(numbers):
             change = numbers[key]
             figures = [change.get(name) for name in ("before", "after", "gain")] if isinstance(change, dict) else [None]
             if all(isinstance(figure, int | float) for figure in figures):
