@@ -69,7 +69,7 @@ def _entries(result: dict[str, Any]) -> list[EvalResult]:
     """The recalls of a result's headline protocol; a direction and the samples tell one entry of the hub from another."""
     protocol = _headline(result)
     entries = []
-    for direction in DIRECTIONS_OF[protocol]:
+    for direction in _ways(result["protocols"][protocol]):
         numbers = result["protocols"][protocol][direction]
         for key in recalls(numbers):
             pair = _interval(numbers, key)
@@ -87,6 +87,12 @@ def _entries(result: dict[str, Any]) -> list[EvalResult]:
             )
             entries.append(entry)
     return entries
+
+
+def _ways(held: dict[str, Any]) -> list[str]:
+    """The directions that are known, of those that somebody's file has."""
+    known = dict.fromkeys(way for ways in DIRECTIONS_OF.values() for way in ways)
+    return [way for way in known if isinstance(held.get(way), dict)]
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -167,7 +173,7 @@ def _result(result: dict[str, Any], before: list[dict[str, Any]]) -> str:
     base = [other for other in before if other["data"].get("fingerprint") == result["data"].get("fingerprint")]
     base = [other for other in base if protocol in other["protocols"]]
     rows = [["", *(["base model"] if base else []), "this model", "95 % interval"]]
-    for direction in DIRECTIONS_OF[protocol]:
+    for direction in _ways(result["protocols"][protocol]):
         numbers = result["protocols"][protocol][direction]
         for key in recalls(numbers):
             row = [f"{label(key)}, {title(direction)}"]
