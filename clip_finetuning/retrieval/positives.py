@@ -67,7 +67,7 @@ def joined(first: Positives, second: Positives) -> Positives:
 
 def without(positives: Positives, others: Positives, gallery_size: int) -> Positives:
     """Those that are not among the others of the same query, each once."""
-    pairs = [some.queries() * gallery_size + some.items for some in (positives, others)]
-    kept = np.setdiff1d(*pairs)
+    mine, theirs = (some.queries() * gallery_size + some.items for some in (positives, others))
+    kept = np.setdiff1d(mine, theirs)
     counts = np.bincount(kept // gallery_size, minlength=len(positives.offsets) - 1)
     return Positives(offsets_of(counts), kept % gallery_size)
