@@ -634,3 +634,19 @@ def test_a_model_without_any_finite_embedding_is_an_error_of_the_script(data, tm
     overflowing(monkeypatch, "encode_images", lambda rows: slice(None), only_in_half=False)
     with pytest.raises(ValueError, match="no sample could be embedded.*60"):
         evaluate(data, tmp_path)
+
+
+def test_a_folder_of_embeddings_is_evaluated_on_the_device_that_is_named(tmp_path, monkeypatch, capsys):
+    """And compared, as the file is."""
+    monkeypatch.chdir(tmp_path)
+    embeddings = embedded_catalogue(products=30, views=2, noise=1.0)
+    for name in ("e/", "e.npz"):
+        retrieval.embeddings.save(name, embeddings)
+    used, pick = [], runtime.device.pick_device
+    monkeypatch.setattr(runtime.device, "pick_device", lambda name, rank=0: (used.append(name), pick(name, rank))[1])
+    for name in ("e/", "e.npz"):
+        evaluate_clip.main([f"--from-embeddings={name}", "--protocol=all", "--device=cpu", f"--output={name[:5]}json"])
+    folder, file = (json.loads(Path(name).read_text()) for name in ("e/json", "e.npzjson"))
+    assert folder["protocols"] == file["protocols"] and used == ["cpu", "cpu"]
+    evaluate_clip.main(["--compare", "e", "e.npz"])
+    assert "+0.0000" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import numpy as np
 RESAMPLES = 1000  # of a bootstrap
 Z = 1.959964  # 95 % of a normal distribution lie within
 MEDIANS_TRIED = 64  # values among which the medians of resamples are looked for at a time
-DRAWN_BYTES = 100 * 2**20  # of a bootstrap's draws that are kept from the mean to the median
+KEPT_BYTES = range(2**20, 100 * 2**20)  # of a bootstrap's draws that are kept for the next number: fewer are soon made
 FLIP_STEPS = 60  # how finely `change_p_value` tells gains apart: products have 1 to 6 views
 
 
@@ -122,7 +122,7 @@ def bootstrap_median(
     distinct, place = np.unique(values, return_inverse=True)
     medians = [
         distinct[_median_places(weights, codes, place, len(distinct))]
-        for weights in _weights(len(unique), seed, resamples)
+        for weights in _weights(len(unique), seed, resamples, chunk=500)
     ]
     return [float(value) for value in np.percentile(np.concatenate(medians), [2.5, 97.5])]
 
@@ -144,7 +144,7 @@ def _median_places(weights, codes, place, count):
 
 def _weights(count: int, seed: int, resamples: int, chunk: int = 100) -> Iterator[np.ndarray]:
     """How often each of `count` products is drawn, in chunks of (chunk, count) float32."""
-    if resamples * count > DRAWN_BYTES:
+    if resamples * count not in KEPT_BYTES:
         yield from _draw(count, seed, resamples, chunk)
         return
     drawn = _drawn(count, seed, resamples)

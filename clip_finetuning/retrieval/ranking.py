@@ -6,7 +6,7 @@ everything to one point scores 0. How many tie is kept beside, for what is expec
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -214,16 +214,17 @@ def _spread(values, queries, count, default):
 def concatenated(parts: Sequence[Ranks]) -> Ranks:
     """The ranks of several lists of queries as those of one; none at all if there are no lists."""
     if not parts:
-        return _ranks(np.array([0]), *np.empty((2, 0), int), np.empty(0, int), np.empty(0, int), {})
-    columns = {
+        nothing = np.empty(0, np.int64)
+        return _ranks(np.array([0]), nothing, nothing, nothing, nothing, {})
+    starts = offsets_of(np.array([len(part.ranks) for part in parts]))
+    columns: dict[str, Any] = {
         name: None if column[0] is None else np.concatenate(column)
         for name, column in zip(Ranks._fields, zip(*parts))
         if name not in ("offsets", "order")
     }
-    starts = offsets_of(np.array([len(part.ranks) for part in parts]))
-    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts)]
-    order = [part.order + start for part, start in zip(parts, starts)]
-    return Ranks(offsets=np.concatenate([[0], *offsets]), order=np.concatenate(order), **columns)
+    columns["offsets"] = np.concatenate([[0], *(part.offsets[1:] + start for part, start in zip(parts, starts))])
+    columns["order"] = np.concatenate([part.order + start for part, start in zip(parts, starts)])
+    return Ranks(**columns)
 
 
 def rank_candidates(queries: Rows, candidates: Rows) -> Ranks:

@@ -21,7 +21,7 @@ FILL = 64
 BLOCK_BYTES = 40 * 2**20  # a block of scores on a CPU
 MOST_ROWS, MOST_COLUMNS = 1024, 32768  # of a block on a CPU: a gallery of more items is streamed
 DEVICE_BYTES, DEVICE_ROWS = 2 * 2**30, 4096  # the same elsewhere, if an eighth of the free memory is as much
-CACHED = 2048  # columns in which a block is counted, so that they stay in a CPU's cache
+CACHED = 1024  # columns in which a block is counted, so that they stay in a CPU's cache
 MANY = 128  # thresholds of a query from which sorting its scores is faster than counting again and again
 
 

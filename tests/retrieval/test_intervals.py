@@ -117,8 +117,7 @@ def test_medians_of_resamples_are_those_of_the_drawn_queries(products, levels):
     assert intervals.bootstrap_median(values, codes, 5, 150) == pytest.approx(np.percentile(medians, [2.5, 97.5]))
 
 
-def test_large_data_draw_as_small_do(monkeypatch):
-    """What is not kept is drawn again, the same."""
-    kept = np.concatenate([*intervals._weights(30, 1, 250)])
-    monkeypatch.setattr(intervals, "DRAWN_BYTES", 10)
-    assert (np.concatenate([*intervals._weights(30, 1, 250)]) == kept).all() and (kept.sum(1) == 30).all()
+def test_draws_that_are_kept_are_those_that_are_not(monkeypatch):
+    drawn = np.concatenate([*intervals._weights(30, 1, 250)])
+    monkeypatch.setattr(intervals, "KEPT_BYTES", range(10**9))
+    assert (np.concatenate([*intervals._weights(30, 1, 250, chunk=70)]) == drawn).all() and (drawn.sum(1) == 30).all()
