@@ -8,7 +8,7 @@
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
     python evaluate_clip.py --use-checkpoint --retention "general.{000000..000003}.tar"
     python evaluate_clip.py --seeds seed_1.json seed_2.json seed_3.json
-    python evaluate_clip.py --from-embeddings anybodys.npz
+    python evaluate_clip.py --from-embeddings anybodys.npz        # or a folder of .npy files, larger than memory
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
 evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs under torchrun too.
@@ -27,8 +27,11 @@ from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
+    import torch
+
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
+    from clip_finetuning.retrieval.examples import Examples
     from clip_finetuning.retrieval.query_texts import QueryTexts
     from clip_finetuning.retrieval.truth import Truth
     from clip_finetuning.runtime.distributed import Ranks
@@ -55,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.disputed or args.truth != "strict":
             retrieval.looks.check()
         loading.first_look.check_shards(args.dataset_path)
-    prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
+    prompts = prompts_of(args)
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
         clip_model, (embeddings, queries) = None, load_embeddings(args.from_embeddings, args.protocol)
@@ -69,11 +72,12 @@ def main(argv: list[str] | None = None) -> None:
         embeddings, queries, about = embed_shards(clip_model, args, ranks)
         if args.retention:
             about["retention"] = measure_retention(clip_model, checkpoint, args, ranks, baseline)
+    device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
+    truth = truth_of(embeddings, args)
+    results = evaluate(embeddings, queries, args, truth, device) | about
     if ranks.rank == 0:
-        truth = truth_of(embeddings, args)
-        results = evaluate(embeddings, queries, args, truth) | about
         if "product" in args.protocol:
-            results["examples"] = retrieval.examples.record(embeddings)
+            results["examples"] = retrieval.examples.record(embeddings, truth)
         if clip_model is not None and args.zero_shot:
             precision = results["model"]["precision"]
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
@@ -122,8 +126,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--candidates", metavar="FILE.npz", help="lists of sampled101: read if the file is there, else written"
     )
-    parser.add_argument("--save-embeddings", metavar="FILE.npz", help="write the embeddings")
-    parser.add_argument("--from-embeddings", metavar="FILE.npz", help="evaluate such a file, with no model")
+    parser.add_argument(
+        "--save-embeddings", metavar="FILE.npz", help="write the embeddings; to FOLDER/ as one .npy file an array"
+    )
+    parser.add_argument(
+        "--from-embeddings",
+        metavar="FILE.npz",
+        help="evaluate such a file or folder, with no model; a folder's stay there",
+    )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="is B better than A? two result or embedding files"
     )
@@ -142,7 +152,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--retention", metavar="PATTERN", help="shards of other data: what does the model still know of them?"
     )
     parser.add_argument(
-        "--prompts", metavar="FILE", help="how --zero-shot names a category: one prompt a line, with {}"
+        "--prompts", metavar="FILE", help="how a category is named when it is asked for: one prompt a line, with {}"
     )
     _add_truth_arguments(parser)
     args = parser.parse_args(argv)
@@ -194,8 +204,8 @@ def _check_together(parser, args):
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
     if args.retention and args.from_embeddings:
         parser.error("--retention needs a model to embed its shards; leave out --from-embeddings")
-    if args.prompts and not args.zero_shot:
-        parser.error("--prompts says how --zero-shot asks; add --zero-shot")
+    if args.prompts and not (args.zero_shot or "category" in args.queries):
+        parser.error("--prompts says how --zero-shot asks; add --zero-shot, or --queries category")
     if args.report and not {"product", "all"} & set(args.protocol):
         parser.error("--report shows the product protocol; add it to --protocol")
     if args.disputed and not args.disputed.lower().endswith(".csv"):
@@ -273,13 +283,18 @@ def embed_shards(
     wordings = retrieval.query_making.Wordings(loader) if args.captions == "all" else None
     embeddings, counts = retrieval.embed.embed(clip_model, wordings or loader, precision, progress=ranks.rank == 0)
     loader.close()
-    queries = retrieval.query_making.make(clip_model, embeddings, args.queries, precision, wordings)
+    queries = retrieval.query_making.make(clip_model, embeddings, args.queries, precision, wordings, prompts_of(args))
     about = {
         "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
         "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), **counts},
         "seconds": round(time.perf_counter() - start, 2),
     }
     return embeddings, queries, about
+
+
+def prompts_of(args: argparse.Namespace) -> list[str] | None:
+    """Those of the file --prompts, None for the usual ones. Raises ValueError for a file without."""
+    return retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
 
 
 def load_embeddings(path: str, protocols: list[str]) -> tuple["Embeddings", dict[str, "QueryTexts"]]:
@@ -352,27 +367,38 @@ def truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
     return retrieval.truth.truth_of(embeddings, args.truth, judged)
 
 
+def strict_truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
+    """What the headline counts as right: the same product, and what people judged right."""
+    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
+    return retrieval.truth.truth_of(embeddings, judged=judged)
+
+
 def evaluate(
-    embeddings: "Embeddings", queries: dict[str, "QueryTexts"], args: argparse.Namespace, truth: "Truth"
+    embeddings: "Embeddings",
+    queries: dict[str, "QueryTexts"],
+    args: argparse.Namespace,
+    truth: "Truth",
+    device: "torch.device",
 ) -> dict[str, Any]:
-    """The numbers of the protocols that the flags name."""
+    """The numbers of the protocols that the flags name, on rank 0; all processes take part."""
     candidates = None
     if "sampled101" in args.protocol:
-        candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
+        if runtime.distributed.rank() == 0:
+            candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
+        candidates = runtime.distributed.agree(candidates)
     return retrieval.results.measure_embeddings(
-        embeddings, args.protocol, args.k, args.seed, candidates, truth, queries, hubs=True
+        embeddings, args.protocol, args.k, args.seed, candidates, truth, queries, hubs=True, device=device, shared=True
     )
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """A result file, or an embeddings file measured on the spot."""
-    if not path.endswith(".npz"):
+    if not (path.endswith(".npz") or retrieval.embeddings.is_folder(path)):
         return retrieval.result_file.read(path)
     embeddings, queries = load_embeddings(path, args.protocol)
-    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
-    truth = retrieval.truth.truth_of(embeddings, judged=judged)
+    truth, device = strict_truth_of(embeddings, args), runtime.device.pick_device(args.device)
     results = retrieval.results.measure_embeddings(
-        embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries
+        embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries, device=device
     )
     return results | {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
 
@@ -425,11 +451,9 @@ def write_report(
     args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
 ) -> None:
     """The page, with pictures from the shards; where they are out of reach, their keys stand instead."""
-    examples = retrieval.examples.pick(embeddings)
+    examples = retrieval.examples.pick(embeddings, strict_truth_of(embeddings, args))
     if retrieval.report.before_of(baseline, results, "product"):
-        is_file = args.baseline.endswith(".npz")
-        before = retrieval.embeddings.load(args.baseline) if is_file else None
-        examples.before = retrieval.examples.before(baseline, before, examples, embeddings)
+        examples.before = answers_before(args, baseline or {}, examples, embeddings)
     keys, found = examples.keys(embeddings), {}
     try:
         found = loading.lookup.read_pictures(args.dataset_path, keys.values(), args.caption_key)
@@ -439,6 +463,16 @@ def write_report(
     page = retrieval.report.render(results, embeddings, examples, pictures, baseline)
     with atomic_write(args.report) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")  # half a character, as JSON can escape one
+
+
+def answers_before(
+    args: argparse.Namespace, baseline: dict[str, Any], examples: "Examples", embeddings: "Embeddings"
+) -> dict[str, Any]:
+    """What the baseline answered to the queries of the page: its embeddings know that of each, its results of a sample."""
+    if not args.baseline.endswith(".npz"):
+        return baseline.get("examples", {})
+    before = retrieval.embeddings.load(args.baseline)
+    return retrieval.examples.before(before, strict_truth_of(before, args), examples, embeddings)
 
 
 if __name__ == "__main__":

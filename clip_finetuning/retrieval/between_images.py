@@ -16,6 +16,7 @@ import numpy as np
 from clip_finetuning.retrieval import metrics, positives, ranking, summary
 from clip_finetuning.retrieval.embeddings import Embeddings, texts
 from clip_finetuning.retrieval.query_texts import NothingToAsk
+from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import same_caption_key
 
 MOST_PAIRS = 2_000_000  # of images and their hits at a time: a category may hold a third of all images
@@ -31,8 +32,11 @@ WHY_NONE = {
 }
 
 
-def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int) -> dict[str, Any]:
-    """The numbers of one protocol, as of those with texts. Raises NothingToAsk where no image has a hit."""
+def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int, **where: Any) -> dict[str, Any]:
+    """The numbers of one protocol, as of those with texts. Raises NothingToAsk where no image has a hit.
+
+    `where`: device and shared of `ranking.rank_positives`.
+    """
     e = embeddings
     groups = _groups(e, protocol)
     others = np.bincount(groups[groups >= 0], minlength=1)[groups] - 1  # images with which each is grouped
@@ -40,7 +44,9 @@ def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int
     if not asks.any():
         raise NothingToAsk(f"{protocol}: a hit is {A_HIT[protocol]}, and no image has one: {WHY_NONE[protocol]}")
     asking = np.flatnonzero(asks)
-    values = _values(e.image_embeddings, groups, asking, others, ks)
+    values = _values(e.image_embeddings, groups, asking, others, ks, where)
+    if where.get("shared") and distributed.rank() > 0:
+        return {}
     gallery, alone = len(groups) - 1, len(groups) - len(asking)
     numbers = summary.of_values(values, e.image_product[asking], e.category[asking], seed)
     numbers |= {
@@ -96,13 +102,13 @@ def _numbered(names):
     return np.where(names == "", -1, numbers)
 
 
-def _values(embeddings, groups, asking, others, ks):
+def _values(embeddings, groups, asking, others, ks, where):
     """{name: (Q,)} of the images that ask, some at a time."""
     parts = []
     for chosen in _parts(asking, others[asking]):
         hits = _others_of_group(groups, chosen)
         itself = positives.Positives(np.arange(len(chosen) + 1), chosen)
-        ranks = ranking.rank_positives(embeddings[chosen], embeddings, hits, absent=itself)
+        ranks = ranking.rank_positives(embeddings[chosen], embeddings, hits, absent=itself, **where)
         parts.append(metrics.query_values(ranks, ks))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -7,13 +7,14 @@ every query. A picture's name is the key of its sample, a caption's is the capti
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from clip_finetuning.retrieval import metrics, names, protocols
 from clip_finetuning.retrieval.embeddings import Embeddings, texts
+from clip_finetuning.retrieval.truth import Truth, marked_tasks
 from clip_finetuning.runtime.text import caption_numbers, same_caption_key
 
 QUERIES = 60  # shown in all: two thirds the sample, one third the worst
@@ -101,10 +102,13 @@ def name_of(embeddings: Embeddings, direction: str, query: int) -> str:
 # ------------------------------------------------------------------------------------------- what is shown
 
 
-def pick(embeddings: Embeddings, queries: int = QUERIES) -> Examples:
-    """Queries of both directions in the product protocol, and what pictures are confused with."""
+def pick(embeddings: Embeddings, truth: Truth | None = None, queries: int = QUERIES) -> Examples:
+    """Queries of both directions in the product protocol, and what pictures are confused with.
+
+    What people judged right (`truth`) is right here too.
+    """
     examples = Examples()
-    for direction, task in protocols.tasks(embeddings, "product").items():
+    for direction, task in _tasks(embeddings, truth).items():
         best = metrics.rank_positives(task.queries, task.gallery, task.positives).best
         answerable = np.flatnonzero(best != metrics.NEVER)
         hardest = answerable[np.argsort(-best[answerable], kind="stable")]
@@ -114,6 +118,11 @@ def pick(embeddings: Embeddings, queries: int = QUERIES) -> Examples:
         if direction == "image_to_text":
             examples.confusions = _confusions(embeddings, task)
     return examples
+
+
+def _tasks(embeddings, truth):
+    strict = truth and replace(truth, likeness=None)
+    return marked_tasks(strict, protocols.tasks(embeddings, "product"))[0]
 
 
 def _sample(embeddings, direction, task, queries):
@@ -159,11 +168,11 @@ def _confusions(embeddings, task):
 
 
 def record(
-    embeddings: Embeddings, wanted: Mapping[str, Iterable[str]] | None = None
+    embeddings: Embeddings, truth: Truth | None = None, wanted: Mapping[str, Iterable[str]] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """{direction: [{query, rank, answers: [{name, score, hit}]}]} of the sample, or of the queries with these names."""
     found = {}
-    for direction, task in protocols.tasks(embeddings, "product").items():
+    for direction, task in _tasks(embeddings, truth).items():
         if wanted is None:
             rows = _sample(embeddings, direction, task, QUERIES)
         else:
@@ -198,10 +207,8 @@ def _named(embeddings, example):
     }
 
 
-def before(baseline: Mapping[str, Any], embeddings: Embeddings | None, examples: Examples, now: Embeddings) -> dict:
-    """What a baseline answered to these queries: of its own `embeddings` for all, of its results for the sample alone."""
-    if embeddings is None:
-        return baseline.get("examples", {})
+def before(baseline: Embeddings, truth: Truth | None, examples: Examples, now: Embeddings) -> dict[str, Any]:
+    """What the `baseline`'s embeddings answered to these queries of `now`; of results `examples` are all that is known."""
     shown = [*examples.sample, *examples.worst]
     asked = {way: {name_of(now, way, e.query) for e in shown if e.direction == way} for way in names.DIRECTIONS}
-    return record(embeddings, asked)
+    return record(baseline, truth, asked)

@@ -31,7 +31,7 @@ def title(direction: str) -> str:
 def label(number: str) -> str:
     """A number of a direction as one reads it: Recall@10 of `recall@10`, mAP of `map`."""
     kind, _, k = number.partition("@")
-    kinds = {"recall": "Recall", "expected_recall": "expected R", "ndcg": "nDCG"}
+    kinds = {"recall": "Recall", "expected_recall": "expected R", "ndcg": "nDCG", "graded_ndcg": "graded nDCG"}
     return (OTHER_NUMBERS | WITHIN_R).get(number) or f"{kinds[kind]}@{k}"
 
 
@@ -44,5 +44,5 @@ def beside(numbers: dict) -> list[str]:
     """What a table shows of a direction beside the recalls: of nDCG@k the largest k; expected recalls where ties matter."""
     expected = [f"expected_{name}" for name in recalls(numbers)]
     shown = [name for name in expected if abs(numbers.get(name, 0) - numbers[name.removeprefix("expected_")]) >= 5e-5]
-    graded = [name for name in numbers if name.startswith("ndcg@")][-1:]
-    return [name for name in (*shown, *OTHER_NUMBERS, *WITHIN_R, *graded) if name in numbers]
+    gains = [name for kind in ("ndcg@", "graded_ndcg@") for name in [n for n in numbers if n.startswith(kind)][-1:]]
+    return [name for name in (*shown, *OTHER_NUMBERS, *WITHIN_R, *gains) if name in numbers]

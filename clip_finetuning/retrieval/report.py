@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_finetuning.retrieval import comparability, names, report_categories, report_numbers
+from clip_finetuning.retrieval import citation, comparability, names, report_categories, report_numbers, table
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.examples import Examples, name_of
 from clip_finetuning.retrieval.report_cards import SIZES, Cards
@@ -58,7 +58,7 @@ def _context(results, embeddings, examples, baseline):
         "is_compared": before is not None,
         "notes": _notes(results, baseline, before),
         "blocks": [report_numbers.block(way, headline[way], before and before[way]) for way in names.DIRECTIONS],
-        "smallest": _smallest(results),
+        "smallest": f"{table.power_sentence(results['statistics'])}." if "statistics" in results else "",
         "truth": report_numbers.truths(headline.get("truth")),
         "charts": report_categories.charts(headline, before),
         "open_categories": report_categories.OPEN,
@@ -66,8 +66,8 @@ def _context(results, embeddings, examples, baseline):
         "open_cards": OPEN_CARDS,
         "before_hint": _before_hint(examples, embeddings, before),
         "protocols": [_protocol(name, results, baseline) for name in results["protocols"] if name != "product"],
-        "zero_shot": report_numbers.zero_shot(results.get("zero_shot"), _same_classes(results, baseline)),
-        "retention": report_numbers.retention(results.get("retention")),
+        "zero_shot": report_numbers.zero_shot(results.get("zero_shot"), (baseline or {}).get("zero_shot")),
+        "retention": _retention(results.get("retention")),
         "note": f"{headline['protocol']}. Intervals: 95 %, over products. A positive that ties with negatives counts after them.",
         "facts": _facts(results, baseline, before is not None),
     }
@@ -91,24 +91,17 @@ def _notes(results, baseline, before):
     """What one must know before one reads on: why nothing is compared, and what makes the numbers mean something else."""
     notes = list(results.get("warnings", []))
     if baseline and before is None:
-        notes.insert(0, f"Not compared with {baseline['name']}: {_why_not(results, baseline)}.")
+        notes.insert(0, f"Not compared: {_why_not(baseline, results, 'product')}.")
     return notes
 
 
-def _why_not(results, baseline):
-    if "product" not in baseline["protocols"]:
-        return "it has no results of the protocol product"
-    if not comparability.same_data(baseline, results):
-        return "it is a result of other data"
-    return "it counts hits by other rules"
-
-
-def _smallest(results):
-    """The smallest difference that the data can show, in words; blank if it was not computed."""
-    found = results.get("statistics", {}).get("smallest_difference", {})
-    known = [(names.title(way).replace("->", " → "), entry[report_numbers.KEY]) for way, entry in found.items()]
-    parts = ", ".join(f"{100 * value:.1f} points {way}" for way, value in known)
-    return f"The smallest difference in Recall@10 that these data can show: {parts}." if parts else ""
+def _why_not(baseline, results, protocol):
+    """Why a protocol is not compared, in the words of the comparison."""
+    try:
+        reasons = comparability.check(baseline, {"name": "this result", **results})[1]
+    except ValueError as error:
+        return str(error)
+    return "; ".join(reason for reason in reasons if protocol in reason)
 
 
 def _before_hint(examples, embeddings, before):
@@ -137,7 +130,7 @@ def _protocol(name, results, baseline):
     return {
         "name": name,
         "sentence": numbers["protocol"],
-        "lacking": f"{baseline['name']} has no comparable results of {name}." if baseline and before is None else "",
+        "lacking": f"Not compared: {_why_not(baseline, results, name)}." if baseline and before is None else "",
         "is_compared": before is not None,
         "short": [
             {"title": block["title"], "value": report_numbers.percent(numbers[way][report_numbers.KEY])}
@@ -146,17 +139,18 @@ def _protocol(name, results, baseline):
         ],
         "blocks": blocks,
         "truth": report_numbers.truths(numbers.get("truth")),
-        "cite": numbers.get("cite"),
+        "languages": report_numbers.languages(numbers.get("languages"), ways),
+        "cite": citation.of(results, name),
     }
 
 
-def _same_classes(results, baseline):
-    """The baseline's zero-shot numbers, if they are of the same pictures and categories."""
-    now, before = results.get("zero_shot"), (baseline or {}).get("zero_shot")
-    if not isinstance(before, dict) or not now:
+def _retention(results):
+    """What the model still knows of other data: the change of the first protocol there, or all that was measured."""
+    if not results:
         return None
-    same = all(before.get(name) == now.get(name) for name in ("classes", "images"))
-    return before if same else None
+    rows = list(report_numbers.changes(results.get("change", {})))
+    known = [] if rows else [_protocol(name, results, None) for name in results.get("protocols", {})]
+    return {"pattern": results["pattern"], "sentence": results.get("sentence", ""), "rows": rows, "protocols": known}
 
 
 def _facts(results, baseline, is_compared):
@@ -164,7 +158,7 @@ def _facts(results, baseline, is_compared):
     model, data = results.get("model", {}), results.get("data", {})
     counted = {"left out": data.get("skipped"), "by a guess": data.get("guessed")}
     facts = {
-        "to cite": results.get("cite"),
+        "to cite": citation.of(results, "product"),
         "weights": model.get("weights") or results.get("embeddings"),
         "precision": model.get("precision"),
         "shards": data.get("pattern"),

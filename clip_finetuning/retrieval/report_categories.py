@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clip_finetuning.retrieval import names
+from clip_finetuning.retrieval import comparison, names
 from clip_finetuning.retrieval.examples import FEWEST_PRODUCTS, Confusion
 from clip_finetuning.retrieval.report_cards import title
 from clip_finetuning.retrieval.report_numbers import KEY, percent, points
@@ -24,6 +24,7 @@ def charts(headline: Mapping[str, Any], before: Mapping[str, Any] | None) -> dic
     ends = [numbers["intervals"][KEY][1] for categories in found.values() for numbers in categories.values()]
     known = {way: before[way].get("categories", {}) if before else {} for way in names.DIRECTIONS}
     ends += [n[KEY] for way in known for name, n in known[way].items() if name in sizes and KEY in n]
+    changed = {way: _verdicts(headline[way], before and before[way]) for way in names.DIRECTIONS}
     axis = next((end for end in AXES if max(ends, default=1.0) <= end), 1.0)
     return {
         "ticks": [
@@ -32,13 +33,26 @@ def charts(headline: Mapping[str, Any], before: Mapping[str, Any] | None) -> dic
         "categories": len(order),
         "few": sum(size < FEWEST_PRODUCTS for size in sizes.values()),
         "directions": [
-            {"title": title(way), "rows": [_row(name, sizes[name], found[way], known[way], axis) for name in order]}
+            {
+                "title": title(way),
+                "rows": [_row(name, sizes[name], found[way], known[way], axis, changed[way]) for name in order],
+            }
             for way in names.DIRECTIONS
         ],
     }
 
 
-def _row(name, products, found, known, axis):
+def _verdicts(numbers, before):
+    """{category: better, worse, unclear or few}, corrected for how many are judged; none where queries cannot be paired."""
+    if not before or KEY not in before["by_product"]:
+        return {}
+    try:
+        return {change.category: change.verdict for change in comparison.category_changes(before, numbers)}
+    except ValueError:
+        return {}
+
+
+def _row(name, products, found, known, axis, changed):
     numbers, before = found.get(name), known.get(name, {}).get(KEY)
     row = {
         "name": name or "(none)",
@@ -59,6 +73,7 @@ def _row(name, products, found, known, axis):
         "before": None if before is None else percent(before),
         "before_at": None if before is None else _place(before, axis),
         "change": "" if before is None else points(numbers[KEY] - before),
+        "verdict": changed.get(name, ""),
     }
 
 

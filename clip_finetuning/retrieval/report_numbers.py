@@ -9,6 +9,7 @@ from clip_finetuning.retrieval.report_cards import title
 KEY = "recall@10"  # what the verdict is about
 MAIN = ("median_rank", "mrr", "map")  # beside the recalls; what else a result holds is shown on demand
 OTHERS = {"r_precision": "R-precision", "map_at_r": "mAP@R", "mean_rank": "mean rank"}
+CONFUSIONS = 12  # of classes that are taken for others
 SPACE = "\u202f"  # between a number and its sign
 
 
@@ -129,11 +130,11 @@ def _is_measure(key):
     return key in OTHERS or key.startswith(("expected_recall@", "ndcg@"))
 
 
-def _row(key, numbers, before):
+def _row(key, numbers, before, words=""):
     low, high = numbers.get("intervals", {}).get(key, (None, None))
     chance = numbers.get("chance", {}).get(key)
     return {
-        "label": label(key),
+        "label": words or label(key),
         "value": number(key, numbers[key]),
         "interval": None if low is None else _range(key, low, high),
         "chance": "" if chance is None else number(key, chance),
@@ -151,19 +152,15 @@ def gain(before: Mapping[str, Any], numbers: Mapping[str, Any], key: str) -> dic
     """{difference, interval, verdict} of what both results know by product, else None."""
     if key not in before["by_product"] or key not in numbers["by_product"]:
         return None
-    difference, (low, high) = comparison.paired_difference(dict(before), dict(numbers), key)
-    return {
-        "difference": points(difference),
-        "interval": f"{points(low)} to {points(high)}",
-        "verdict": comparison.verdict(low, high),
-    }
+    difference, interval = comparison.paired_difference(dict(before), dict(numbers), key)
+    return _signed({"gain": difference, "interval": interval, "verdict": comparison.verdict(*interval)})
 
 
 def truths(truth: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """{sentence, pairs, columns, rows}: the recalls under each reading of near-duplicates; None if nobody asked for it."""
+    """{sentence, columns, directions}: the recalls under each reading of near-duplicates; None if nobody asked for it."""
     if not truth:
         return None
-    columns = [name for name in ("strict", "tolerant", "without") if name in truth]
+    columns = [name for name in names.TRUTHS if name in truth]
     directions = [
         {
             "title": title(way),
@@ -175,8 +172,7 @@ def truths(truth: Mapping[str, Any] | None) -> dict[str, Any] | None:
         }
         for way in truth[columns[0]]
     ]
-    pairs = ", ".join(f"{count:,} pairs by {what}" for what, count in truth.get("pairs", {}).items())
-    return {"sentence": truth.get("sentence", ""), "pairs": pairs, "columns": columns, "directions": directions}
+    return {"sentence": truth.get("sentence", ""), "columns": columns, "directions": directions}
 
 
 def _cell(key, numbers):
@@ -186,61 +182,60 @@ def _cell(key, numbers):
     return {"value": number(key, numbers[key]), "interval": interval and _range(key, *interval)}
 
 
+def languages(found: Mapping[str, Any] | None, ways: Iterable[str]) -> list[dict[str, Any]]:
+    """Rows of a table by language: its queries and Recall@10 in each direction."""
+    ways = list(ways)
+    return [
+        {"name": language, "cells": [_cell(KEY, numbers[way]) | {"queries": numbers[way]["queries"]} for way in ways]}
+        for language, numbers in (found or {}).items()
+    ]
+
+
 def zero_shot(now: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """{classes, images, rows, prompts ...} of the classification by category names; None if it was not measured."""
+    """The classification by category names: its rows with chance, the largest class, and before; None if not measured."""
     if not now:
         return None
-    rows = []
-    for key, words in (
-        ("top1", "top-1"),
-        ("top5", "top-5"),
-        ("macro", "top-1, mean of categories"),
-        ("weighted", "weighted"),
-    ):
-        if key not in now:
-            continue
-        chance, interval = now.get("chance", {}).get(key), now.get("intervals", {}).get(key)
-        known = before.get(key) if before else None
-        majority = now.get("majority", {}).get("top1") if key == "top1" else None
-        rows.append(
-            {
-                "label": words,
-                "value": percent(now[key]),
-                "interval": interval and _range(key, *interval),
-                "chance": "" if chance is None else percent(chance),
-                "majority": "" if majority is None else percent(majority),
-                "before": percent(known) if type(known) in (int, float) else "",
-            }
-        )
+    compared, why_not = _zero_shot_changes(now, before)
+    keys = {"top1": "top-1", "top5": "top-5", "macro": "top-1, mean of the categories"}
+    rows = [_row(key, now, None, words) | {"majority": ""} for key, words in keys.items()]
+    rows[0]["majority"] = percent(now["majority"]["top1"]) if "majority" in now else ""
+    for key, row in zip(keys, rows):
+        if change := compared.get(key):
+            row |= {"before": percent(change["before"]), "change": _signed(change)}
+    f1 = now.get("f1", {})
     return {
+        **{name: now[name] for name in ("classes", "images")},
         "rows": rows,
-        "classes": now["classes"],
-        "images": now["images"],
+        "f1": "; ".join(f"{name} {value:.3f}" for name, value in f1.items()),
         "majority": now.get("majority", {}).get("class"),
+        "is_compared": bool(compared),
+        "why_not": why_not,
+        "confusions": now.get("confusion", {}).get("top", [])[:CONFUSIONS],
         "prompts": list(now.get("prompts", [])),
+        "unnamed": now.get("without_category", 0),
         "left_out": list(now.get("without_embedding", [])),
-        "has_before": any(row["before"] for row in rows),
-        "has_chance": any(row["chance"] for row in rows),
     }
 
 
-def retention(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """{pattern, rows} of what the model still knows of data that it was not trained on; None if it was not measured."""
-    if not found:
-        return None
-    return {"pattern": found.get("pattern", ""), "rows": list(_kept(found.get("change", {})))}
+def _zero_shot_changes(now, before):
+    """(the changes by number, why there are none)."""
+    if not before:
+        return {}, ""
+    try:
+        return comparison.zero_shot_changes(dict(before), dict(now)), ""
+    except ValueError as error:
+        return {}, f"Not compared: {error}."
 
 
-def _kept(change) -> Iterator[dict[str, Any]]:
-    for way, numbers in change.items():
+def changes(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of what changed on other data: {direction: {recall@k: before, after, gain, interval, verdict}}."""
+    for way, numbers in found.items():
         for key, entry in numbers.items():
-            low, high = entry["interval"]
-            yield {
-                "direction": title(way),
-                "label": label(key),
-                "before": percent(entry["before"]),
-                "value": percent(entry["after"]),
-                "difference": points(entry["gain"]),
-                "interval": f"{points(low)} to {points(high)}",
-                "verdict": entry["verdict"],
-            }
+            values = {"before": percent(entry["before"]), "value": percent(entry["after"])}
+            yield {"direction": title(way), "label": label(key), **values, "change": _signed(entry)}
+
+
+def _signed(change):
+    low, high = change["interval"]
+    interval = f"{points(low)} to {points(high)}"
+    return {"difference": points(change["gain"]), "interval": interval, "verdict": change["verdict"]}

@@ -13,7 +13,7 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
 SHOWN = re.compile(
-    r"(recall|expected_recall|ndcg)@[1-9]\d*|median_rank|mrr|map|map_at_r|r_precision"
+    r"(recall|expected_recall|ndcg|graded_ndcg)@[1-9]\d*|median_rank|mrr|map|map_at_r|r_precision"
 )  # the numbers of a direction that tables and pages show
 
 RECALL = re.compile(r"recall@[1-9]\d*")
@@ -259,4 +259,4 @@ def _is_answer(answer):
     if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
         return False
     score = answer.get("score")
-    return type(answer.get("hit")) is bool and type(score) in (int, float) and -1e6 < score < 1e6
+    return type(answer.get("hit")) is bool and _is_number(score) and abs(score) < 1e6  # what a page has room for

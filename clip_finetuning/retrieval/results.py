@@ -3,9 +3,11 @@
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.retrieval import between_images, citation, names, power, protocols, query_texts
@@ -31,7 +33,7 @@ def measure(
 ) -> dict[str, Any]:
     """The headline numbers of a model on a loader's samples, as in the result file; the trainer calls this.
 
-    Rank 0 measures and all have its numbers: what follows from a score, such as an end of the training, is one decision.
+    All rank, rank 0 makes the numbers and all have them: what follows from a score, such as an end of the training, is one decision.
     A model that gives no sample a finite embedding finds nothing: it scores 0 and ends no training. `wished` is that of
     `embed`.
     """
@@ -41,8 +43,9 @@ def measure(
         log.warning("every recall counts as 0: %s", error)
         nothing = dict.fromkeys(DIRECTIONS, 0.0)
         return {"num_samples": 0, **{f"recall@{k}": dict(nothing) for k in KS}, **error.counts}
-    mine = measure_embeddings(embeddings, ["product"], KS, seed) if distributed.rank() == 0 else {}
-    results = distributed.agree(mine) | counts
+    results = (
+        distributed.agree(measure_embeddings(embeddings, ["product"], KS, seed, device=clip_model.device)) | counts
+    )
     for warning in results["warnings"]:
         _warn_once(warning)
     return results
@@ -62,23 +65,29 @@ def measure_embeddings(
     truth: Truth | None = None,
     queries: Mapping[str, QueryTexts] | None = None,
     hubs: bool = False,
+    device: torch.device | None = None,
+    shared: bool = False,
 ) -> dict[str, Any]:
     """Results of the protocols; the first one's recalls stand at the top level too. Those that the data cannot be asked are
     named in `not_measured`; if that is so of all, NothingToAsk is raised.
 
     `truth` says what else than the items of one product may count as right; `queries`: the texts of those that do not ask
-    the captions; `hubs`: whether hubness is measured too.
+    the captions; `hubs`: whether hubness is measured too. `shared`: all processes of a run call this, and each ranks its
+    part of the queries on its device; rank 0 alone has results, the others {}.
     """
     if "sampled101" in protocol_names:
         candidates = candidates or draw_candidates(embeddings, seed)
+    work = partial(protocols.evaluate, truth=truth, queries=queries, hubs=hubs, device=device, shared=shared)
     evaluated, not_measured = {}, {}
     for name in protocol_names:
         try:
-            evaluated[name] = protocols.evaluate(embeddings, name, ks, seed, candidates, truth, queries, hubs)
+            evaluated[name] = work(embeddings, name, ks, seed, candidates)
         except NothingToAsk as error:  # what was embedded is not lost for it
             not_measured[name] = str(error)
     if not evaluated:
         raise NothingToAsk("; ".join(not_measured.values()))
+    if shared and distributed.rank() > 0:
+        return {}
     _cite(evaluated, embeddings, candidates, queries or {})
     headline_name = next(iter(evaluated))
     headline, ways = evaluated[headline_name], DIRECTIONS_OF[headline_name]

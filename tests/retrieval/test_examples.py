@@ -105,9 +105,8 @@ def test_confused_categories_come_by_their_share():
 def test_a_result_file_knows_of_its_sample_what_the_embeddings_know(embeddings, picked):
     """Both give the answers before by name, whatever order the texts of the model before have."""
     base = with_other_text_order(catalogue(noise=4.0))
-    by_file = examples.before({"examples": examples.record(base)}, None, picked, embeddings)
-    by_embeddings = examples.before({}, base, picked, embeddings)
-    assert examples.before({}, None, picked, embeddings) == {}  # a file of before there were such
+    by_file = examples.record(base)
+    by_embeddings = examples.before(base, None, picked, embeddings)
     for way in DIRECTIONS:
         sample, everything = (
             names_of(embeddings, picked.sample, way),
@@ -121,7 +120,7 @@ def test_a_result_file_knows_of_its_sample_what_the_embeddings_know(embeddings, 
 
 def test_answers_before_are_those_of_the_model_before(embeddings, picked):
     base = catalogue(noise=4.0)
-    before = examples.before({}, base, picked, embeddings)["text_to_image"]
+    before = examples.before(base, None, picked, embeddings)["text_to_image"]
     for entry in before:
         (query,) = np.flatnonzero(texts(c.lower() for c in base.captions) == entry["query"])
         scores = base.image_embeddings @ base.text_embeddings[query]
@@ -134,6 +133,6 @@ def test_answers_before_are_those_of_the_model_before(embeddings, picked):
 
 def test_pictures_that_were_answers_before_are_looked_up_too(embeddings, picked):
     base = catalogue(noise=4.0)
-    now = dataclasses.replace(picked, before=examples.before({}, base, picked, embeddings))
+    now = dataclasses.replace(picked, before=examples.before(base, None, picked, embeddings))
     shown = {answer["name"] for entry in now.before["text_to_image"] for answer in entry["answers"]}
     assert shown <= set(now.keys(embeddings).values()) and not shown <= set(picked.keys(embeddings).values())

@@ -4,11 +4,12 @@ import io
 import re
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from clip_finetuning.retrieval import classification, report, report_categories, report_numbers
 from clip_finetuning.retrieval import examples as chosen
-from clip_finetuning.retrieval import report, report_categories, report_numbers
 from clip_finetuning.retrieval.embeddings import texts
 from clip_finetuning.retrieval.examples import Confusion
 from clip_finetuning.retrieval.names import DIRECTIONS
@@ -17,8 +18,8 @@ from tests.helpers import embedded_catalogue, encoded_picture, parsed_page
 
 NASTY = "<script>document.title = 'x'</script> \"quoted\" & more " + "word " * 80
 SECTIONS = ["Recall", "By category", "Most confused categories", "A sample of queries", "The worst failures"]
-ZERO_SHOT = {"classes": 2, "images": 120, "top1": 0.137, "top5": 1.0, "macro": 0.12, "without_embedding": ["<odd>"]}
-RETENTION = {"before": 0.5, "after": 0.4, "gain": -0.1, "interval": [-0.12, -0.08], "verdict": "worse"}
+KEPT = {"before": 0.5, "after": 0.4, "gain": -0.1, "interval": [-0.12, -0.08], "verdict": "worse"}
+RETENTION = {"pattern": "coco.tar", "sentence": "before: base", "change": {"text_to_image": {"recall@10": KEPT}}}
 
 
 def results_of(embeddings, name="model", protocols=("product",)):
@@ -33,6 +34,14 @@ def results_of(embeddings, name="model", protocols=("product",)):
 def catalogue(noise, **changes):
     captions = [NASTY] + [f"Caption {number}" for number in range(1, 60)]
     return embedded_catalogue(products=60, views=2, noise=noise, captions=captions, **changes)
+
+
+def zero_shot_of(hits):
+    """Of 60 products, every second of each of two classes; `hits` of 30 in each class are right."""
+    labels = np.arange(60) % 2
+    scores = np.where((np.arange(60) < 2 * hits)[:, None] == (labels == np.arange(2)[:, None]).T, 0.9, 0.1)
+    measured = classification.measure(scores, labels, ["A", "<odd>"], texts(f"P{number}" for number in range(60)))
+    return {"prompts": ["a photo of {}"], "without_category": 7, "without_embedding": ["B"]} | measured
 
 
 def page_of(results, embeddings, baseline=None, pictures=None, examples=None):
@@ -55,7 +64,7 @@ def base():
 @pytest.fixture(scope="module")
 def examples(embeddings, base):
     picked = chosen.pick(embeddings)
-    picked.before = chosen.before({}, base, picked, embeddings)
+    picked.before = chosen.before(base, None, picked, embeddings)
     return picked
 
 
@@ -148,16 +157,19 @@ def test_a_page_of_one_result_compares_with_chance_alone(embeddings, now):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"rules": 1, "num_captions": 61}, "it counts hits by other rules"),
-        ({"data": {"fingerprint": "other"}}, "it is a result of other data"),
-        ("protocol", "it has no results of the protocol product"),
+        ({"num_captions": 61}, "base counts a caption in two spellings as two in product; measure it anew"),
+        (
+            {"data": {"fingerprint": "other"}},
+            "base and this result are results of different data and cannot be compared",
+        ),
+        ("protocol", "base and this result have no protocol in common"),
     ],
 )
 def test_what_cannot_be_compared_is_said_not_shown(embeddings, now, change, why):
     before = results_of(embeddings, "base")
     before |= {"protocols": {"pair": before["protocols"]["product"]}} if change == "protocol" else change
-    page = page_of(now, embeddings, before)
-    assert page.find("p", "note")[0].text == f"Not compared with base: {why}."
+    page = page_of(now | {"name": "this result"}, embeddings, before)
+    assert page.find("p", "note")[0].text == f"Not compared: {why}."
     assert page.find("dt")[-1].text == "not comparable with" and page.find("dd")[-1].text == "base"
     assert len(rows_of(page.find("table")[0])[0]) == 3 and not page.find("i", "before")
 
@@ -185,74 +197,70 @@ def test_a_block_a_direction_has_intervals_and_what_was_gained(page, now, before
 
 
 def test_what_else_was_measured_is_shown_where_it_is(embeddings, now):
-    headline = now["protocols"]["product"]["text_to_image"]
-    more = {
-        "expected_recall@5": 0.41,
-        "ndcg@10": 0.37,
-        "r_precision": 0.29,
-        "hubness": {"skew_at_10": 1.5, "never_in_top_10": 0.25},
-    }
+    headline = now["protocols"]["product"]
+    more = {"expected_recall@5": 0.41, "ndcg@10": 0.37, "r_precision": 0.29}
+    more |= {"hubness": {"skew_at_10": 1.5, "never_in_top_10": 0.25}}
     truth = {"strict": 0.3, "tolerant": 0.35, "without": 0.4}
     truth = {name: {way: {"recall@10": value} for way in DIRECTIONS} for name, value in truth.items()}
-    results = {
-        **now,
-        "protocols": {
-            "product": {
-                **now["protocols"]["product"],
-                "text_to_image": headline | more,
-                "truth": truth | {"pairs": {"pictures": 12}, "sentence": "By hash."},
-            }
-        },
-        "cite": "product/v1 strict sha256:1a2b",
-        "statistics": {"smallest_difference": {"text_to_image": {"recall@10": 0.042}}},
-        "zero_shot": ZERO_SHOT | {"chance": {"top1": 0.02}, "majority": {"top1": 0.29, "class": "SYMBOLS"}},
-        "retention": {"pattern": "coco.tar", "change": {"text_to_image": {"recall@10": RETENTION}}},
-    }
+    truth |= {"pairs": {"pictures": 12}, "sentence": "12 pairs are alike"}
+    product = headline | {"text_to_image": headline["text_to_image"] | more, "truth": truth}
+    results = now | {"protocols": {"product": product}, "zero_shot": zero_shot_of(20), "retention": RETENTION}
     page = page_of(results, embeddings)
     words = page.text.replace("\u202f", " ")
-    for shown in (
-        "Recall@5, ties in any order 41.0 %",
-        "nDCG@10 37.0 %",
-        "R-precision 29.0 %",
-        "skewness 1.50, 25.0 % of products",
-    ):
-        assert shown in words
-    assert (
-        "By hash. 12 pairs by pictures." in words
-        and "are misses are hits left out Recall@10 30.0 % 35.0 % 40.0 %" in words
-    )
-    assert "can show: 4.2 points text → image." in words
-    assert dict(zip((e.text for e in page.find("dt")), (e.text for e in page.find("dd"))))["to cite"] == results["cite"]
-    (zero_shot,) = section(page, "Zero-shot classification").find("table")
-    assert rows_of(zero_shot)[:2] == [
-        ["Accuracy", "Chance", "Always “SYMBOLS”", "Now"],
-        ["top-1", "2.0 %", "29.0 %", "13.7 %"],
-    ]
+    for label, value in (("R-precision", "29.0 %"), ("nDCG@10", "37.0 %"), ("skewness 1.50, 25.0", "% of products")):
+        assert f"{label} {value}" in words
+    assert "12 pairs are alike. Text → image" in words
+    assert "are misses are hits left out Recall@10 30.0 % 35.0 % 40.0 %" in words
+    facts = dict(zip((e.text for e in page.find("dt")), (e.text for e in page.find("dd"))))
+    assert facts["to cite"] == f"product/v1 strict sha256:{embeddings.fingerprint()}"
+    assert "80 % of comparisons would show a difference in Recall@10" in section(page, "Recall").text
+    (zero_shot, taken) = section(page, "Zero-shot classification").find("table")
+    assert rows_of(zero_shot)[0] == ["Accuracy", "Chance", "Always “A”", "Value"]
+    assert rows_of(zero_shot)[1][:3] == ["top-1", "50.0 %", "50.0 %"] and rows_of(zero_shot)[1][3].startswith("66.7 %")
+    assert ["<odd>", "A", "33.3 %", "10"] in rows_of(taken)
+    assert "7 pictures without a category" in words and "name's embedding is not finite: B." in words
     (kept,) = section(page, "What it still knows of other data").find("table")
     assert rows_of(kept)[1] == ["Recall@10 Text → image", "50.0 %", "40.0 %", "−10.0 −12.0 to −8.0 worse"]
 
 
+def test_what_other_data_gave_is_shown_where_nothing_is_known_of_before(embeddings, now):
+    kept = now | {"pattern": "coco.tar", "sentence": "what was forgotten is not known", "change": {}}
+    part = section(page_of(now | {"retention": kept}, embeddings), "What it still knows of other data")
+    assert "what was forgotten is not known." in part.text and len(part.find("div", "block")) == 2
+
+
 def test_every_protocol_is_there_and_what_the_baseline_lacks_is_said(embeddings, now, before):
-    results = results_of(embeddings, protocols=("product", "pair", "one_view"))
+    results = results_of(embeddings, "this result", protocols=("product", "pair", "one_view"))
+    results["protocols"]["pair"]["languages"] = {"de": results["protocols"]["pair"]}
     baseline = {**before, "protocols": before["protocols"] | results_of(embeddings, protocols=("pair",))["protocols"]}
     others = section(page_of(results, embeddings, baseline), "Other protocols").find("details")
     others = [detail for detail in others if detail.find("summary")[0].text.split()[0] in ("pair", "one_view")]
     assert len(others) == 2
     for detail, name in zip(others, ("pair", "one_view")):
         assert results["protocols"][name]["protocol"] in detail.text
+        assert f"To cite: {name}/v2 strict sha256:" in detail.text
         assert len(detail.find("div", "block")) == 2
     assert not others[0].find("p", "note") and len(rows_of(others[0].find("table")[0])[0]) == 5
-    assert others[1].find("p", "note")[0].text == "base has no comparable results of one_view."
+    assert others[1].find("p", "note")[0].text == "Not compared: one_view: base lacks it."
+    by_language = rows_of(others[0].find("table", "narrow")[0])
+    assert by_language[0] == ["Language", "Text → image", "Image → text"]
+    assert by_language[1][0] == "de" and by_language[1][1].endswith("120 queries")
     assert "Other protocols" not in [h.text for h in page_of(now, embeddings).find("h2")]
 
 
 def test_zero_shot_has_the_numbers_before_of_the_same_categories_alone(embeddings, now, before):
-    results = now | {"zero_shot": ZERO_SHOT}
-    for theirs, shown in (({**ZERO_SHOT, "top1": 0.05}, "5.0 %"), ({**ZERO_SHOT, "classes": 3}, None), ("<b>", None)):
-        page = page_of(results, embeddings, before | {"zero_shot": theirs})
-        head, first, *_ = rows_of(section(page, "Zero-shot classification").find("table")[0])
-        assert (dict(zip(head, first)).get("Before")) == shown
-    assert "Left out, since the name's embedding is not finite: <odd>." in page.text
+    results = now | {"zero_shot": zero_shot_of(20)}
+    other = zero_shot_of(10)
+    other["by_product"] = other["by_product"] | {"category": ["C"] * 60}
+    for theirs, shown in ((zero_shot_of(10), True), (other, False)):
+        part = section(page_of(results, embeddings, before | {"zero_shot": theirs}), "Zero-shot classification")
+        head, first, *_ = rows_of(part.find("table")[0])
+        row = dict(zip(head, first))
+        assert row.get("Before") == ("33.3 %" if shown else None)
+        assert row.get("Change", "").startswith("+33.3 " if shown else "")
+        assert [p.text for p in part.find("p", "note")] == (
+            [] if shown else ["Not compared: the two have other categories, or products in them."]
+        )
 
 
 # ----------------------------------------------------------------------------------------------- categories
@@ -275,7 +283,7 @@ def test_a_dot_stands_where_the_recall_is_and_a_hollow_one_where_it_was(page, no
             )
             assert row.find("i", "range")[0].attributes["style"] == f"left:{low:.1%};width:{high - low:.1%}"
             change = f"{100 * (value - old[name]['recall@10']):+.1f}"
-            assert [cell.text for cell in row.find("td")][2] == change
+            assert [cell.text for cell in row.find("td")][2] == f"{change} better"  # by Holm: 30 products each
         assert [mark.text for mark in table.find("span", "axis")[0].find("i")] == ["0", "25", "50", "75", "100%"]
 
 
@@ -382,7 +390,7 @@ def test_a_baseline_that_does_not_know_its_answers_says_what_is_needed(embedding
     assert "measure it anew, or give its embeddings" in section(page, "A sample of queries").text
     unknown = "The baseline's file does not hold its answer to this query."
     assert len([p for p in page.find("p") if p.text == unknown]) == len(examples.sample + examples.worst)
-    examples.before = chosen.before({"examples": chosen.record(base)}, None, examples, embeddings)
+    examples.before = chosen.record(base)
     page = page_of(now, embeddings, before, examples=examples)
     assert not [p for p in section(page, "A sample of queries").find("p") if p.text == unknown]
     assert "with --baseline FILE.npz all cards have them" in section(page, "A sample of queries").text
@@ -408,7 +416,7 @@ def test_a_picture_that_is_gone_leaves_its_key(embeddings, examples, now):
 # ----------------------------------------------------------------------------------------------- the page as such
 
 
-def test_the_sections_facts_and_jump_links(page):
+def test_the_sections_facts_and_jump_links(page, now):
     assert [heading.text for heading in page.find("section") for heading in heading.find("h2")] == [
         *SECTIONS,
         "About these numbers",
@@ -416,6 +424,7 @@ def test_the_sections_facts_and_jump_links(page):
     (facts,) = page.find("dl")
     names, values = ([element.text for element in facts.find(tag)] for tag in ("dt", "dd"))
     assert dict(zip(names, values)) == {
+        "to cite": f"product/v1 strict sha256:{now['data']['fingerprint']}",
         "weights": "<w>",
         "precision": "fp32",
         "shards": "valid.tar",
@@ -468,7 +477,7 @@ def test_sixty_queries_stay_under_two_megabytes_whatever_the_pictures():
     captions = [f"Caption {number:02d} " + "x" * 3000 for number in range(60)]
     embeddings = embedded_catalogue(products=60, views=8, noise=3.0, captions=captions)
     examples = chosen.pick(embeddings)
-    examples.before = chosen.before({}, embedded_catalogue(60, 8, noise=6.0, captions=captions), examples, embeddings)
+    examples.before = chosen.before(embedded_catalogue(60, 8, noise=6.0, captions=captions), None, examples, embeddings)
     noise = io.BytesIO()
     Image.effect_noise((200, 200), 200).convert("RGB").save(noise, "PNG")
     results = results_of(embeddings)
@@ -553,9 +562,8 @@ def test_axe_finds_no_fault(browser, embeddings, base, now, before, tmp_path):
     """All that a page can have, with few queries: axe looks at each element against all that lie around it."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     few = chosen.pick(embeddings, queries=6)
-    few.before = chosen.before({}, base, few, embeddings)
-    kept = {"pattern": "coco.tar", "change": {"text_to_image": {"recall@10": RETENTION}}}
-    results = now | {"zero_shot": ZERO_SHOT, "retention": kept, "warnings": ["A warning"]}
+    few.before = chosen.before(base, None, few, embeddings)
+    results = now | {"zero_shot": zero_shot_of(20), "retention": RETENTION, "warnings": ["A warning"]}
     pictures = {image: encoded_picture(image) for image in few.images(embeddings)[1:]}
     (tmp_path / "page.html").write_text(report.render(results, embeddings, few, pictures, before), encoding="utf-8")
     page = browser.new_page(viewport={"width": 400, "height": 800})
