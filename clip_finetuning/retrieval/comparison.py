@@ -133,8 +133,8 @@ def zero_shot_changes(first: dict[str, Any], second: dict[str, Any]) -> dict[str
 
     Raises ValueError where they have other categories, or one is from before hits were kept by product.
     """
-    tables = [part.get("by_product") for part in (first, second)]
-    if None in tables:
+    tables = [part["by_product"] for part in (first, second) if "by_product" in part]
+    if len(tables) < 2:
         raise ValueError("one is from before hits were kept by product; measure it anew")
     if tables[0]["category"] != tables[1]["category"] or tables[0]["product"] != tables[1]["product"]:
         raise ValueError("the two have other categories, or products in them")
