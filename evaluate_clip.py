@@ -6,7 +6,7 @@
     python evaluate_clip.py --dataset-path "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
     python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
-    python evaluate_clip.py --from-embeddings anybodys.npz
+    python evaluate_clip.py --from-embeddings anybodys.npz        # or a folder of .npy files, larger than memory
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
 evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs under torchrun too.
@@ -25,6 +25,8 @@ from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
+    import torch
+
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
     from clip_finetuning.retrieval.truth import Truth
@@ -57,9 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     else:
         clip_model = load_model(args, ranks)
         embeddings, about = embed_shards(clip_model, args, ranks)
+    device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
+    truth = truth_of(embeddings, args, args.truth)
+    results = evaluate(embeddings, args, device, truth) | about
     if ranks.rank == 0:
-        truth = truth_of(embeddings, args)
-        results = evaluate(embeddings, args, truth) | about
         if clip_model is not None and args.zero_shot:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, results["model"]["precision"])
         write_outputs(args, embeddings, results, baseline)
@@ -91,8 +94,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--candidates", metavar="FILE.npz", help="lists of sampled101: read if the file is there, else written"
     )
-    parser.add_argument("--save-embeddings", metavar="FILE.npz", help="write the embeddings")
-    parser.add_argument("--from-embeddings", metavar="FILE.npz", help="evaluate such a file, with no model")
+    parser.add_argument(
+        "--save-embeddings", metavar="FILE.npz", help="write the embeddings; to FOLDER/ as one .npy file an array"
+    )
+    parser.add_argument(
+        "--from-embeddings",
+        metavar="FILE.npz",
+        help="evaluate such a file or folder, with no model; a folder's stay there",
+    )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="is B better than A? two result or embedding files"
     )
@@ -221,28 +230,33 @@ def embed_shards(
     return embeddings, about
 
 
-def truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
-    """What counts as right, as the flags say."""
+def truth_of(embeddings: "Embeddings", args: argparse.Namespace, choice: str = "strict") -> "Truth":
+    """What counts as right, as the flags say; `choice` is that of --truth."""
     judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
-    return retrieval.truth.truth_of(embeddings, args.truth, judged)
+    return retrieval.truth.truth_of(embeddings, choice, judged)
 
 
-def evaluate(embeddings: "Embeddings", args: argparse.Namespace, truth: "Truth") -> dict[str, Any]:
-    """The numbers of the protocols that the flags name."""
+def evaluate(
+    embeddings: "Embeddings", args: argparse.Namespace, device: "torch.device", truth: "Truth"
+) -> dict[str, Any]:
+    """The numbers of the protocols that the flags name, on rank 0; all processes take part."""
     candidates = None
     if "sampled101" in args.protocol:
-        candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
-    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates, truth)
+        if runtime.distributed.rank() == 0:
+            candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
+        candidates = runtime.distributed.agree(candidates)
+    measure = retrieval.results.measure_embeddings
+    return measure(embeddings, args.protocol, args.k, args.seed, candidates, device, shared=True, truth=truth)
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """A result file, or an embeddings file measured on the spot."""
-    if not path.endswith(".npz"):
+    if not (path.endswith(".npz") or retrieval.embeddings.is_folder(path)):
         return retrieval.result_file.read(path)
     embeddings = retrieval.embeddings.load(path)
-    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
-    truth = retrieval.truth.truth_of(embeddings, judged=judged)
-    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, truth=truth)
+    device, truth = runtime.device.pick_device(args.device), truth_of(embeddings, args)
+    measure = retrieval.results.measure_embeddings
+    results = measure(embeddings, args.protocol, args.k, args.seed, device=device, truth=truth)
     return results | {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
 
 

@@ -1,12 +1,13 @@
 """The numbers of `pair`, where a sample's own image and own text alone are a hit, though samples share their texts."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from clip_finetuning.retrieval.positives import Positives, by_group, joined, transposed
-from clip_finetuning.retrieval.ranking import above_all, asked, at_least, counted
+from clip_finetuning.retrieval.ranking import above_all, ask, at_least, counted
 from clip_finetuning.retrieval.tiles import Rows, Shape
 
 
@@ -18,15 +19,17 @@ def pair_values(
     *,
     device: torch.device | None = None,
     shape: Shape | None = None,
+    shared: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
     """The numbers of each sample where its own image and its own text alone are a hit -> {direction: {name: (N,)}}.
 
     images (N, D), distinct texts (U, D), text_of (N,): the text of each image. Samples that share a text cannot be told
     apart by it. Their m ranks, told from the others' as in `rank_positives`, come in any order alike: each of the samples
     gets the share of the m ranks that are hits, and the mean of the m ranks. That is what open_clip's get_clip_metrics,
-    which sorts equal texts as they happen to come, gives in expectation.
+    which sorts equal texts as they happen to come, gives in expectation. `device` and `shared` are those of
+    `rank_positives`.
     """
-    found = pair_truths(images, texts, text_of, ks, device=device, shape=shape)
+    found = pair_truths(images, texts, text_of, ks, device=device, shape=shape, shared=shared)
     return {direction: by_truth["strict"] for direction, by_truth in found.items()}
 
 
@@ -39,12 +42,13 @@ def pair_truths(
     *,
     device: torch.device | None = None,
     shape: Shape | None = None,
+    shared: bool = False,
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """{direction: {truth: {name: (N,)}}}, `strict` as in `pair_values`, the others (see `truth`) where something may be alike.
 
     `alike`: for each text the images that are none of its own but could as well be.
     """
-    options = {"device": device, "shape": shape}
+    options = {"device": device, "shape": shape, "shared": shared}
     back = None if alike is None else transposed(alike, len(images))
     return {
         "text_to_image": _values_of_texts(texts, images, text_of, ks, alike, options),
@@ -55,10 +59,7 @@ def pair_truths(
 def _values_of_texts(texts, images, text_of, ks, alike, options):
     """Each distinct text asks once for the ranks of all its images."""
     positives = by_group(np.arange(len(texts)), text_of)
-    parts = [
-        _means_of_texts(block, mine, spared, ks)
-        for block, mine, spared, _ in asked(texts, images, positives, alike, **options)
-    ]
+    parts = ask(partial(_means_of_texts, ks=ks), texts, images, positives, alike, **options)
     found = {
         truth: {name: np.concatenate([part[truth][name] for part in parts])[text_of] for name in parts[0][truth]}
         for truth in parts[0]
@@ -66,7 +67,7 @@ def _values_of_texts(texts, images, text_of, ks, alike, options):
     return found | {"strict": _pair_numbers(found["strict"])}
 
 
-def _means_of_texts(block, positives, alike, ks):
+def _means_of_texts(block, positives, alike, _, ks):
     """{truth: {name: (texts,)}}: means over the images of each text of a block."""
     query, own = positives.queries(), block.scores(positives)
     own = own[np.lexsort((-own, query))]
@@ -104,10 +105,7 @@ def _values_of_images(images, texts, text_of, ks, alike, options):
     """Each image asks for its own text, which stands m times in the gallery: at `ahead` + 1 ... `ahead` + m."""
     copies = np.bincount(text_of, minlength=len(texts))
     own_text = Positives(np.arange(len(text_of) + 1), text_of)
-    parts = [
-        _counts_of_images(block, mine, spared, copies)
-        for block, mine, spared, _ in asked(images, texts, own_text, alike, **options)
-    ]
+    parts = ask(partial(_counts_of_images, copies=copies), images, texts, own_text, alike, **options)
     ahead, above, *spared = (np.concatenate(column) for column in zip(*parts))
     count, ranks = copies[text_of], np.arange(1, len(text_of) + 1)
     others = {}
@@ -126,7 +124,7 @@ def _values_of_images(images, texts, text_of, ks, alike, options):
     return {"strict": _pair_numbers(values | {"r_precision": _share(1, ahead, count)}), **others}
 
 
-def _counts_of_images(block, positives, alike, copies):
+def _counts_of_images(block, positives, alike, _, copies):
     """Of a block: the texts ahead of each image's own and above it, copies counted; with alike ones also the same without
     these, and the rank of the best of them, 0 where the own text is better or there is none."""
     scores, query = block.scores(positives), positives.queries()

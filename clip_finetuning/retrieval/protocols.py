@@ -12,16 +12,20 @@ samples with the same caption share their expected rank.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from clip_finetuning.retrieval import graded as gains
-from clip_finetuning.retrieval import metrics, sampled101, summary
+from clip_finetuning.retrieval import metrics, pairs, ranking, sampled101, summary
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import DIRECTIONS
-from clip_finetuning.retrieval.pairs import pair_truths
+from clip_finetuning.retrieval.stored_rows import selected
+from clip_finetuning.retrieval.tiles import Rows
 from clip_finetuning.retrieval.truth import Truth, alike_texts, by_truth, by_truth_of_pairs, entry, marked_tasks
+from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import caption_numbers
 
 
@@ -29,8 +33,8 @@ from clip_finetuning.runtime.text import caption_numbers
 class Task:
     """Queries and gallery of one protocol in one direction."""
 
-    queries: np.ndarray  # (Q, D)
-    gallery: np.ndarray  # (G, D)
+    queries: Rows  # (Q, D)
+    gallery: Rows  # (G, D)
     positives: metrics.Positives
     query_products: np.ndarray  # (Q,) product ids
     query_categories: np.ndarray  # (Q,)
@@ -44,26 +48,44 @@ def evaluate(
     ks: Sequence[int],
     seed: int = 0,
     candidates: sampled101.Candidates | None = None,
+    device: torch.device | None = None,
+    shared: bool = False,
     truth: Truth | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}."""
+    """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}.
+
+    `shared`: all processes of a run call this, and each ranks its part of the queries; rank 0 alone has the numbers, the
+    others {}.
+    """
     if protocol == "sampled101":
-        return sampled101.evaluate(embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed))
+        return sampled101.evaluate(
+            embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed), shared
+        )
     if protocol == "pair":
-        return _evaluate_pairs(embeddings, ks, seed, truth)
-    result: dict[str, Any] = {"protocol": describe(embeddings, protocol)}
+        return _evaluate_pairs(embeddings, ks, seed, device, shared, truth)
     asked, alike, counts = marked_tasks(truth, tasks(embeddings, protocol))
     graded = _gains(embeddings, asked) if truth else dict.fromkeys(asked)
+    ranked, by_gain = {}, {}
+    for direction, task in asked.items():
+        rank = partial(ranking.rank_positives, task.queries, task.gallery, device=device, shared=shared)
+        ranked[direction] = rank(task.positives, alike=alike[direction])
+        if found := graded[direction]:
+            by_gain[direction] = rank(found[0], grades=found[1])
+    if shared and distributed.rank() > 0:
+        return {}
+    result: dict[str, Any] = {"protocol": describe(embeddings, protocol)}
     numbers = {}
     for direction, task in asked.items():
-        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, alike=alike[direction])
         chance = metrics.chance(task.positives, len(task.gallery), ks)
-        result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
+        result[direction] = summary.of_ranks(ranked[direction], task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
-        if graded[direction]:
-            _add_graded(result[direction], task, ranks, graded[direction], ks)
+        if direction in by_gain:
+            is_asked, share = ranked[direction].best != metrics.NEVER, graded[direction][1]
+            values, ends = gains.numbers(by_gain[direction], share, is_asked, task.query_products, ks)
+            result[direction] |= values
+            result[direction]["intervals"] |= ends
         if alike[direction] is not None:
-            numbers[direction] = by_truth(ranks, truth, task.query_products, ks)
+            numbers[direction] = by_truth(ranked[direction], truth, task.query_products, ks)
     if truth and truth.judged:
         result["protocol"] += f"; {truth.judged.sentence()}"
     return result | ({"truth": entry(truth, numbers, counts)} if numbers else {})
@@ -75,15 +97,6 @@ def _gains(e, asked):
     found = gains.gains(e, forward.positives, forward.gallery_items)
     back = gains.turned(found, len(forward.gallery_items)) if found else None
     return {"text_to_image": found, "image_to_text": back}
-
-
-def _add_graded(result, task, ranks, found, ks):
-    """Enter graded nDCG@k of a direction, over the queries that have a positive."""
-    pairs, share = found
-    again = metrics.rank_positives(task.queries, task.gallery, pairs, grades=share)
-    values, ends = gains.numbers(again, share, ranks.best != metrics.NEVER, task.query_products, ks)
-    result |= values
-    result["intervals"] |= ends
 
 
 def describe(embeddings: Embeddings, protocol: str) -> str:
@@ -106,8 +119,8 @@ def tasks(embeddings: Embeddings, protocol: str) -> dict[str, Task]:
         # A caption that several products share is one text, and a positive of all their images.
         text_of, texts = map(np.array, caption_numbers(e.captions))
         _, codes = np.unique(np.concatenate([e.text_product, e.image_product]), return_inverse=True)
-        pairs = metrics.by_group(codes[: len(text_of)], codes[len(text_of) :])
-        positives = metrics.from_pairs(np.repeat(text_of, np.diff(pairs.offsets)), pairs.items, len(texts))
+        same = metrics.by_group(codes[: len(text_of)], codes[len(text_of) :])
+        positives = metrics.from_pairs(np.repeat(text_of, np.diff(same.offsets)), same.items, len(texts))
         images = np.arange(len(e.image_key))
         text_category = e.category[np.array([_first(positives, q) for q in range(len(texts))], dtype=np.int64)]
     else:
@@ -115,7 +128,7 @@ def tasks(embeddings: Embeddings, protocol: str) -> dict[str, Task]:
         texts = e.image_text[images]
         text_of = np.array(caption_numbers(e.captions[texts])[0])
         positives, text_category = metrics.by_group(text_of, text_of), e.category[images]
-    image_rows, text_rows = e.image_embeddings[images], e.text_embeddings[texts]
+    image_rows, text_rows = selected(e.image_embeddings, images), selected(e.text_embeddings, texts)
     back = metrics.transposed(positives, len(images))
     return {
         "text_to_image": Task(text_rows, image_rows, positives, e.text_product[texts], text_category, texts, images),
@@ -128,12 +141,15 @@ def _first(positives, query):
     return next(iter(positives.of(query)), 0)
 
 
-def _evaluate_pairs(e, ks, seed, truth):
+def _evaluate_pairs(e, ks, seed, device, shared, truth):
     """`pair`: each sample alone is its own hit, and samples that share a text share their rank."""
     numbers, texts = map(np.array, caption_numbers(e.captions))
     used, text_of = np.unique(numbers[e.image_text], return_inverse=True)  # the gallery has the samples' texts alone
-    alike, pairs = alike_texts(truth, e, texts[used])
-    found = pair_truths(e.image_embeddings, e.text_embeddings[texts[used]], text_of, ks, alike)
+    alike, counts = alike_texts(truth, e, texts[used])
+    rows = selected(e.text_embeddings, texts[used])
+    found = pairs.pair_truths(e.image_embeddings, rows, text_of, ks, alike, device=device, shared=shared)
+    if shared and distributed.rank() > 0:
+        return {}
     images, shared = len(text_of), int((np.bincount(text_of)[text_of] > 1).sum())
     result = {
         "protocol": f"each of {images:,} captions against {images:,} images, one to one; only the sample itself is a hit; "
@@ -145,5 +161,5 @@ def _evaluate_pairs(e, ks, seed, truth):
         result[direction] = summary.of_values(found[direction]["strict"], products[direction], e.category, seed)
         result[direction] |= {"chance": metrics.chance(metrics.one_to_one(images), images, ks), "gallery": images}
     if truth and alike is not None:
-        result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), pairs)
+        result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), counts)
     return result

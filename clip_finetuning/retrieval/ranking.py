@@ -4,15 +4,20 @@ Equal scores count against the model: a positive that ties with negatives comes 
 everything to one point scores 0. How many tie is kept beside, for what is expected of a random order.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from clip_finetuning.retrieval.positives import Positives, joined, offsets_of, without
 from clip_finetuning.retrieval.tiles import Held, Rows, Shape, Source, Streamed, Thresholds, blocks, shape_for
+from clip_finetuning.runtime import device as devices
+from clip_finetuning.runtime import distributed
+from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 
+Part = TypeVar("Part")
 NEVER = np.iinfo(np.int64).max  # the rank of a query that has no positive in the gallery
 
 
@@ -47,19 +52,20 @@ def rank_positives(
     top: int = 0,
     device: torch.device | None = None,
     shape: Shape | None = None,
+    shared: bool = False,
 ) -> Ranks:
     """Rank the whole gallery for every query -> Ranks.
 
     queries (Q, D) and gallery (G, D): arrays or tensors of any float type, computed in float32; the score is their dot
     product. `alike`: for each query the gallery items that are no positives but could as well be. `grades`, one for
     each of `positives.items`: of equal scores, the lower grade comes first. `top`: how many of each query's best items
-    are wanted too. Raises ValueError for embeddings that are not finite.
+    are wanted too. `device` multiplies, a CPU where none is named. `shared`: all processes of the run call this with the
+    same arguments, each ranks its part of the queries, and all have the result. Raises ValueError for embeddings that are
+    not finite.
     """
-    parts = [
-        _ranks_of(block, *mine, min(top, len(gallery)))
-        for block, *mine in asked(queries, gallery, positives, alike, grades, device=device, shape=shape)
-    ]
-    return concatenated(parts)
+    work = partial(_ranks_of, top=min(top, len(gallery)))
+    options = {"device": device, "shape": shape, "shared": shared}
+    return concatenated(ask(work, queries, gallery, positives, alike, grades, **options))
 
 
 def _ranks_of(block, positives, alike, grades, top):
@@ -114,7 +120,8 @@ def _ranks(offsets, order, own, ahead, above, other):
     )
 
 
-def asked(
+def ask(
+    work: Callable[..., Part],
     queries: Rows,
     gallery: Rows,
     positives: Positives,
@@ -123,19 +130,40 @@ def asked(
     *,
     device: torch.device | None = None,
     shape: Shape | None = None,
-) -> Iterator[tuple[Held | Streamed, Positives, Positives | None, np.ndarray | None]]:
-    """The blocks in which all queries are asked, each with its part of the other arguments."""
+    shared: bool = False,
+) -> list[Part]:
+    """[work(block, its part of positives, alike and grades)] of all queries in blocks, in their order.
+
+    A block that the device has no room for is made smaller. Each process asks a part of the queries, if it is `shared`.
+    """
     device = device or torch.device("cpu")
     spared = None if alike is None else without(alike, positives, len(gallery))
     sources = Source(queries, "query", device), Source(gallery, "gallery", device)
-    for block in blocks(*sources, shape or shape_for(len(gallery))):
-        mine = slice(positives.offsets[block.first], positives.offsets[block.last])
-        yield (
-            block,
-            positives.window(block.first, block.last),
-            None if spared is None else spared.window(block.first, block.last),
-            None if grades is None else grades[mine],
-        )
+    shape = shape or shape_for(sources[1])
+
+    def parts(shape):
+        for block in blocks(*sources, shape, *(distributed.part_of(len(queries)) if shared else (0, len(queries)))):
+            ends = block.first, block.last
+            mine = slice(*positives.offsets[[*ends]])
+            yield work(
+                block,
+                positives.window(*ends),
+                None if spared is None else spared.window(*ends),
+                None if grades is None else grades[mine],
+            )
+
+    with devices.whole_float32():
+        while True:
+            try:
+                found = list(parts(shape))
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or shape == (1, 1):
+                    raise
+            # Here, not in the handler, whose traceback would hold what the failed attempt has computed.
+            devices.empty_cache(device)
+            shape = Shape(max(1, shape.rows // 2), max(1, shape.columns // 2 if shape.rows == 1 else shape.columns))
+    return [part for parts in distributed.gather_objects(found) for part in parts] if shared else found
 
 
 def counted(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.retrieval import comparison, protocols
@@ -30,7 +31,7 @@ def measure(
 ) -> dict[str, Any]:
     """The headline numbers of a model on a loader's samples, as in the result file; the trainer calls this.
 
-    Rank 0 measures and all have its numbers: what follows from a score, such as an end of the training, is one decision.
+    All rank, rank 0 makes the numbers and all have them: what follows from a score, such as an end of the training, is one decision.
     A model that gives no sample a finite embedding finds nothing: it scores 0 and ends no training. `wished` is that of
     `embed`.
     """
@@ -40,8 +41,9 @@ def measure(
         log.warning("every recall counts as 0: %s", error)
         nothing = dict.fromkeys(DIRECTIONS, 0.0)
         return {"num_samples": 0, **{f"recall@{k}": dict(nothing) for k in KS}, **error.counts}
-    mine = measure_embeddings(embeddings, ["product"], KS, seed) if distributed.rank() == 0 else {}
-    results = distributed.agree(mine) | counts
+    results = (
+        distributed.agree(measure_embeddings(embeddings, ["product"], KS, seed, device=clip_model.device)) | counts
+    )
     for warning in results["warnings"]:
         _warn_once(warning)
     return results
@@ -58,13 +60,21 @@ def measure_embeddings(
     ks: Sequence[int],
     seed: int = 0,
     candidates: Candidates | None = None,
+    device: torch.device | None = None,
+    shared: bool = False,
     truth: Truth | None = None,
 ) -> dict[str, Any]:
     """Results of the protocols; the first one's recalls stand at the top level too.
 
-    `truth` says what else than the items of one product may count as right.
+    `shared`: all processes of a run call this, and each ranks its part of the queries on its device; rank 0 alone has
+    results, the others {}. `truth` says what else than the items of one product may count as right.
     """
-    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates, truth) for name in protocol_names}
+    evaluated = {
+        name: protocols.evaluate(embeddings, name, ks, seed, candidates, device, shared, truth)
+        for name in protocol_names
+    }
+    if shared and distributed.rank() > 0:
+        return {}
     headline = evaluated[protocol_names[0]]
     recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in DIRECTIONS} for k in ks}
     return {
