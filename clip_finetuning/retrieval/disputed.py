@@ -102,6 +102,7 @@ def _pair(e, task, query, item, ranks):
 def table(embeddings: Embeddings, pairs: Sequence[Pair]) -> list[list[object]]:
     """A row for each pair, as HEADER says; its verdict is blank."""
     e = embeddings
+    assert e.attributes is not None
     return [
         [
             "",

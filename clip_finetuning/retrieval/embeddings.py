@@ -259,7 +259,7 @@ def _attributes(path, column):
             raise ValueError(f'{path}: row {row} of {ATTRIBUTES} is no JSON object, such as {{"colour": "red"}}')
         said = {text_of(name): attribute_text(one) for name, one in value.items()}
         found.append({name: text for name, text in said.items() if name and text})
-    return found
+    return texts(found)
 
 
 def _products(path, arrays, captions):

@@ -70,7 +70,7 @@ def evaluate(
         rank = partial(ranking.rank_positives, task.queries, task.gallery, device=device, shared=shared)
         ranked[direction] = rank(task.positives, alike=alike[direction])
         if found := graded[direction]:
-            by_gain[direction] = rank(found[0], grades=found[1])
+            by_gain[direction] = rank(found[0], grades=found[1]), found[1]
     if shared and distributed.rank() > 0:
         return {}
     result: dict[str, Any] = {"protocol": describe(embeddings, protocol)}
@@ -80,15 +80,15 @@ def evaluate(
         result[direction] = summary.of_ranks(ranked[direction], task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
         if direction in by_gain:
-            is_asked, share = ranked[direction].best != metrics.NEVER, graded[direction][1]
-            values, ends = gains.numbers(by_gain[direction], share, is_asked, task.query_products, ks)
+            is_asked = ranked[direction].best != metrics.NEVER
+            values, ends = gains.numbers(*by_gain[direction], is_asked, task.query_products, ks)
             result[direction] |= values
             result[direction]["intervals"] |= ends
-        if alike[direction] is not None:
+        if truth and alike[direction] is not None:
             numbers[direction] = by_truth(ranked[direction], truth, task.query_products, ks)
     if truth and truth.judged:
         result["protocol"] += f"; {truth.judged.sentence()}"
-    return result | ({"truth": entry(truth, numbers, counts)} if numbers else {})
+    return result | ({"truth": entry(truth, numbers, counts)} if truth and numbers else {})
 
 
 def _gains(e, asked):
