@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.retention:
             about["retention"] = measure_retention(clip_model, checkpoint, args, ranks, baseline)
     device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
-    truth = truth_of(embeddings, args)
+    truth = truth_of(embeddings, args, args.truth)
     results = evaluate(embeddings, queries, args, truth, device) | about
     if ranks.rank == 0:
         if "product" in args.protocol:
@@ -361,16 +361,10 @@ def measure_others(clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ra
     return {"pattern": args.retention, **measured, **about}
 
 
-def truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
-    """What counts as right, as the flags say."""
+def truth_of(embeddings: "Embeddings", args: argparse.Namespace, choice: str = "strict") -> "Truth":
+    """What counts as right, as the flags say; `choice` is that of --truth."""
     judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
-    return retrieval.truth.truth_of(embeddings, args.truth, judged)
-
-
-def strict_truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Truth":
-    """What the headline counts as right: the same product, and what people judged right."""
-    judged = retrieval.judgements.read(args.judgements, embeddings) if args.judgements else None
-    return retrieval.truth.truth_of(embeddings, judged=judged)
+    return retrieval.truth.truth_of(embeddings, choice, judged)
 
 
 def evaluate(
@@ -396,7 +390,7 @@ def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     if not (path.endswith(".npz") or retrieval.embeddings.is_folder(path)):
         return retrieval.result_file.read(path)
     embeddings, queries = load_embeddings(path, args.protocol)
-    truth, device = strict_truth_of(embeddings, args), runtime.device.pick_device(args.device)
+    device, truth = runtime.device.pick_device(args.device), truth_of(embeddings, args)
     results = retrieval.results.measure_embeddings(
         embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries, device=device
     )
@@ -451,7 +445,7 @@ def write_report(
     args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
 ) -> None:
     """The page, with pictures from the shards; where they are out of reach, their keys stand instead."""
-    examples = retrieval.examples.pick(embeddings, strict_truth_of(embeddings, args))
+    examples = retrieval.examples.pick(embeddings, truth_of(embeddings, args))
     if retrieval.report.before_of(baseline, results, "product"):
         examples.before = answers_before(args, baseline or {}, examples, embeddings)
     keys, found = examples.keys(embeddings), {}
@@ -472,7 +466,7 @@ def answers_before(
     if not args.baseline.endswith(".npz"):
         return baseline.get("examples", {})
     before = retrieval.embeddings.load(args.baseline)
-    return retrieval.examples.before(before, strict_truth_of(before, args), examples, embeddings)
+    return retrieval.examples.before(before, truth_of(before, args), examples, embeddings)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -16,10 +17,20 @@ from PIL import Image
 
 import evaluate_clip
 import openClipManagement as clip
+from clip_finetuning import retrieval, runtime
 from clip_finetuning.model import building, clip_model
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.version import version
-from tests.helpers import ROOT, catalogue_sample, encoded_picture, overflowing, parsed_page, write_config, write_shard
+from tests.helpers import (
+    ROOT,
+    catalogue_sample,
+    embedded_catalogue,
+    encoded_picture,
+    overflowing,
+    parsed_page,
+    write_config,
+    write_shard,
+)
 
 PRODUCTS, VIEWS = 20, 3
 

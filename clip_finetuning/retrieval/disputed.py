@@ -15,7 +15,7 @@ import numpy as np
 
 from clip_finetuning.pictures.near_duplicates import differences
 from clip_finetuning.pictures.thumbnails import data_url
-from clip_finetuning.retrieval import alike, judgements, metrics, names, protocols
+from clip_finetuning.retrieval import alike, judgements, names, protocols, ranking
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.truth import Truth
 from clip_finetuning.runtime import spreadsheet
@@ -79,7 +79,8 @@ def find(embeddings: Embeddings, truth: Truth) -> list[Pair]:
     allowed = alike.keys_of(alike.related(kinds_alone, forward.positives, images, texts, judged).pairs, len(images))
     ranks: dict[int, dict[str, int]] = {}
     for direction, task in tasks.items():
-        items, _ = metrics.top_items(task.queries, task.gallery, TOP)
+        items = ranking.rank_positives(task.queries, task.gallery, task.positives, top=TOP).top_items
+        assert items is not None
         asking, rank = np.divmod(np.arange(items.size), items.shape[1])
         pair = (asking, items.ravel()) if direction == "text_to_image" else (items.ravel(), asking)
         keys = pair[0] * np.int64(len(images)) + pair[1]
@@ -101,6 +102,7 @@ def _pair(e, task, query, item, ranks):
 def table(embeddings: Embeddings, pairs: Sequence[Pair]) -> list[list[object]]:
     """A row for each pair, as HEADER says; its verdict is blank."""
     e = embeddings
+    assert e.attributes is not None
     return [
         [
             "",

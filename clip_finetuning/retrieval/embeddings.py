@@ -127,12 +127,16 @@ def save(path: str | os.PathLike, embeddings: Embeddings, more: Mapping[str, np.
     columns = [name for name in (*TEXTS, ATTRIBUTES) if name in arrays]
     arrays |= {name: packed(arrays[name]) for name in columns} | (more or {}) | {"json_columns": np.array(columns)}
     if is_folder(path):
+        for name in {ATTRIBUTES, "looks"} - {*arrays}:  # those of other embeddings that were there
+            (Path(path) / f"{name}.npy").unlink(missing_ok=True)
         for name, array in arrays.items():
             with atomic_write(Path(path) / f"{name}.npy") as temporary:
                 _save_rows(temporary, array)
         return
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **{name: array[:] for name, array in arrays.items()})
+        np.savez(
+            file, **{name: array[...] if isinstance(array, np.ndarray) else array[:] for name, array in arrays.items()}
+        )
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -261,7 +265,7 @@ def _attributes(path, column):
             raise ValueError(f'{path}: row {row} of {ATTRIBUTES} is no JSON object, such as {{"colour": "red"}}')
         said = {text_of(name): attribute_text(one) for name, one in value.items()}
         found.append({name: text for name, text in said.items() if name and text})
-    return found
+    return texts(found)
 
 
 def _products(path, arrays, captions):

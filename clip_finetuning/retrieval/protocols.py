@@ -15,6 +15,7 @@ samples with the same caption share their expected rank.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,14 +86,15 @@ def evaluate(
 def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=None):
     """{direction: numbers} of a protocol that has `tasks`, and its `truth` where others than the strict one are wanted."""
     asked, alike, counts = marked_tasks(truth, tasks(embeddings, protocol))
-    top = hubness.FIRST if hubs else 0
-    ranked = {
-        way: ranking.rank_positives(task.queries, task.gallery, task.positives, alike=alike[way], top=top, **where)
-        for way, task in asked.items()
-    }
+    graded = _gains(embeddings, asked) if truth else dict.fromkeys(asked)
+    ranked, by_gain = {}, {}
+    for direction, task in asked.items():
+        rank = partial(ranking.rank_positives, task.queries, task.gallery, **where)
+        ranked[direction] = rank(task.positives, alike=alike[direction], top=hubness.FIRST if hubs else 0)
+        if found := graded[direction]:
+            by_gain[direction] = rank(found[0], grades=found[1]), found[1]
     if where["shared"] and distributed.rank() > 0:
         return {}
-    graded = _gains(embeddings, asked) if truth else dict.fromkeys(asked)
     result: dict[str, Any] = {}
     numbers = {}
     for direction, task in asked.items():
@@ -102,11 +104,14 @@ def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=Non
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
         if hubs:
             result[direction]["hubness"] = hubness.of_lists(ranks.top_items, embeddings, direction)
-        if graded[direction]:
-            _add_graded(result[direction], task, ranks, graded[direction], ks)
-        if alike[direction] is not None:
+        if direction in by_gain:
+            is_asked = ranks.best != metrics.NEVER
+            values, ends = gains.numbers(*by_gain[direction], is_asked, task.query_products, ks)
+            result[direction] |= values
+            result[direction]["intervals"] |= ends
+        if truth and alike[direction] is not None:
             numbers[direction] = by_truth(ranks, truth, task.query_products, ks)
-    return result | ({"truth": entry(truth, numbers, counts)} if numbers else {})
+    return result | ({"truth": entry(truth, numbers, counts)} if truth and numbers else {})
 
 
 def _gains(e, asked):
@@ -115,15 +120,6 @@ def _gains(e, asked):
     found = gains.gains(e, forward.positives, forward.gallery_items)
     back = gains.turned(found, len(forward.gallery_items)) if found else None
     return {"text_to_image": found, "image_to_text": back}
-
-
-def _add_graded(result, task, ranks, found, ks):
-    """Enter graded nDCG@k of a direction, over the queries that have a positive."""
-    pairs, share = found
-    again = metrics.rank_positives(task.queries, task.gallery, pairs, grades=share)
-    values, ends = gains.numbers(again, share, ranks.best != metrics.NEVER, task.query_products, ks)
-    result |= values
-    result["intervals"] |= ends
 
 
 def describe(embeddings: Embeddings, protocol: str) -> str:
@@ -188,7 +184,7 @@ def _evaluate_pairs(e, ks, seed, truth, where):
     """`pair`: each sample alone is its own hit, and samples that share a text share their rank."""
     numbers, texts = map(np.array, caption_numbers(e.captions))
     used, text_of = np.unique(numbers[e.image_text], return_inverse=True)  # the gallery has the samples' texts alone
-    alike, pairs = alike_texts(truth, e, texts[used])
+    alike, counts = alike_texts(truth, e, texts[used])
     text_rows = selected(e.text_embeddings, texts[used])
     found = pair_truths(e.image_embeddings, text_rows, text_of, ks, alike, **where)
     if where["shared"] and distributed.rank() > 0:
@@ -204,5 +200,5 @@ def _evaluate_pairs(e, ks, seed, truth, where):
         result[direction] = summary.of_values(found[direction]["strict"], products[direction], e.category, seed)
         result[direction] |= {"chance": metrics.chance(metrics.one_to_one(images), images, ks), "gallery": images}
     if truth and alike is not None:
-        result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), pairs)
+        result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), counts)
     return result
