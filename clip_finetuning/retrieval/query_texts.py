@@ -100,13 +100,12 @@ def describe(protocol: str, embeddings: Embeddings, note: str) -> str:
     for number, product in zip(numbers, embeddings.text_product.tolist()):
         products[number].add(product)
     shared = [group for group in products if len(group) > 1]
-    several = (
-        f"{len(shared):,} are those of several products, {len(set().union(*shared)):,} in all, whose items are all hits"
-    )
+    products_of_shared = len(set().union(*shared))
+    several = f"shared by several products: {len(shared):,} ({products_of_shared:,} products), whose items are all hits"
     what = "keyword captions" if protocol == "short_queries" else "wordings"
     return (
         f"text->image: each of {len(first):,} distinct {what} against all {images:,} images; image->text: each image "
-        f"against them; a hit is any item of the same product; {note}; {several if shared else 'none is that of several products'}"
+        f"against them; a hit is any item of the same product; {note}; {several if shared else 'none is shared by several products'}"
     )
 
 

@@ -42,7 +42,7 @@ def test_a_keyword_caption_of_several_products_finds_all_their_images(catalogue)
     # P0 finds red, P1 no text at all (all tie), P2 none of its own, P3 green and blue alike, so blue, a rival, is first.
     assert back["recall@1"] == pytest.approx(2 / 8)
     assert "each of 3 distinct keyword captions" in result["protocol"]
-    assert "1 are those of several products, 2 in all" in result["protocol"]
+    assert "shared by several products: 1 (2 products), whose items are all hits" in result["protocol"]
     assert set(forward["by_product"]["product"]) <= {"P0", "P1", "P2", "P3"}
 
 
