@@ -102,7 +102,7 @@ def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=Non
         chance = metrics.chance(task.positives, len(task.gallery), ks)
         result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
-        if hubs:
+        if ranks.top_items is not None:
             result[direction]["hubness"] = hubness.of_lists(ranks.top_items, embeddings, direction)
         if direction in by_gain:
             is_asked = ranks.best != metrics.NEVER

@@ -54,12 +54,12 @@ def make(
     A kind of which the data have no texts is left out: its protocol says so. Categories are named in `prompts`, or in
     those of zero-shot classification.
     """
-    found = {}
+    found: dict[str, tuple[Asked, str]] = {}
     if "short" in kinds:
         found["short"] = short_captions(embeddings)
     if wordings is not None:
         found["wording"] = _wordings(embeddings, wordings)
-    made = {kind: _embedded(clip_model, *texts, precision) for kind, texts in found.items() if texts[0]}
+    made = {kind: _embedded(clip_model, asked, note, precision) for kind, (asked, note) in found.items() if asked}
     if "category" in kinds and (names := sorted({*embeddings.category.tolist()} - {""})):
         made["category"] = _categories(clip_model, embeddings, names, precision, prompts or zero_shot.PROMPTS)
     return made

@@ -10,10 +10,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from clip_finetuning.retrieval.embeddings import Embeddings, packed, texts, unit, unpacked
+from clip_finetuning.retrieval.embeddings import Embeddings, is_folder, packed, texts, unit, unpacked
 from clip_finetuning.retrieval.names import OF_CATEGORIES, QUERIES_OF
 from clip_finetuning.runtime.text import caption_numbers
 
@@ -99,13 +100,12 @@ def describe(protocol: str, embeddings: Embeddings, note: str) -> str:
     for number, product in zip(numbers, embeddings.text_product.tolist()):
         products[number].add(product)
     shared = [group for group in products if len(group) > 1]
-    several = (
-        f"{len(shared):,} are those of several products, {len(set().union(*shared)):,} in all, whose items are all hits"
-    )
+    products_of_shared = len(set().union(*shared))
+    several = f"shared by several products: {len(shared):,} ({products_of_shared:,} products), whose items are all hits"
     what = "keyword captions" if protocol == "short_queries" else "wordings"
     return (
         f"text->image: each of {len(first):,} distinct {what} against all {images:,} images; image->text: each image "
-        f"against them; a hit is any item of the same product; {note}; {several if shared else 'none is that of several products'}"
+        f"against them; a hit is any item of the same product; {note}; {several if shared else 'none is shared by several products'}"
     )
 
 
@@ -122,7 +122,7 @@ def arrays(queries: Mapping[str, QueryTexts]) -> dict[str, np.ndarray]:
             (f"{kind}_query_embeddings", mine.embeddings),
             (f"{kind}_query_groups", packed(mine.groups)),
             (f"{kind}_query_languages", packed(mine.languages)),
-            (f"{kind}_query_note", np.array(mine.note)),
+            (f"{kind}_query_note", packed(texts([mine.note]))),
         )
     }
 
@@ -133,8 +133,8 @@ def load(path: str | os.PathLike, dimensions: int, protocols: Sequence[str]) -> 
     Raises ValueError for those that are damaged, or that some of the protocols need and the file does not have.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {kind: _read(file, kind, dimensions) for kind in FLAGS if f"{kind}_queries" in file}
+        stored = _stored(Path(path))
+        found = {kind: _read(stored, kind, dimensions) for kind in FLAGS if f"{kind}_queries" in stored}
     except Exception as error:  # zip, npy and JSON errors have no common class
         raise ValueError(f"{path} holds damaged query texts: {error}; write it anew with --save-embeddings") from error
     for protocol in protocols:
@@ -144,6 +144,14 @@ def load(path: str | os.PathLike, dimensions: int, protocols: Sequence[str]) -> 
                 f"{path} has no texts for {protocol}; write it anew from the shards with {FLAGS[kind]} --save-embeddings"
             )
     return found
+
+
+def _stored(path):
+    """{name: array} of what a file, or a folder of `.npy` files, holds of query texts."""
+    if is_folder(path):
+        return {file.stem: np.load(file, allow_pickle=False) for file in path.glob("*_quer*.npy")}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file if "_quer" in name}
 
 
 def _read(file, kind, dimensions):
@@ -158,7 +166,7 @@ def _read(file, kind, dimensions):
     for name, column in columns.items():
         if len(column) != len(rows):
             raise ValueError(f"{kind} has {len(column)} {name}, but {len(rows)} embeddings")
-    return QueryTexts(unit(rows), **columns, note=str(file[f"{kind}_query_note"]))
+    return QueryTexts(unit(rows), **columns, note=unpacked(file[f"{kind}_query_note"])[0])
 
 
 def rows_of(embeddings: np.ndarray, found: Mapping[tuple[str, str], str], note: str) -> QueryTexts:

@@ -1,5 +1,7 @@
 """Texts that ask besides the captions: how they are made, what they find, and their arrays in an embeddings file."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -40,7 +42,7 @@ def test_a_keyword_caption_of_several_products_finds_all_their_images(catalogue)
     # P0 finds red, P1 no text at all (all tie), P2 none of its own, P3 green and blue alike, so blue, a rival, is first.
     assert back["recall@1"] == pytest.approx(2 / 8)
     assert "each of 3 distinct keyword captions" in result["protocol"]
-    assert "1 are those of several products, 2 in all" in result["protocol"]
+    assert "shared by several products: 1 (2 products), whose items are all hits" in result["protocol"]
     assert set(forward["by_product"]["product"]) <= {"P0", "P1", "P2", "P3"}
 
 
@@ -180,11 +182,12 @@ def test_texts_without_a_finite_embedding_are_left_out_and_counted(monkeypatch):
 # -------------------------------------------------------------------------------------------------- the file
 
 
-@pytest.fixture
-def written(tmp_path, catalogue):
+@pytest.fixture(params=["e.npz", "e/"])
+def written(tmp_path, catalogue, request):
     queries = {"short": asking({("rot\ud83d", "P0"): "de en", ("blau", "P1"): ""}, [0, 1], "how they were made")}
-    embeddings_file.save(tmp_path / "e.npz", catalogue, query_texts.arrays(queries))
-    return tmp_path / "e.npz", queries["short"]
+    path = f"{tmp_path}/{request.param}"
+    embeddings_file.save(path, catalogue, query_texts.arrays(queries))
+    return path, queries["short"]
 
 
 def test_a_file_holds_the_texts_too(written):
@@ -202,7 +205,7 @@ def test_a_file_holds_the_texts_too(written):
     ("protocol", "flag"), [("category_to_product", "--queries category"), ("all_captions", "--captions all")]
 )
 def test_a_file_without_the_texts_says_how_to_have_them(written, protocol, flag):
-    with pytest.raises(ValueError, match=f"e.npz has no texts for {protocol}; .*{flag} --save-embeddings"):
+    with pytest.raises(ValueError, match=f"e(.npz|/) has no texts for {protocol}; .*{flag} --save-embeddings"):
         query_texts.load(written[0], 16, [protocol])
 
 
@@ -219,9 +222,13 @@ def test_a_file_without_the_texts_says_how_to_have_them(written, protocol, flag)
 )
 def test_damaged_texts_are_refused_in_a_line(written, array, value):
     path, _ = written
-    with np.load(path) as file:
-        arrays = dict(file)
-    arrays[array] = value
-    np.savez(path, **{name: held for name, held in arrays.items() if held is not None})
-    with pytest.raises(ValueError, match="e.npz holds damaged query texts"):
+    if path.endswith("/"):
+        (Path(path) / f"{array}.npy").unlink()
+        if value is not None:
+            np.save(Path(path) / f"{array}.npy", value)
+    else:
+        with np.load(path) as file:
+            arrays = dict(file) | {array: value}
+        np.savez(path, **{name: held for name, held in arrays.items() if held is not None})
+    with pytest.raises(ValueError, match="holds damaged query texts"):
         query_texts.load(path, 16, ["short_queries"])
