@@ -230,4 +230,4 @@ def _is_answer(answer):
     if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
         return False
     score = answer.get("score")
-    return type(answer.get("hit")) is bool and type(score) in (int, float) and -1e6 < score < 1e6
+    return type(answer.get("hit")) is bool and _is_number(score) and abs(score) < 1e6  # what a page has room for
