@@ -7,7 +7,8 @@
     python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
     python evaluate_clip.py --use-checkpoint --retention "general.{000000..000003}.tar"
-    python evaluate_clip.py --from-embeddings anybodys.npz
+    python evaluate_clip.py --seeds seed_1.json seed_2.json seed_3.json
+    python evaluate_clip.py --from-embeddings anybodys.npz        # or a folder of .npy files, larger than memory
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
 evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs under torchrun too.
@@ -21,14 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import settings
 from clip_finetuning import loading, model, retrieval, runtime
-from clip_finetuning.retrieval.names import KS, PROTOCOLS
+from clip_finetuning.retrieval.names import BETWEEN_IMAGES, KS, PROTOCOLS, QUERIES_OF, STANDARD
 from clip_finetuning.runtime import command_line, console
 from clip_finetuning.runtime.atomic_write import atomic_write
 
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
+    import torch
+
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
     from clip_finetuning.retrieval.examples import Examples
+    from clip_finetuning.retrieval.query_texts import QueryTexts
     from clip_finetuning.retrieval.truth import Truth
     from clip_finetuning.runtime.distributed import Ranks
 
@@ -46,6 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.compare:
         print(retrieval.comparison.compare(*(load_results(path, args) for path in args.compare)))
         return
+    if args.seeds:
+        print(retrieval.seeds.join([retrieval.result_file.read(path) for path in args.seeds]))
+        return
     ranks = runtime.distributed.start(args.device)
     if not args.from_embeddings:
         if args.disputed or args.truth != "strict":
@@ -54,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
-        clip_model, embeddings = None, retrieval.embeddings.load(args.from_embeddings)
+        clip_model, (embeddings, queries) = None, load_embeddings(args.from_embeddings, args.protocol)
         embeddings.keep_attributes(args.attributes)
         about = {"embeddings": args.from_embeddings, "data": {"fingerprint": embeddings.fingerprint()}}
     else:
@@ -62,12 +69,13 @@ def main(argv: list[str] | None = None) -> None:
         if args.retention:
             check_retention(args, checkpoint)
         clip_model = load_model(args, ranks, checkpoint)
-        embeddings, about = embed_shards(clip_model, args, ranks)
+        embeddings, queries, about = embed_shards(clip_model, args, ranks)
         if args.retention:
             about["retention"] = measure_retention(clip_model, checkpoint, args, ranks, baseline)
+    device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
+    truth = truth_of(embeddings, args)
+    results = evaluate(embeddings, queries, args, truth, device) | about
     if ranks.rank == 0:
-        truth = truth_of(embeddings, args)
-        results = evaluate(embeddings, args, truth) | about
         if "product" in args.protocol:
             results["examples"] = retrieval.examples.record(embeddings, truth)
         if clip_model is not None and args.zero_shot:
@@ -75,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
         if baseline:
             results["statistics"]["baseline"] = retrieval.comparison.effects(baseline, results | {"name": args.output})
-        write_outputs(args, embeddings, results, baseline)
+        write_outputs(args, embeddings, queries, results, baseline)
         if args.disputed:
             write_disputed(args, embeddings, truth)
 
@@ -91,23 +99,49 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--output", metavar="FILE", help="the result file [evaluation_results[_test][_checkpoint].json]"
     )
     parser.add_argument("--max-samples", type=int, metavar="N", help="only the first N samples")
-    choices = (*PROTOCOLS, "all")
+    choices = (*STANDARD, *BETWEEN_IMAGES, "all")
     parser.add_argument(
         "--protocol",
         nargs="+",
         choices=choices,
         default=["product", "pair"],
         metavar="NAME",
-        help=f"what is queried against what: {', '.join(choices)} [product pair]",
+        help=f"what is queried against what: {', '.join(choices)} (of these: {', '.join(STANDARD)}) [product pair]",
+    )
+    parser.add_argument(
+        "--queries",
+        nargs="+",
+        choices=("long", "short", "category"),
+        default=["long"],
+        metavar="KIND",
+        help="ask, beside the captions (long), keywords made of them (short), or the categories' names (category) [long]",
+    )
+    parser.add_argument(
+        "--captions",
+        choices=("first", "all"),
+        default="first",
+        help="ask, beside each product's first caption, all its wordings, and each language apart [first]",
     )
     parser.add_argument("--k", nargs="+", type=int, default=list(KS), metavar="K", help="Recall@k for these k [1 5 10]")
     parser.add_argument(
         "--candidates", metavar="FILE.npz", help="lists of sampled101: read if the file is there, else written"
     )
-    parser.add_argument("--save-embeddings", metavar="FILE.npz", help="write the embeddings")
-    parser.add_argument("--from-embeddings", metavar="FILE.npz", help="evaluate such a file, with no model")
+    parser.add_argument(
+        "--save-embeddings", metavar="FILE.npz", help="write the embeddings; to FOLDER/ as one .npy file an array"
+    )
+    parser.add_argument(
+        "--from-embeddings",
+        metavar="FILE.npz",
+        help="evaluate such a file or folder, with no model; a folder's stay there",
+    )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="is B better than A? two result or embedding files"
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        metavar="FILE",
+        help="join the results of several seeds of one training into one line a number",
     )
     parser.add_argument("--baseline", metavar="FILE", help="results of the model before, to show the difference to")
     parser.add_argument("--report", metavar="FILE.html", help="write one page with numbers, pictures and failures")
@@ -126,8 +160,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.dataset_path = args.dataset_path or (args.test_dataset_pattern if args.test else args.valid_dataset_pattern)
     args.output = args.output or default_output(args)
     if "all" in args.protocol:
-        args.protocol = list(PROTOCOLS)
-    args.protocol = sorted(set(args.protocol), key=PROTOCOLS.index)  # product, if asked for, is the headline
+        args.protocol += STANDARD
+    kinds = {*args.queries, *(["wording"] if args.captions == "all" else [])}
+    args.protocol += [protocol for protocol, kind in QUERIES_OF.items() if kind in kinds]
+    args.protocol = sorted({*args.protocol} - {"all"}, key=PROTOCOLS.index)  # product, if asked for, is the headline
     args.k = sorted({*args.k, *RECALLS})
     return args
 
@@ -221,8 +257,8 @@ def load_model(args: argparse.Namespace, ranks: "Ranks", checkpoint: dict[str, A
 
 def embed_shards(
     clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks"
-) -> tuple["Embeddings", dict[str, Any]]:
-    """(Embeddings of the shards, what the results say about model and data)."""
+) -> tuple["Embeddings", dict[str, "QueryTexts"], dict[str, Any]]:
+    """(Embeddings of the shards, texts that ask besides the captions, what the results say about model and data)."""
     compares_pictures = bool(args.disputed) or args.truth != "strict"
     loader = loading.loader.eval_loader(
         args.dataset_path,
@@ -237,20 +273,29 @@ def embed_shards(
         product_key=args.product_key,
         attributes=args.attributes,
         look=retrieval.looks.look_of if compares_pictures else None,
+        wordings=args.captions == "all",
     )
     seen = runtime.distributed.gather_objects(loader.num_samples)
     if len(set(seen)) > 1:
         raise ValueError(f"the processes see {seen} samples in {args.dataset_path}: all machines need the same shards")
     precision = runtime.distributed.agree(runtime.device.pick_precision(args.precision, clip_model.device))
     start = time.perf_counter()
-    embeddings, counts = retrieval.embed.embed(clip_model, loader, precision, progress=ranks.rank == 0)
+    wordings = retrieval.query_making.Wordings(loader) if args.captions == "all" else None
+    embeddings, counts = retrieval.embed.embed(clip_model, wordings or loader, precision, progress=ranks.rank == 0)
     loader.close()
+    queries = retrieval.query_making.make(clip_model, embeddings, args.queries, precision, wordings)
     about = {
         "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
         "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), **counts},
         "seconds": round(time.perf_counter() - start, 2),
     }
-    return embeddings, about
+    return embeddings, queries, about
+
+
+def load_embeddings(path: str, protocols: list[str]) -> tuple["Embeddings", dict[str, "QueryTexts"]]:
+    """Those of a file, and the texts in it that ask besides the captions. Raises ValueError if protocols lack theirs."""
+    embeddings = retrieval.embeddings.load(path)
+    return embeddings, retrieval.query_texts.load(path, embeddings.text_embeddings.shape[1], protocols)
 
 
 def check_retention(args: argparse.Namespace, checkpoint: dict[str, Any]) -> None:
@@ -304,10 +349,10 @@ def measure_retention(
 def measure_others(clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks") -> dict[str, Any]:
     """The results of a model on the shards of --retention, on rank 0."""
     others = argparse.Namespace(**{**vars(args), "dataset_path": args.retention})
-    embeddings, about = embed_shards(clip_model, others, ranks)
+    embeddings, queries, about = embed_shards(clip_model, others, ranks)
     if ranks.rank > 0:
         return {}
-    measured = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed)
+    measured = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, queries=queries)
     return {"pattern": args.retention, **measured, **about}
 
 
@@ -323,26 +368,48 @@ def strict_truth_of(embeddings: "Embeddings", args: argparse.Namespace) -> "Trut
     return retrieval.truth.truth_of(embeddings, judged=judged)
 
 
-def evaluate(embeddings: "Embeddings", args: argparse.Namespace, truth: "Truth") -> dict[str, Any]:
-    """The numbers of the protocols that the flags name."""
+def evaluate(
+    embeddings: "Embeddings",
+    queries: dict[str, "QueryTexts"],
+    args: argparse.Namespace,
+    truth: "Truth",
+    device: "torch.device",
+) -> dict[str, Any]:
+    """The numbers of the protocols that the flags name, on rank 0; all processes take part."""
     candidates = None
     if "sampled101" in args.protocol:
-        candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
-    return retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, candidates, truth)
+        if runtime.distributed.rank() == 0:
+            candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
+        candidates = runtime.distributed.agree(candidates)
+    return retrieval.results.measure_embeddings(
+        embeddings, args.protocol, args.k, args.seed, candidates, truth, queries, hubs=True, device=device, shared=True
+    )
+
+
+def is_embeddings(path: str) -> bool:
+    """Whether a path names embeddings, not results."""
+    return path.endswith(".npz") or retrieval.embeddings.is_folder(path)
 
 
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """A result file, or an embeddings file measured on the spot."""
-    if not path.endswith(".npz"):
+    if not is_embeddings(path):
         return retrieval.result_file.read(path)
-    embeddings = retrieval.embeddings.load(path)
+    embeddings, queries = load_embeddings(path, args.protocol)
     truth = strict_truth_of(embeddings, args)
-    results = retrieval.results.measure_embeddings(embeddings, args.protocol, args.k, args.seed, truth=truth)
+    device = runtime.device.pick_device(args.device)
+    results = retrieval.results.measure_embeddings(
+        embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries, device=device
+    )
     return results | {"data": {"fingerprint": embeddings.fingerprint()}, "name": path}
 
 
 def write_outputs(
-    args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
+    args: argparse.Namespace,
+    embeddings: "Embeddings",
+    queries: dict[str, "QueryTexts"],
+    results: dict[str, Any],
+    baseline: dict[str, Any] | None,
 ) -> None:
     """The result file and whatever else the flags ask for, then the tables."""
     retrieval.result_file.write(args.output, results)
@@ -350,8 +417,10 @@ def write_outputs(
     if baseline:
         print("\n" + retrieval.comparison.compare(baseline, results | {"name": args.output}) + "\n")
     print(f"written to {args.output}")
+    if args.candidates and "sampled101" in args.protocol:
+        print(f"the lists of sampled101 are in {args.candidates}")
     if args.save_embeddings:
-        retrieval.embeddings.save(args.save_embeddings, embeddings)
+        retrieval.embeddings.save(args.save_embeddings, embeddings, retrieval.query_texts.arrays(queries))
         print(f"embeddings written to {args.save_embeddings}")
     if args.report:
         write_report(args, embeddings, results, baseline)
@@ -401,9 +470,9 @@ def answers_before(
     args: argparse.Namespace, baseline: dict[str, Any], examples: "Examples", embeddings: "Embeddings"
 ) -> dict[str, Any]:
     """What the baseline answered to the queries of the page: its embeddings know that of each, its results of a sample."""
-    if not args.baseline.endswith(".npz"):
+    if not is_embeddings(args.baseline):
         return baseline.get("examples", {})
-    before = retrieval.embeddings.load(args.baseline)
+    before, _ = load_embeddings(args.baseline, ["product"])
     return retrieval.examples.before(before, strict_truth_of(before, args), examples, embeddings)
 
 

@@ -42,9 +42,10 @@ def main(argv: list[str] | None = None) -> None:
     with export.folder.whole_folder(args.output) as folder:
         facts = write(form, clip_model, folder, options, args)
         report, eight_bit = check(form, original, folder, options, args)
-        usage = form.usage(clip_model, args.output, options)
+        name = Path(args.output).resolve().name
+        usage = form.usage(name, options)
         page = export.card.render(
-            Path(args.output).resolve().name, args.form, options, usage, past, facts, report, eight_bit, args.license,
+            name, args.form, options, usage, past, facts, report, eight_bit, args.license,
             Path(args.pictures).name, versions(args.form),
         )  # fmt: skip
         (folder / "README.md").write_text(page, encoding="utf-8", errors="replace")
@@ -160,7 +161,7 @@ def tell(args: argparse.Namespace, report: "Report", eight_bit: "Report | None",
         f"largest difference of embeddings: {report.pictures:.2g} of equal pixels, {report.captions:.2g} of equal texts"
     )
     if args.form != "onnx":
-        print(f"\nwith the own preprocessing of {versions(args.form)}, and with preprocess.py:\n")
+        print(f"\nwith the own preprocessing of {versions(args.form)}, and with preprocess.py:\n{report.made}\n")
         print(export.card.kinds_table(report) + "\n")
         if report.skewed:
             print(f"preprocess.py is needed for pictures that are {', '.join(report.skewed)}: README.md shows it")
@@ -173,6 +174,8 @@ def tell(args: argparse.Namespace, report: "Report", eight_bit: "Report | None",
         )
     for note in facts.notes:
         print(note)
+    if args.license is None:
+        print("not in README.md: a license, which depends on the weights it began with; --license ID names one")
     for line in past.left_out:
         print(f"not in README.md: {runtime.text.printable(line)}")
     size = sum(path.stat().st_size for path in Path(args.output).rglob("*") if path.is_file())

@@ -163,7 +163,7 @@ def _absolute(name: str) -> str:
 def open_source(args: argparse.Namespace, options: "Options") -> "Opened":
     """What SOURCE names: a folder of pictures, a mapping JSON, or shards."""
     if os.path.isdir(args.place):
-        return search.source.of_folder(args.place, options)
+        return search.source.of_folder(args.place, options, args.output)
     if not args.place.endswith(".json"):
         return search.source.of_shards(args.place, options)
     mapping = catalogue.mapping.read_mapping(args.place)
@@ -213,6 +213,8 @@ def open_encoder(index: "Index", args: argparse.Namespace, checkpoint: str | Non
 def query_vector(encoder: "Encoder", args: argparse.Namespace) -> Any:
     """(1, D): the direction of the words, of the picture, or in the middle of both."""
     queries = [] if args.text is None else [encoder.texts([args.text])]
+    if queries and encoder.is_cut(args.text):
+        console.warn(search.query.CUT)
     if args.image:
         try:
             queries.append(encoder.pictures([pictures.decode.read_source(args.image)]))

@@ -154,6 +154,50 @@ def test_embeddings_saved_and_evaluated_without_a_model_give_the_same_numbers(da
     assert again["protocols"] == first["protocols"]
 
 
+def test_keywords_categories_and_all_wordings_ask_too(data, tmp_path, capsys):
+    """And are asked again of the file of embeddings, with the same numbers; a file without them says so."""
+    fields = [{"captions": [f"Produkt {n // 2}", f"Product {n // 2}"], "languages": ["de", "en"]} for n in range(12)]
+    samples = [catalogue_sample(n, n // 2, category=["TOPS", "SHOES"][n // 2 % 2], **fields[n]) for n in range(12)]
+    more = ("--queries", "short", "category", "--captions=all", "--protocol", "product", "--k", "2")
+    asked = {"short_queries", "category_to_product", "all_captions"}
+    first = evaluate(data, tmp_path, shard_of(tmp_path, samples), *more, "--save-embeddings=e.npz")
+    assert set(first["protocols"]) == {"product", *asked}
+    assert first["protocol"] == "product" and first["num_captions"] == 6
+    wordings = first["protocols"]["all_captions"]
+    assert wordings["text_to_image"]["queries"] == 18 and set(wordings["languages"]) == {"de", "en"}
+    assert "18 wordings of 6 products, 6 in de, 6 in en, 6 in no named language" in wordings["protocol"]
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert [line.split()[:2] for line in shown.splitlines() if line.split()[1:2] in (["de"], ["en"])] == [
+        ["Recall@10", "de"], ["Recall@10", "en"],
+    ]  # fmt: skip
+    evaluate_clip.main(["--from-embeddings=e.npz", *more, "--output=again.json", "--baseline=evaluation_results.json"])
+    assert json.loads((tmp_path / "again.json").read_text())["protocols"] == first["protocols"]
+    shown = capsys.readouterr().out
+    assert all(f"{protocol}, text->image" in shown for protocol in asked) and shown.count(" unclear") > 9
+    evaluate(data, tmp_path, "--save-embeddings=without.npz")
+    with pytest.raises(ValueError, match="without.npz has no texts for short_queries"):
+        evaluate_clip.main(["--from-embeddings=without.npz", "--queries=short"])
+
+
+def test_a_protocol_that_one_of_two_results_lacks_is_named(data, tmp_path, capsys):
+    evaluate(data, tmp_path, "--protocol", "product", "pair", "--output=a.json")
+    evaluate(data, tmp_path, "--protocol", "product", "one_view", "--output=b.json")
+    capsys.readouterr()
+    evaluate_clip.main(["--compare", "a.json", "b.json"])
+    shown = capsys.readouterr().out
+    assert {"left out: one_view: a.json lacks it", "left out: pair: b.json lacks it"} <= {*shown.splitlines()}
+    assert "product, text->image" in shown
+
+
+def test_lists_of_sampled101_are_written_where_one_asks_for_them(data, tmp_path, capsys):
+    before = {path.name for path in tmp_path.iterdir()}
+    evaluate(data, tmp_path, "--protocol=sampled101")
+    assert {path.name for path in tmp_path.iterdir()} - before == {"evaluation_results.json"}
+    evaluate(data, tmp_path, "--protocol=sampled101", "--candidates=c.npz")
+    assert "the lists of sampled101 are in c.npz" in capsys.readouterr().out and (tmp_path / "c.npz").exists()
+
+
 def test_candidates_are_written_read_and_checked(data, tmp_path):
     arguments = ("--protocol=sampled101", "--candidates=c.npz", f"--checkpoint={data / 'final.pt'}")
     first = evaluate(data, tmp_path, *arguments)["protocols"]["sampled101"]
@@ -177,6 +221,18 @@ def test_compare_and_baseline(data, tmp_path, capsys):
     assert by_results.splitlines()[2:] == by_embeddings.splitlines()[2:]
     with pytest.raises(FileNotFoundError, match="nowhere.json does not exist"):
         evaluate_clip.main(["--compare", "nowhere.json", "b.npz"])
+
+
+def test_seeds_are_joined(data, tmp_path, capsys):
+    for seed in (1, 2):  # of random weights
+        evaluate(data, tmp_path, "--protocol=product", f"--seed={seed}", f"--output={seed}.json")
+    capsys.readouterr()
+    evaluate_clip.main(["--seeds", "1.json", "2.json"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 seeds: 1.json, 2.json" and max(map(len, lines)) <= 80
+    assert sum(line.startswith("  Recall@10 ") for line in lines) == 2
+    with pytest.raises(ValueError, match="needs the results of two seeds at least; 1.json is one"):
+        evaluate_clip.main(["--seeds", "1.json"])
 
 
 @pytest.fixture
@@ -224,14 +280,22 @@ def test_a_baseline_that_fits_is_taken(data, tmp_path, baselines, capsys, name):
     assert "B - A [95 %]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["json", "npz"])
-def test_a_baseline_fits_though_pictures_are_lost_in_both(data, tmp_path, capsys, kind):
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("json", []),
+        ("npz", []),
+        ("json", ["--protocol=image_to_image"]),
+        ("json", ["--protocol=image_to_image", "--queries=category"]),
+    ],
+)
+def test_a_baseline_fits_though_pictures_are_lost_in_both(data, tmp_path, capsys, kind, more):
     samples = [catalogue_sample(number, number // 2) for number in range(12)]
     samples[5]["000000005.jpg"] = b"no picture"
     write_shard(tmp_path / "lossy.tar", samples)
     shards = f"--dataset-path={tmp_path / 'lossy.tar'}"
-    evaluate(data, tmp_path, shards, "--output=before.json", "--save-embeddings=before.npz")
-    assert evaluate(data, tmp_path, shards, f"--baseline=before.{kind}")["num_samples"] == 11
+    evaluate(data, tmp_path, shards, *more, "--output=before.json", "--save-embeddings=before.npz")
+    assert evaluate(data, tmp_path, shards, *more, f"--baseline=before.{kind}")["num_samples"] == 11
     assert "B - A [95 %]" in capsys.readouterr().out
 
 
@@ -482,7 +546,7 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path):
     samples[39] = {"000000039.txt": b"no picture"}
     samples[5]["000000005.json"] = b"{damaged"  # used, its caption for a product
     samples[0]["000000000.jpg"] = samples[38]["000000038.jpg"] = b"no picture at all"
-    more = (shard_of(tmp_path, samples), "--protocol=all", "--batch-size=8")
+    more = (shard_of(tmp_path, samples), "--protocol=all", "--batch-size=8", "--queries=short", "--captions=all")
     alone = evaluate(data, tmp_path, *more, "--save-embeddings=alone.npz")
     (tmp_path / "two").mkdir()
     with socket.socket() as free:

@@ -44,7 +44,7 @@ def exported(shop, tmp_path_factory):
 
     def export(form):
         if form not in made:
-            printed, output = io.StringIO(), tmp_path_factory.mktemp("made") / "out"
+            printed, output = io.StringIO(), tmp_path_factory.mktemp("made") / f"made-{form}"
             with contextlib.redirect_stdout(printed):
                 run(shop[0], "--form", form, "--output", str(output))
             made[form] = output, printed.getvalue()
@@ -104,7 +104,9 @@ def test_the_lines_of_its_readme_give_the_embeddings_of_the_model(form, shop, ex
     assert max(map(float, re.findall(r"([\d.e-]+) of equal (?:pixels|texts)", printed))) < 1e-4
     data = transparent_photo(tmp_path)
     code = in_readme(output).replace("photo.jpg", str(tmp_path / "photo.png"))
+    assert len(code.strip().splitlines()) <= 10
     names = {}
+    monkeypatch.chdir(output.parent)
     monkeypatch.delitem(sys.modules, "preprocess", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
     exec(code.replace('"red leather ankle boots"', repr(CAPTIONS[1])), names)
@@ -123,7 +125,9 @@ def test_open_clip_alone_sees_transparency_on_black_and_the_table_says_so(export
         rows = {row.split("|")[1].strip(): row.split("|")[2:] for row in text.splitlines() if row.startswith("| ")}
         assert float(rows["transparent"][1]) < 0.99 and float(rows["the catalogue's"][1]) == 1
         assert rows["EXIF-turned"][0].strip() == "4"
+        assert "Every kind is made of the catalogue's 4; of such kinds by themselves: none." in text
     assert re.search("needed for pictures that are transparent, .*EXIF-turned", printed)
+    assert "not in README.md: a license" in printed and str(output.parent) not in page
     assert page.index("from preprocess import prepare") < page.index("## Where it comes from")
 
 
@@ -145,10 +149,10 @@ def test_onnx_with_normalisation_inside_any_batch_and_eight_bits(shop, tmp_path,
     assert re.search(
         r"in eight bits: Recall@10 [\d.]+, it was [\d.]+ \([+-][\d.]+\); lowest cosine 0\.9", capsys.readouterr().out
     )
-    tokens = model.tokenizer([CAPTIONS[0]] * 5).numpy()
+    tokens = model.tokenizer([CAPTIONS[0]] * 64).numpy()
     for suffix, allowed in (("", 1e-4), ("_int8", 0.2)):
         session = onnxruntime.InferenceSession(str(tmp_path / "out" / f"text{suffix}.onnx"))
-        for count in (1, 5):
+        for count in (1, 3, 64):
             (rows,) = session.run(None, {"tokens": tokens[:count]})
             assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-4)
             assert np.abs(rows - embedded(model, encoded_picture(1), CAPTIONS[:1])[1]).max() < allowed
@@ -219,6 +223,18 @@ def test_the_lines_of_docs_use_md_see_what_the_model_saw(form, shop, exported, t
 # ------------------------------------------------------------------------------------------------------------ the card
 
 
+RETENTION = {
+    "pattern": "/secret/general.tar",
+    "change": {
+        "text_to_image": {
+            "recall@10": {"before": 0.9, "after": 0.8, "gain": -0.1, "interval": [-0.15, -0.05]},
+            "recall@5": {"before": "<b>"},
+        },
+        "<b>": 7,
+    },
+}
+
+
 def result_of(weights, name="tiny-test", fingerprint="abc", recall=0.5):
     numbers = {"recall@5": recall, "recall@10": recall, "intervals": {"recall@10": [recall - 0.1, recall + 0.1]}}
     numbers["by_product"] = {
@@ -232,6 +248,7 @@ def result_of(weights, name="tiny-test", fingerprint="abc", recall=0.5):
     return {
         "num_samples": 6,
         "protocol": "product",
+        "retention": RETENTION,
         "protocols": {"product": {"protocol": "each | of <b>", **directions}},
         "model": {"name": name, "weights": weights},
         "data": {"fingerprint": fingerprint, "pattern": "/secret/place/valid.{000000..000006}.tar"},
@@ -254,6 +271,10 @@ def test_the_model_card_has_the_numbers_of_this_model_and_of_its_base(shop, tmp_
     found = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
     assert found["Recall@10, text->image"] == 0.75 and card.data.license == "mit"
     assert card.data.eval_results[0].dataset_name == "valid.{000000..000006}.tar"
+    for entry in card.data.eval_results:  # each under its own direction
+        assert entry.task_name.split()[0] == entry.metric_name.split(", ")[1] and entry.dataset_revision == "abc"
+        assert entry.metric_args == ({"interval_95": [0.65, 0.85]} if entry.metric_type == "recall@10" else None)
+    assert re.search(r"\| Recall@10, text->image +\| 0\.900 +\| 0\.800 +\| -0\.100, -0\.150 to -0\.050 +\|", card.text)
     assert re.search(r"\| Recall@10, text->image +\| 0\.250 +\| 0\.750 +\| 0\.650 to 0\.850 +\|", card.text)
     assert (
         "0.125" not in card.text and "secret" not in card.text and "<b>" not in card.text and "each \\| of" in card.text

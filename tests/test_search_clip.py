@@ -6,7 +6,7 @@ import resource
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import search_clip
 from clip_finetuning.search import build
@@ -107,6 +107,17 @@ def items_of(place):
     index = Index.open(place)
     names = ("image_key", "product_id", "caption", "category")
     return [tuple(item[name] for name in names) for item in index.items(range(len(index)))]
+
+
+def test_an_index_inside_its_own_folder_is_no_part_of_it(tmp_path, model, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (30, 30), "red").save(folder / "1.png")
+    for _ in range(2):
+        make(folder, folder / "index", model)
+        said = capsys.readouterr()
+        assert "not an image" not in said.out + said.err
+    assert len(Index.open(folder / "index")) == 1
 
 
 def test_captions_and_products_come_from_the_fields_that_are_named(tmp_path, model, capsys):
@@ -299,13 +310,13 @@ def test_an_index_of_an_older_version_is_refused_and_made_anew_aloud(tmp_path, m
     folder, place = write_folder(tmp_path / "pictures", 4), tmp_path / "index"
     make(folder, place, model)
     about = json.loads((place / "index.json").read_text())
-    (place / about["generation"] / "graph.usearch").write_bytes(b"graph")
+    (place / about["generation"] / "graph.old").write_bytes(b"graph")
     (place / "index.json").write_text(json.dumps(about | {"format": 1}))
     with pytest.raises(ValueError, match=r"index\.json is not of format 2, which this version reads; make it again"):
         ask(capsys, place, "red")
     make(folder, place, model)
     assert "is not of format 2, which this version reads: every picture is embedded again" in caplog.text
-    assert len(index_of(place)) == 4 and not list(place.glob("*/graph.usearch"))
+    assert len(index_of(place)) == 4 and not list(place.glob("*/graph.old"))
 
 
 def test_two_runs_do_not_write_one_index(tmp_path, model):
@@ -387,7 +398,7 @@ def test_mining_finds_what_was_planted(tmp_path, model, capsys):
     pairs = {(row["finding"], *sorted([row["image_key"], row["other_image_key"]])) for row in rows[:2]}
     assert pairs == {
         ("near-duplicate: the same file", "shoes/7.png", "tops/copy.png"),
-        ("near-duplicate: the same picture", "shoes/9.png", "tops/scaled.png"),
+        ("near-duplicate: nearly the same pixels", "shoes/9.png", "tops/scaled.png"),
     }
     assert "'=HYPERLINK(1)" in {row["caption"] for row in rows} | {row["other_caption"] for row in rows}
     kinds = {row["finding"].partition(":")[0] for row in rows}
@@ -396,7 +407,20 @@ def test_mining_finds_what_was_planted(tmp_path, model, capsys):
     assert ranks == sorted(ranks, reverse=True) and ranks[-1] > 1
     page = parsed_page((tmp_path / "found.html").read_text(encoding="utf-8"))
     assert not page.find("script") and len(page.find("li")) == len(rows)
-    assert "1 the same file, 1 the same picture" in capsys.readouterr().out
+    assert "1 the same file, 1 nearly the same pixels" in capsys.readouterr().out
+
+
+def test_a_clock_of_another_hour_is_not_nearly_the_same_pixels(tmp_path, model, capsys):
+    for number, hand in enumerate([(96, 20), (20, 96)]):
+        clock = Image.new("RGB", (192, 192), "white")
+        ImageDraw.Draw(clock).line([(96, 96), hand], fill="black", width=8)
+        (tmp_path / "clocks").mkdir(exist_ok=True)
+        clock.save(tmp_path / "clocks" / f"{number}.png")
+    make(tmp_path / "clocks", tmp_path / "index", model)
+    search_clip.main(["mine", str(tmp_path / "index"), "--output", str(tmp_path / "mine"), "--similarity", "0.01"])
+    assert "0 the same file, 0 nearly the same pixels, 1 alike" in capsys.readouterr().out
+    page = (tmp_path / "mine.html").read_text()
+    assert "by tiny-test.json (" in page and str(tmp_path) not in page
 
 
 def test_vectors_are_exported_for_a_server(tmp_path, model, capsys):

@@ -39,11 +39,11 @@ FLAGS = {
         --tensorboard --train-dataset-pattern --valid-dataset-pattern --views --warmup-steps --weight-decay
     """,
     "evaluate_clip": """
-        --attributes --baseline --batch-size --candidates --caption-key --checkpoint --checkpoint-dir --compare --dataset-path
-        --debug --device --disputed --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean
+        --attributes --baseline --batch-size --candidates --caption-key --captions --checkpoint --checkpoint-dir --compare
+        --dataset-path --debug --device --disputed --eval-checkpoint --from-embeddings --help --image-interpolation --image-mean
         --image-resize-mode --image-std --judgements --k --max-samples --model-cache-dir --model-name --model-pretrained
-        --num-workers --on-colab --output --precision --product-key --prompts --protocol --report --retention --save-embeddings --seed
-        --test --test-dataset-pattern --truth --use-checkpoint --valid-dataset-pattern --zero-shot
+        --num-workers --on-colab --output --precision --product-key --prompts --protocol --queries --report --retention
+        --save-embeddings --seed --seeds --test --test-dataset-pattern --truth --use-checkpoint --valid-dataset-pattern --zero-shot
     """,
     "export_clip": """
         --caption-key --checkpoint --debug --dtype --form --help --image-interpolation --image-mean --image-resize-mode --image-std --int8

@@ -90,8 +90,11 @@ class Cells:
 
         return attribute_text(value, as_text)
 
-    def captions(self, where: str, values: Mapping, names: Iterable[str], template: str = "") -> list[str]:
-        """The wordings of a row, none blank. Raises RowError if there is none, but something that is no text."""
+    def captions(self, where: str, values: Mapping, names: Iterable[str], template: str = "") -> list[tuple[str, str]]:
+        """(column, wording) of a row, none blank; one made by a template has no column.
+
+        Raises RowError if there is none, but something that is no text.
+        """
         names = template_fields(template) if template else names
         cells = [(name, values.get(name)) for name in names]
         if not template:
@@ -103,15 +106,16 @@ class Cells:
             self.remarks.count(
                 MARKUP, f"{where}: {next(old for (_, new), (_, old, _) in zip(cleaned, read) if new != old)}"
             )
-        texts = [fill_template(template, dict(cleaned))] if template else [text for _, text in cleaned]
-        texts = [text for text in texts if text]
+        found = [("", fill_template(template, dict(cleaned)))] if template else cleaned
+        found = [(name, text) for name, text in found if text]
+        texts = [text for _, text in found]
         if kinds and not texts:
             raise RowError(f"caption is {kinds[0][1]}")
         for name, kind in dict.fromkeys(kinds):
             self.remarks.count(f"have a {name} that is {kind}, which is left out of the caption", where)
         if any(UNREADABLE in text for text in texts):
             self.remarks.count(LOST_TEXT, f"{where}: {next(text for text in texts if UNREADABLE in text)}")
-        return texts
+        return found
 
 
 def _is_scientific(text):

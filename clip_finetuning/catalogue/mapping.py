@@ -21,6 +21,7 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import attribute_text, printable, text_of
 
 File = TypeVar("File", str, Path)
+NO_TEXT = {"languages": "are not those of the captions, one each,"}  # else: holds no text
 FIELDS = ("product_id", "category", "subcategory", "image_name")  # what an entry says beside its picture and captions
 
 
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     subcategory: str
     image_name: str
     attributes: Attributes = ()
+    languages: tuple[str, ...] = ()  # of the alternatives, or of the caption where there are none, one each, or nothing
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ class Mapping(NamedTuple):
     def remarks(self) -> list[str]:
         """What was made of entries that are used though they say less than they should, a line each."""
         lines = [
-            f"{field} holds no text in {count:,} entries, which counts as none"
+            f"{field} {NO_TEXT.get(field, 'holds no text')} in {count:,} entries, which counts as none"
             for field, count in sorted(self.no_text.items())
         ]
         without_id = sum(is_caption_id(entry.product_id) for entry in self.entries)
@@ -136,10 +138,14 @@ def check_entries(values: Sequence[object], image_key: str = "image_path", capti
 
 def _entry(image_path: str, caption: str, value: dict) -> Entry:
     alternatives = value.get("captions")
-    alternatives = map(text_of, alternatives) if isinstance(alternatives, list) else ()
+    alternatives = list(map(text_of, alternatives)) if isinstance(alternatives, list) else []
+    languages = _languages(value) or [""] * max(1, len(alternatives))
+    languages = [language for text, language in zip(alternatives or [caption], languages) if text]
     texts = {field: text_of(value.get(field)) for field in FIELDS}
     texts["product_id"] = texts["product_id"] or caption_id(caption)
-    return Entry(image_path, caption, tuple(filter(None, alternatives)), **texts, attributes=_attributes(value))
+    named = tuple(languages) if any(languages) else ()
+    alternatives = tuple(filter(None, alternatives))
+    return Entry(image_path, caption, alternatives, **texts, attributes=_attributes(value), languages=named)
 
 
 def _attributes(value: dict) -> Attributes:
@@ -147,6 +153,15 @@ def _attributes(value: dict) -> Attributes:
     if not isinstance(attributes, dict):
         return ()
     return with_text((name, attribute_text(one)) for name, one in attributes.items())
+
+
+def _languages(value: dict) -> list[str] | None:
+    """Those of `captions`, or of the one caption, one each; None where there are none, or not as many."""
+    languages, captions = value.get("languages"), value.get("captions")
+    count = len(captions) if isinstance(captions, list) and captions else 1
+    if not isinstance(languages, list) or len(languages) != count or any(map(_means_no_text, languages)):
+        return None
+    return list(map(text_of, languages))
 
 
 def _string(value: dict, key: str) -> str:
@@ -161,6 +176,8 @@ def _fields_without_text(value: dict) -> list[str]:
     attributes = value.get("attributes")
     if attributes is not None and len(_attributes(value)) < (len(attributes) if isinstance(attributes, dict) else 1):
         fields.append("attributes")
+    if value.get("languages") and _languages(value) is None:
+        fields.append("languages")
     alternatives = value.get("captions")
     if isinstance(alternatives, list):
         return [*fields, "captions"] if any(map(_means_no_text, alternatives)) else fields
@@ -185,4 +202,6 @@ def _object_of(row: Row) -> dict:
         fields["captions"] = list(row.captions)
     if row.attributes:
         fields["attributes"] = dict(row.attributes)
+    if row.languages:
+        fields["languages"] = list(row.languages)
     return fields

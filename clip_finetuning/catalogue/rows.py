@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,10 @@ Attributes = tuple[tuple[str, str], ...]  # (name, value), none of them blank
 
 
 class Row(NamedTuple):
-    """One picture of a catalogue. `captions` are wordings of the same description, at least one."""
+    """One picture of a catalogue. `captions` are wordings of the same description, at least one.
+
+    `languages` are those of the captions, one each, or nothing: `de`, or `de en` of a text that is both.
+    """
 
     image_path: str
     image_name: str
@@ -22,6 +25,7 @@ class Row(NamedTuple):
     subcategory: str
     product_id: str
     attributes: Attributes = ()
+    languages: tuple[str, ...] = ()
 
 
 class Skipped(NamedTuple):
@@ -70,16 +74,26 @@ def make_row(
     subcategory: object,
     product_id: object,
     attributes: Attributes = (),
+    languages: Sequence[str] = (),
 ) -> Row:
-    """A Row of values as a catalogue holds them. Raises RowError for a blank caption or product id."""
+    """A Row of values as a catalogue holds them. Raises RowError for a blank caption or product id.
+
+    `languages`: those of the captions, one each, or none.
+    """
     captions = captions if isinstance(captions, list | tuple) else [captions]
-    captions = tuple(dict.fromkeys(filter(None, map(text_of, captions))))
+    spoken: dict[str, list[str]] = {}
+    for place, text in enumerate(map(text_of, captions)):
+        spoken.setdefault(text, []).extend(languages[place : place + 1])
+    spoken.pop("", None)
+    captions = tuple(spoken)
     if not captions:
         raise RowError("blank caption")
     product_id = text_of(product_id)
     if not product_id:
         raise RowError("blank product_id")
-    return Row(image_path, image_name, captions, text_of(category), text_of(subcategory), product_id, attributes)
+    named = tuple(" ".join(dict.fromkeys(codes)) for codes in spoken.values()) if languages else ()
+    texts = captions, text_of(category), text_of(subcategory), product_id
+    return Row(image_path, image_name, *texts, attributes, named)
 
 
 def caption_id(caption: str) -> str:

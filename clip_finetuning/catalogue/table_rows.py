@@ -1,13 +1,14 @@
 """Rows of a catalogue, made of the records of a table: pictures, captions, products."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from clip_finetuning.catalogue.attributes import with_text
 from clip_finetuning.catalogue.cells import Cells
 from clip_finetuning.catalogue.columns import Columns
 from clip_finetuning.catalogue.continued import Continuation
 from clip_finetuning.catalogue.image_template import fill_image_template
+from clip_finetuning.catalogue.languages import languages_of
 from clip_finetuning.catalogue.picture_folder import Found, PictureFolder
 from clip_finetuning.catalogue.rows import Row, RowError, Skipped, caption_id, make_row
 from clip_finetuning.catalogue.stored_pictures import StoredPicture
@@ -15,6 +16,13 @@ from clip_finetuning.runtime.text import text_of
 
 NO_NAME = "no image name"
 CONTINUES = "no picture of its own, in a row that continues a product"
+
+
+class Captions(NamedTuple):
+    """The wordings of a row, and the language of each, or nothing."""
+
+    texts: Sequence[str] = ()
+    languages: Sequence[str] = ()
 
 
 class TableRows:
@@ -32,6 +40,7 @@ class TableRows:
         fields = [name for name in (*self.captions, columns.category, columns.subcategory, *columns.attributes) if name]
         titles = self.captions[:1] if columns.template else self.captions
         self.continuation = Continuation(columns.product, titles, list(dict.fromkeys(fields)))
+        self.languages = {} if columns.template else languages_of(columns.captions)
         self.several, self.more = 0, 0  # records that name several pictures, and how many these are beyond one each
 
     def of(self, records: Iterable[tuple[str, dict | str]]) -> Iterator[Row | Skipped]:
@@ -43,13 +52,13 @@ class TableRows:
                     yield Skipped(where, values)
                 continue
             values, continues = self.continuation.filled(values)
-            problem, captions, product_id = "", [], ""
+            problem, captions, product_id = "", Captions(), ""
             try:
                 product_id = self._product(where, values)
-                captions = self.cells.captions(where, values, self.columns.captions, self.columns.template or "")
+                captions = self._captions(where, values)
             except RowError as error:
                 problem = str(error)
-            product_id = product_id or caption_id(next(iter(captions), ""))
+            product_id = product_id or caption_id(next(iter(captions.texts), ""))
             if self.chosen and not self.chosen(product_id or where):
                 continue
             try:
@@ -62,9 +71,18 @@ class TableRows:
     def remarks(self) -> list[str]:
         """What was guessed, a line each."""
         lines = [f"{self.several:,} rows name several pictures, {self.more:,} more than rows"] if self.several else []
+        if self.languages:
+            named = ", ".join(f"{name} {language}" for name, language in self.languages.items())
+            lines.append(f"captions are in languages, by the names of their columns: {named}")
         return [*lines, *self.continuation.remarks(), *self.pictures.remarks()]
 
-    def _views(self, where: str, values: dict, captions: list[str], product_id: str) -> list[Row | Skipped]:
+    def _captions(self, where: str, values: dict) -> Captions:
+        """The wordings of a row. Raises RowError for what is no text."""
+        found = self.cells.captions(where, values, self.columns.captions, self.columns.template or "")
+        languages = [self.languages[name] for name, _ in found] if self.languages else []
+        return Captions([text for _, text in found], languages)
+
+    def _views(self, where: str, values: dict, captions: Captions, product_id: str) -> list[Row | Skipped]:
         """A row for each picture. Raises RowError if there is none that can be used."""
         found = self._pictures(values)
         usable = [picture for picture in found if isinstance(picture, tuple)]
@@ -76,7 +94,7 @@ class TableRows:
             (name, self.cells.attribute(where, name, values.get(name))) for name in self.columns.attributes
         )
         rows: list[Row | Skipped] = [
-            make_row(*picture, captions, category, subcategory, product_id, attributes)
+            make_row(*picture, captions.texts, category, subcategory, product_id, attributes, captions.languages)
             if isinstance(picture, tuple)
             else Skipped(where, str(picture))
             for picture in found

@@ -10,7 +10,7 @@ from clip_finetuning.export.check import K, Report
 from clip_finetuning.export.facts import Past
 from clip_finetuning.export.form import Facts, Options
 from clip_finetuning.retrieval import citation
-from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, label, recalls, title
+from clip_finetuning.retrieval.names import DIRECTIONS_OF, label, recalls, title
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.runtime.version import version
 
@@ -54,6 +54,7 @@ def _header(name: str, form: str, past: Past, license_name: str | None) -> str:
     found = [entry for result in past.results for entry in _entries(result)]
     card = ModelCardData(
         base_model=past.base_model,
+        base_model_relation="finetune" if past.base_model and past.trained else None,
         license=license_name,
         library_name=LIBRARY[form],
         pipeline_tag="sentence-similarity" if form == "sentence-transformers" else "zero-shot-image-classification",
@@ -65,22 +66,27 @@ def _header(name: str, form: str, past: Past, license_name: str | None) -> str:
 
 
 def _entries(result: dict[str, Any]) -> list[EvalResult]:
-    """The recalls of a result's headline protocol."""
+    """The recalls of a result's headline protocol; a direction and the samples tell one entry of the hub from another."""
     protocol = _headline(result)
-    data = _data_name(result)
-    return [
-        EvalResult(
-            task_type="image-text-retrieval",
-            task_name=f"{title(direction)} retrieval, protocol {protocol}",
-            dataset_type="image-caption pairs",
-            dataset_name=data,
-            metric_type=key,
-            metric_name=f"{label(key)}, {title(direction)}",
-            metric_value=round(float(result["protocols"][protocol][direction][key]), 4),
-        )
-        for direction in DIRECTIONS
-        for key in recalls(result["protocols"][protocol][direction])
-    ]
+    entries = []
+    for direction in DIRECTIONS_OF[protocol]:
+        numbers = result["protocols"][protocol][direction]
+        for key in recalls(numbers):
+            pair = _interval(numbers, key)
+            entry = EvalResult(
+                task_type="image-text-retrieval",
+                task_name=f"{title(direction)} retrieval, protocol {protocol}",
+                dataset_type="image-caption-pairs",
+                dataset_name=_data_name(result),
+                dataset_config=f"{protocol}, {title(direction)}",
+                dataset_revision=printable(result["data"].get("fingerprint") or "") or None,
+                metric_type=key,
+                metric_name=f"{label(key)}, {title(direction)}",
+                metric_value=round(float(numbers[key]), 4),
+                metric_args={"interval_95": [round(float(end), 4) for end in pair]} if pair else None,
+            )
+            entries.append(entry)
+    return entries
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -103,9 +109,9 @@ def _why_preprocess(form: str, report: Report, versions: str) -> str:
         return rows[0] + " The form has no preprocessing of its own."
     if report.skewed:
         rows.append(
-            f"Without it, {versions} would see something else where pictures are: {', '.join(report.skewed)}. Cosine is "
-            f"between its embedding and the trained model's; Recall@{K} is that of the original, with the form's own "
-            "preprocessing, and with preprocess.py:"
+            f"Without it, {versions} would see something else where pictures are: {', '.join(report.skewed)}. "
+            f"{report.made} Cosine is between its embedding and the trained model's; Recall@{K} is that of the original, "
+            "with the form's own preprocessing, and with preprocess.py:"
         )
         rows.append(kinds_table(report))
     if report.misread:
@@ -161,14 +167,14 @@ def _result(result: dict[str, Any], before: list[dict[str, Any]]) -> str:
     base = [other for other in before if other["data"].get("fingerprint") == result["data"].get("fingerprint")]
     base = [other for other in base if protocol in other["protocols"]]
     rows = [["", *(["base model"] if base else []), "this model", "95 % interval"]]
-    for direction in DIRECTIONS:
+    for direction in DIRECTIONS_OF[protocol]:
         numbers = result["protocols"][protocol][direction]
         for key in recalls(numbers):
             row = [f"{label(key)}, {title(direction)}"]
             if base:
                 other = base[0]["protocols"][protocol][direction].get(key)
                 row.append("" if other is None else f"{other:.3f}")
-            rows.append([*row, f"{numbers[key]:.3f}", _interval(numbers, key)])
+            rows.append([*row, f"{numbers[key]:.3f}", _span(_interval(numbers, key))])
     words = result["protocols"][protocol].get("protocol", protocol)
     samples = result.get("num_samples")
     told = f"On {_text(samples)} samples of `{_text(_data_name(result))}`; {_text(words)}.\n\n{_table(rows)}"
@@ -190,7 +196,7 @@ def _retention(result: dict[str, Any]) -> str:
                 told = f"{changed['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
                 rows.append([*row, f"{changed['before']:.3f}", f"{changed['after']:.3f}", told, changed["verdict"]])
             elif not change:
-                rows.append([*row, f"{numbers[key]:.3f}", _interval(numbers, key)])
+                rows.append([*row, f"{numbers[key]:.3f}", _span(_interval(numbers, key))])
     before = f", against the model before ({_text(_base_name(result.get('base', {})))})" if change else ""
     unknown = "" if change else " What it forgot is not known: the model before was not measured there."
     samples, data = _text(result.get("num_samples")), _text(_data_name(result))
@@ -202,12 +208,19 @@ def _base_name(base: dict[str, str]) -> str:
     return ", ".join(value.replace("\\", "/").rsplit("/", 1)[-1] for value in base.values()) or "not named"
 
 
-def _interval(numbers: dict[str, Any], key: str) -> str:
+def _interval(numbers: dict[str, Any], key: str) -> list[float] | None:
     intervals = numbers.get("intervals")
-    pair = intervals.get(key) if isinstance(intervals, dict) else None
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(end, (int, float)) for end in pair):
-        return ""
-    return f"{pair[0]:.3f} to {pair[1]:.3f}"
+    return _pair(intervals.get(key) if isinstance(intervals, dict) else None)
+
+
+def _pair(value: Any) -> list[float] | None:
+    """Two numbers, as somebody's file may hold them."""
+    fits = isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
+    return value if fits else None
+
+
+def _span(pair: list[float] | None) -> str:
+    return f"{pair[0]:.3f} to {pair[1]:.3f}" if pair else ""
 
 
 def _checked(report: Report, eight_bit: Report | None, options: Options, pattern: str, versions: str) -> str:

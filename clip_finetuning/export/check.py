@@ -7,6 +7,7 @@ shape that a shop has go through the form's own preprocessing: what that changes
 
 import importlib.util
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class Report:
     pictures: float  # largest difference of embeddings of equal pixels
     captions: float  # the same of equal texts
     kinds: list[Kind]
+    own_kinds: Counter[str]  # {kind: pictures of the catalogue that are of it by themselves}
     misread: list[str]  # how captions are spoiled that the form's own tokenizer reads otherwise
     recall: tuple[float, float]  # Recall@10 of the original and of the folder, on the catalogue's pictures
     least: float  # least cosine of equal pixels and texts
@@ -81,6 +83,13 @@ class Report:
     def skewed(self) -> list[str]:
         """Kinds of pictures on which the form's own preprocessing is not the trained one."""
         return [kind.name for kind in self.kinds if kind.own is None or kind.own.least < SAME_COSINE]
+
+    @property
+    def made(self) -> str:
+        """Where the pictures of each kind come from, in a sentence."""
+        special = {kind: count for kind, count in self.own_kinds.items() if kind != kinds.PLAIN}
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(special.items())) or "none"
+        return f"Every kind is made of the catalogue's {sum(self.own_kinds.values())}; of such kinds by themselves: {found}."
 
 
 class Original:
@@ -165,7 +174,8 @@ def check(original: Original, loaded: Loaded, preprocess: Any, limit: float | No
     of_texts = max(float(np.abs(cleaned[how] - references[how]).max()) for how in words)
     cosines = np.concatenate([_cosines(equal, images), *(_cosines(cleaned[how], references[how]) for how in words)])
     _demand(difference, of_texts, cosines, limit, least)
-    found = [_kind(original, loaded, preprocess.prepare, *part) for part in _kinds(original)]
+    own_kinds = [kinds.kind_of(sample.picture) for sample in original.samples]
+    found = [_kind(original, loaded, preprocess.prepare, *part) for part in _kinds(original, own_kinds)]
     _demand_prepared(found, limit)
     recalls = (
         original.recall(original.images[kinds.CATALOGUE], original.text, everything),
@@ -173,7 +183,7 @@ def check(original: Original, loaded: Loaded, preprocess: Any, limit: float | No
     )
     uncleaned = {how: _texts(loaded, captions) for how, captions in spoiled.items()}
     misread = [how for how in spoiled if np.abs(uncleaned[how] - references[how]).max() > (limit or 1 - least)]
-    return Report(difference, of_texts, found, misread, recalls, float(cosines.min()))
+    return Report(difference, of_texts, found, Counter(own_kinds), misread, recalls, float(cosines.min()))
 
 
 def _demand(pictures: float, captions: float, cosines: np.ndarray, limit: float | None, least: float) -> None:
@@ -201,11 +211,10 @@ def _demand_prepared(found: list[Kind], limit: float | None) -> None:
             )
 
 
-def _kinds(original: Original) -> list[tuple[str, str, list[int]]]:
+def _kinds(original: Original, own: list[str]) -> list[tuple[str, str, list[int]]]:
     """[(name, shape, numbers of samples)]: all shapes, and of the catalogue's pictures each kind that is among them."""
-    own = [kinds.kind_of(sample.picture) for sample in original.samples]
     parts = [(kind, kind, list(range(len(own)))) for kind in original.shapes[0]]
-    special = sorted({kind for kind in own if kind != "plain"})
+    special = sorted({kind for kind in own if kind != kinds.PLAIN})
     for kind in special:
         parts.append((f"{kinds.CATALOGUE}, {kind}", kinds.CATALOGUE, [i for i, k in enumerate(own) if k == kind]))
     return parts

@@ -28,6 +28,7 @@ class Past(NamedTuple):
 
     base: str  # in words
     base_model: str | None  # its repository on Hugging Face
+    trained: bool  # it is a checkpoint's, not the base model itself
     recipe: dict[str, Any]
     data: list[str]  # sentences
     results: list[dict[str, Any]]  # of this model, as result files hold them
@@ -50,7 +51,16 @@ def gather(clip_model: ClipModel, path: str | None, checkpoint: dict[str, Any], 
     files = sorted(str(file) for file in Path(".").glob(RESULT_FILES)) if named is None else list(named)
     results, before, left_out = _results(files, clip_model, path, tag, vouched=named is not None)
     base, base_model = _base(clip_model.name, tag, bool(path) and "pretrained" not in checkpoint)
-    return Past(base, base_model, recipe, _data(settings.get("TRAIN_DATASET_PATTERN")), results, before, left_out)
+    return Past(
+        base,
+        base_model,
+        path is not None,
+        recipe,
+        _data(settings.get("TRAIN_DATASET_PATTERN")),
+        results,
+        before,
+        left_out,
+    )
 
 
 def _base(name: str, tag: str, unknown: bool) -> tuple[str, str | None]:

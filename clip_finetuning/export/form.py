@@ -59,8 +59,8 @@ class Form(Protocol):
 
     def load(self, folder: Path) -> Loaded: ...
 
-    def usage(self, clip_model: ClipModel, output: str, options: Options) -> str:
-        """The Python lines that embed a picture and a caption."""
+    def usage(self, name: str, options: Options) -> str:
+        """Ten lines of Python at most that embed a picture and a caption, with the folder of that name."""
         ...
 
 

@@ -166,20 +166,18 @@ class Sessions:
         return unit(self.text.run(None, {"tokens": self.preprocess.tokens(list(captions))})[0])
 
 
-def usage(clip_model: ClipModel, output: str, options: Options) -> str:
-    """The Python lines that embed a picture and a caption."""
+def usage(name: str, options: Options) -> str:
+    """Ten lines of Python at most that embed a picture and a caption, with the folder of that name."""
     product = "images @ texts.T"
     if not options.normalize:
-        product = "images @ texts.T / np.outer(np.linalg.norm(images, axis=1), np.linalg.norm(texts, axis=1))"
+        product += " / np.outer(np.linalg.norm(images, axis=1), np.linalg.norm(texts, axis=1))"
     numpy = "" if options.normalize else "import numpy as np\n"
     return f"""\
-import sys
-{numpy}import onnxruntime
-folder = {output!r}
+import sys, onnxruntime
+{numpy}folder = {name!r}  # where this folder lies
 sys.path.insert(0, folder)
 from preprocess import pixels, tokens
-image_tower = onnxruntime.InferenceSession(f"{{folder}}/image.onnx")
-text_tower = onnxruntime.InferenceSession(f"{{folder}}/text.onnx")
+image_tower, text_tower = (onnxruntime.InferenceSession(f"{{folder}}/{{tower}}.onnx") for tower in ("image", "text"))
 (images,) = image_tower.run(None, {{"pixels": pixels(["photo.jpg"])}})
 (texts,) = text_tower.run(None, {{"tokens": tokens(["red leather ankle boots"])}})
 print({product})

@@ -110,19 +110,17 @@ class LocalFolder:
         return unit(self.model.encode_text(self.tokenizer(list(captions))))
 
 
-def usage(clip_model: ClipModel, output: str, options: Options) -> str:
-    """The Python lines that embed a picture and a caption."""
+def usage(name: str, options: Options) -> str:
+    """Ten lines of Python at most that embed a picture and a caption, with the folder of that name."""
     return f"""\
 import sys, torch, open_clip
-from PIL import Image
-folder = {output!r}
+folder = {name!r}  # where this folder lies
 sys.path.insert(0, folder)
 from preprocess import prepare
 model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
 tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
-model.eval()
 with torch.inference_mode():
-    images = model.encode_image(torch.stack([preprocess(prepare("photo.jpg"))]), normalize=True)
+    images = model.eval().encode_image(preprocess(prepare("photo.jpg"))[None], normalize=True)
     texts = model.encode_text(tokenizer(["red leather ankle boots"]), normalize=True)
 print(images @ texts.T)
 """

@@ -33,7 +33,7 @@ STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-CATALOGUE = "the catalogue's"
+CATALOGUE, PLAIN = "the catalogue's", "plain"
 
 
 class Pictures(NamedTuple):
@@ -82,17 +82,19 @@ def _spread(index: TarIndex, count: int) -> Iterator[dict[str, Any]]:
 
 
 def kind_of(data: bytes) -> str:
-    """What is special about an encoded picture, in a word; `plain` for nothing."""
+    """What is special about an encoded picture, in a word; PLAIN for nothing. Of several things the first counts."""
     picture = Image.open(io.BytesIO(data))
     if picture.getexif().get(ORIENTATION, 1) in STORED:
         return "EXIF-turned"
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+    if picture.mode in ("LA", "La"):
+        return "transparent grey"
+    if picture.mode in ("RGBA", "PA", "RGBa") or "transparency" in picture.info:
         return "transparent"
     if getattr(picture, "n_frames", 1) > 1:
         return "animated"
     if picture.mode[0] in "IF":
         return "16-bit grey"
-    return {"L": "grey", "1": "grey", "CMYK": "CMYK"}.get(picture.mode, "plain")
+    return {"L": "grey", "1": "grey", "CMYK": "CMYK"}.get(picture.mode, PLAIN)
 
 
 def variants(data: bytes, number: int) -> dict[str, bytes]:
@@ -155,6 +157,7 @@ def _encoded(picture: Image.Image, file_format: str, **options: Any) -> bytes:
 MAKERS: dict[str, Callable[[Image.Image, int], bytes]] = {
     "transparent": lambda picture, number: _encoded(_cut_out(picture), "PNG"),
     "transparent palette": _palette,
+    "transparent grey": lambda picture, number: _encoded(_cut_out(picture).convert("LA"), "PNG"),
     "EXIF-turned": _turned,
     "grey": lambda picture, number: _encoded(picture.convert("L"), "JPEG", quality=95),
     "16-bit grey": _sixteen_bit,

@@ -70,12 +70,12 @@ class Encoder:
         return unit(self.model.encode(list(captions), show_progress_bar=False))
 
 
-def usage(clip_model: ClipModel, output: str, options: Options) -> str:
-    """The Python lines that embed a picture and a caption."""
+def usage(name: str, options: Options) -> str:
+    """Ten lines of Python at most that embed a picture and a caption, with the folder of that name."""
     return f"""\
 import sys
 from sentence_transformers import SentenceTransformer
-folder = {output!r}
+folder = {name!r}  # where this folder lies
 sys.path.insert(0, folder)
 from preprocess import prepare, clean
 model = SentenceTransformer(folder).float()

@@ -173,13 +173,12 @@ def _features(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def usage(clip_model: ClipModel, output: str, options: Options) -> str:
-    """The Python lines that embed a picture and a caption."""
+def usage(name: str, options: Options) -> str:
+    """Ten lines of Python at most that embed a picture and a caption, with the folder of that name."""
     return f"""\
 import sys, torch
-from PIL import Image
 from transformers import AutoModel, AutoProcessor
-folder = {output!r}
+folder = {name!r}  # where this folder lies
 sys.path.insert(0, folder)
 from preprocess import prepare, clean
 model, processor = AutoModel.from_pretrained(folder).float().eval(), AutoProcessor.from_pretrained(folder)

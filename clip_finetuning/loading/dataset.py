@@ -20,7 +20,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 from clip_finetuning.loading import named_fields
 from clip_finetuning.loading.failure import Failure, failures_as_values
 from clip_finetuning.loading.local import LocalBatches
-from clip_finetuning.loading.sample import Attributes, ShardSample, parse_sample, product_hash
+from clip_finetuning.loading.sample import (
+    LANGUAGES_DO_NOT_FIT,
+    Attributes,
+    ShardSample,
+    parse_sample,
+    product_hash,
+    wordings,
+)
 from clip_finetuning.loading.seeds import sample_seed
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.source import Group, Options, Source
@@ -50,6 +57,7 @@ class Batch(NamedTuple):
     image_names: list[str]
     attributes: list[Attributes]  # what each one's `.json` says, by name
     looks: list[Any]  # what `look` makes of each picture; empty where nobody asked for it
+    wordings: list[list[tuple[str, str]]]  # (caption, its language) of every wording of a sample, where asked for
     lost: list[Skipped]  # what turned out to be unusable on the way to this batch
     guessed: Sequence[Guessed] = ()  # what is in it although something had to be guessed
 
@@ -66,6 +74,7 @@ class Loaded(NamedTuple):
     sample: ShardSample
     caption: str  # the one that was drawn
     guessed: Guessed | None
+    wordings: list[tuple[str, str]]  # as in Batch
     look: Any = None  # what `Options.look` makes of its picture
 
 
@@ -170,16 +179,17 @@ class ClipDataset(IterableDataset):
     def _load(self, sample: Any, epoch: int) -> Loaded | Skipped:
         source = self.source
         try:
-            parsed = parse_sample(source.read(sample), self.options.fields)
+            raw = source.read(sample)
+            parsed = parse_sample(raw, self.options.fields)
             seed = sample_seed(self.options.seed, epoch, source.number(sample)) if self.train else 0
             image = self.transform(parsed.picture, seed)
         except (ValueError, OSError) as error:
             return Skipped(1, reason_of(error), source.name(sample), source.identity(sample))
-        guessed = None
-        if parsed.guess:
-            guessed = Guessed(1, parsed.guess, source.name(sample), source.identity(sample))
+        found, do_not_fit = wordings(raw, parsed, self.options.fields) if self.options.wordings else ([], False)
+        guess = parsed.guess or (LANGUAGES_DO_NOT_FIT if do_not_fit else None)
+        guessed = Guessed(1, guess, source.name(sample), source.identity(sample)) if guess else None
         look = self.options.look(parsed.picture) if self.options.look else None
-        return Loaded(image, parsed, parsed.captions[seed % len(parsed.captions)], guessed, look)
+        return Loaded(image, parsed, parsed.captions[seed % len(parsed.captions)], guessed, found, look)
 
     def _collate(
         self, images: torch.Tensor, rows: list[Loaded], skipped: list[Skipped], guessed: list[Guessed]
@@ -199,6 +209,7 @@ class ClipDataset(IterableDataset):
             image_names=[sample.image_name for sample in samples],
             attributes=[sample.attributes for sample in samples],
             looks=[row.look for row in rows] if self.options.look else [],
+            wordings=[row.wordings for row in rows] if self.options.wordings else [],
             lost=skipped,
             guessed=guessed + [row.guessed for row in rows if row.guessed],
         )

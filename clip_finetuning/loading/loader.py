@@ -180,15 +180,24 @@ def eval_loader(
     product_key: str | None = None,
     attributes: Sequence[str] = (),
     look: Callable[[bytes], Any] | None = None,
+    wordings: bool = False,
 ) -> Loader:
     """A Loader of every sample once, in order, with the first caption; ranks take consecutive parts.
 
     `max_samples` takes the first ones alone. `attributes` are fields of the `.json` files; none: those under `attributes`
-    there. `look` makes something more of each encoded picture, in the workers: `Batch.looks`.
+    there. `look` makes something more of each encoded picture, in the workers: `Batch.looks`. With `wordings`, batches
+    bring every caption of a sample too.
     """
     fields = Fields(caption_key, product_key, tuple(attributes))
     options = Options(
-        batch_size, train=False, rank=rank, world_size=world_size, max_samples=max_samples, fields=fields, look=look
+        batch_size,
+        train=False,
+        rank=rank,
+        world_size=world_size,
+        max_samples=max_samples,
+        fields=fields,
+        look=look,
+        wordings=wordings,
     )
     return Loader(ClipDataset(pattern, transform, tokenizer, options), num_workers)
 

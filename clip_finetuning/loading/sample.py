@@ -32,6 +32,7 @@ DAMAGED_JSON, DAMAGED_JSON_ALONE = (
 )
 NO_NAMED_CAPTION = "no text in the .json under CAPTION_KEY"
 NO_NAMED_PRODUCT = "no id in the .json under PRODUCT_KEY, so the product is told by its caption"
+LANGUAGES_DO_NOT_FIT = "languages that are not those of the captions, one each, which count as none"
 FURTHER_FILES = "several pictures or texts under its name, of which the first is used"
 FURTHER = "__further__"  # in a raw sample: it has such files
 
@@ -121,6 +122,17 @@ def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL, needs_caption: b
         attributes=attributes_of(fields, names.attributes),
         guess=guess or (FURTHER_FILES if raw.get(FURTHER) or sum(map(is_picture, raw)) > 1 else None),
     )
+
+
+def wordings(raw: Mapping[str, Any], sample: ShardSample, names: Fields = USUAL) -> tuple[list[tuple[str, str]], bool]:
+    """([(caption, its language)] of a sample, blank where nobody says; whether its `languages` do not fit its captions)."""
+    fields = record_of(raw.get("json"))
+    listed = value_at(fields, names.caption or "captions")
+    listed = listed if isinstance(listed, list) and listed else sample.captions[:1]
+    languages = fields.get("languages") or []
+    fits = isinstance(languages, list) and len(languages) in (0, len(listed))
+    by_line = {line: text_of(code) for text, code in zip(listed, languages) for line in _lines([text])} if fits else {}
+    return [(caption, by_line.get(caption, "")) for caption in sample.captions], not fits
 
 
 def value_at(fields: Mapping[str, Any], name: str) -> Any:

@@ -17,6 +17,7 @@ from braceexpand import UnbalancedBracesError, braceexpand  # pyright: ignore[re
 
 URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `C:\shards` is a local path
 LISTED = 5  # names that a message spells out
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 COMPARED = 100_000  # shards of a pattern that a file names
 
 
@@ -45,19 +46,26 @@ def in_common(pattern: str, other: str) -> list[str]:
     `other` may be what a file says, so it is compared and never searched for.
     """
     named, globs = set(), []
-    for part in other.split("::"):
-        try:
-            shards = list(itertools.islice(braceexpand(part.strip(), escape=False), COMPARED))
-        except UnbalancedBracesError:
-            shards = [part.strip()]
-        for shard in shards:
-            named.add(_identity(shard))
-            globs += [os.path.realpath(shard)] if glob.has_magic(shard) and not is_url(shard) else []
+    for shard in (shard for part in other.split("::") for shard in _named(part.strip())):
+        named.add(_identity(shard))
+        globs += [os.path.realpath(shard)] if glob.has_magic(shard) and not is_url(shard) else []
     return [
         shard
         for shard in expand_pattern(pattern)
         if _identity(shard) in named or any(fnmatch.fnmatch(os.path.realpath(shard), one) for one in globs)
     ]
+
+
+def _named(part: str) -> list[str]:
+    """The first of the shards that a file names by braces; a part of more than anybody has is one odd name."""
+    if part.count("{") > 8 or any(
+        max(map(len, ends)) > 9 or abs(int(ends[1]) - int(ends[0])) > COMPARED for ends in RANGE.findall(part)
+    ):
+        return [part]
+    try:
+        return list(itertools.islice(braceexpand(part, escape=False), COMPARED))
+    except UnbalancedBracesError:
+        return [part]
 
 
 def _identity(shard: str) -> object:

@@ -22,9 +22,8 @@ class Options:
     world_size: int = 1
     max_samples: int | None = None  # the first ones alone; in evaluation
     fields: Fields = USUAL  # where a `.json` has its caption, product and attributes
-    look: Callable[[bytes], Any] | None = (
-        None  # what else is to be known of each encoded picture, such as a fingerprint
-    )
+    look: Callable[[bytes], Any] | None = None  # what else is to be known of each encoded picture, as its fingerprint
+    wordings: bool = False  # whether batches bring every wording of a sample; in evaluation
 
 
 class Group(NamedTuple):

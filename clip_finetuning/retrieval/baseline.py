@@ -6,7 +6,7 @@ from typing import Any
 
 from clip_finetuning.retrieval import comparability
 from clip_finetuning.retrieval.embeddings import fingerprint_of
-from clip_finetuning.retrieval.names import VERSIONS
+from clip_finetuning.retrieval.names import DIRECTIONS_OF, OF_CATEGORIES, QUERIES_OF, VERSIONS
 from clip_finetuning.runtime.text import caption_numbers
 
 
@@ -48,5 +48,8 @@ def _is_part(baseline, products):
     lost = missing if skipped is None else sum(skipped.values())
     if not 0 < missing <= lost:
         return False
-    table = next(iter(baseline["protocols"].values()))["image_to_text"]["by_product"]
+    of_products = [name for name in baseline["protocols"] if QUERIES_OF.get(name) != OF_CATEGORIES]
+    if not of_products:
+        return False
+    table = baseline["protocols"][of_products[0]][DIRECTIONS_OF[of_products[0]][-1]]["by_product"]
     return all(products[product] >= queries for product, queries in zip(table["product"], table["queries"]))

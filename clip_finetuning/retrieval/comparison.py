@@ -12,7 +12,6 @@ import numpy as np
 
 from clip_finetuning.retrieval import intervals, names, power
 from clip_finetuning.retrieval.comparability import check
-from clip_finetuning.retrieval.comparability import comparable as comparable
 from clip_finetuning.retrieval.embeddings import texts
 from clip_finetuning.runtime.text import printable
 
@@ -33,7 +32,8 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
         for direction in names.DIRECTIONS_OF[name]:
             pair = [results["protocols"][name][direction] for results in (first, second)]
             lines += ["", heading(f"{name}, {names.title(direction)}"), *differences(*pair)]
-            if all(KEY in numbers["by_product"] for numbers in pair):
+            is_by_category = names.QUERIES_OF.get(name) == names.OF_CATEGORIES  # then there are no products to count
+            if all(KEY in numbers["by_product"] for numbers in pair) and not is_by_category:
                 lines += [*_effect(*pair), *_changed_categories(*pair)]
     lines += [*_zero_shot(first, second), *_retention(first, second)]
     return "\n".join(lines)
@@ -65,7 +65,9 @@ def verdict(low: float, high: float) -> str:
 
 
 def heading(what: str, a: str = "A", b: str = "B", change: str = "B - A") -> str:
-    """The line above `differences`."""
+    """The line above `differences`; what is wider than the labels stands above it."""
+    if len(what) > 26:
+        return f"{what}\n{heading('', a, b, change)}"
     return what.ljust(26) + f"{a:>8}{b:>8}{f'{change} [95 %]':>26}"
 
 

@@ -5,13 +5,15 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from clip_finetuning.pictures.near_duplicates import LOOK
+from clip_finetuning.retrieval.stored_rows import BLOCK_ROWS, StoredRows, in_blocks, unit
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import attribute_text, caption_numbers, printable, text_of
 
@@ -29,8 +31,8 @@ class Embeddings:
     Columns of text are arrays of Python's own strings: NumPy's would make every caption as wide as the longest.
     """
 
-    image_embeddings: np.ndarray  # (N, D) float32, unit length
-    text_embeddings: np.ndarray  # (M, D) float32, unit length
+    image_embeddings: np.ndarray | StoredRows  # (N, D) float32, unit length
+    text_embeddings: np.ndarray | StoredRows  # (M, D) float32, unit length
     image_product: np.ndarray  # (N,) product ids
     text_product: np.ndarray  # (M,)
     image_key: np.ndarray  # (N,) the samples' keys
@@ -107,21 +109,46 @@ def unlike_captions(embeddings: Embeddings) -> int:
     numbers, first = caption_numbers(embeddings.captions)
     rows = embeddings.text_embeddings
     repeated = np.flatnonzero(np.bincount(numbers)[numbers] > 1)
-    cosines = (rows[repeated] * rows[np.array(first)[numbers][repeated]]).sum(1)
-    return int((cosines < SAME_POINT).sum())
+    stand_for = np.array(first)[numbers]
+    parts = (repeated[start : start + BLOCK_ROWS] for start in range(0, len(repeated), BLOCK_ROWS))
+    return sum(int(((rows[part] * rows[stand_for[part]]).sum(1) < SAME_POINT).sum()) for part in parts)
 
 
 # -------------------------------------------------------------------------------------------------- the file
 
 
-def save(path: str | os.PathLike, embeddings: Embeddings) -> None:
-    """Write the arrays of `Embeddings` to a `.npz` file; its columns of text are `packed`, `json_columns` says which."""
+def save(path: str | os.PathLike, embeddings: Embeddings, more: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write the arrays of `Embeddings`, and `more`, to a `.npz` file; its columns of text are `packed`, as `json_columns` says.
+
+    To a path that ends in a slash, or is a folder: each to a `.npy` file of its name there, which `load` need not hold in memory.
+    """
     arrays = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     columns = [name for name in (*TEXTS, ATTRIBUTES) if name in arrays]
-    arrays |= {name: packed(arrays[name]) for name in columns}
+    arrays |= {name: packed(arrays[name]) for name in columns} | (more or {}) | {"json_columns": np.array(columns)}
+    if is_folder(path):
+        for name, array in arrays.items():
+            with atomic_write(Path(path) / f"{name}.npy") as temporary:
+                _save_rows(temporary, array)
+        return
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, json_columns=np.array(columns))
+        np.savez(file, **{name: array[:] for name, array in arrays.items()})
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether embeddings of this path are a folder of `.npy` files."""
+    return str(path).endswith(("/", os.sep)) or Path(path).is_dir()
+
+
+def _save_rows(path, array):
+    if array.ndim < 2:
+        with open(path, "wb") as file:
+            np.save(file, array)
+        return
+    written = np.lib.format.open_memmap(path, "w+", array.dtype, array.shape)
+    for first, rows in in_blocks(array):
+        written[first : first + len(rows)] = rows
+    written.flush()
 
 
 def packed(column: np.ndarray) -> np.ndarray:
@@ -132,9 +159,18 @@ def packed(column: np.ndarray) -> np.ndarray:
     return np.frombuffer(json.dumps(column.tolist()).encode(), dtype=np.uint8)
 
 
+def unpacked(column: np.ndarray) -> np.ndarray:
+    """The strings of a `packed` column."""
+    return texts(map(str, json.loads(column.tobytes())))
+
+
 def load(path: str | os.PathLike) -> Embeddings:
-    """Embeddings from a `.npz` file. Raises FileNotFoundError, or ValueError naming the array that is missing or wrong."""
+    """Embeddings from a `.npz` file, or from a folder of `.npy` files, whose embeddings stay there.
+
+    Raises FileNotFoundError, or ValueError naming the array that is missing or wrong.
+    """
     arrays = _read(path)
+    as_rows = StoredRows if is_folder(path) else unit
     _check_shapes(path, arrays)
     images, count = len(arrays["image_embeddings"]), len(arrays["text_embeddings"])
     captions = [f"text {n}" for n in range(count)]
@@ -143,8 +179,8 @@ def load(path: str | os.PathLike) -> Embeddings:
     image_products, text_products = _products(path, arrays, captions)
     blank = np.full(images, "")
     return Embeddings(
-        image_embeddings=_unit(arrays["image_embeddings"]),
-        text_embeddings=_unit(arrays["text_embeddings"]),
+        image_embeddings=as_rows(arrays["image_embeddings"]),
+        text_embeddings=as_rows(arrays["text_embeddings"]),
         image_product=texts(image_products),
         text_product=texts(text_products),
         image_key=texts(map(str, _strings(arrays.get("image_key", np.arange(images))))),
@@ -158,22 +194,52 @@ def load(path: str | os.PathLike) -> Embeddings:
 
 
 def _read(path):
-    """{name: array} of the file, columns of text unpacked."""
-    if not Path(path).is_file():
+    """{name: array} of the file or folder, columns of text unpacked."""
+    files = sorted(Path(path).glob("*.npy")) if is_folder(path) else []
+    if not (files or (not is_folder(path) and Path(path).is_file())):
         raise FileNotFoundError(f"embeddings file {path} does not exist; write one with --save-embeddings")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        if files:
+            arrays = {file.stem: _array(path, file.stem, partial(_mapped, file)) for file in files}
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: _array(path, name, partial(file.__getitem__, name)) for name in file}
         for name in {*arrays.pop("json_columns", np.array([])).tolist()} & {*TEXTS, ATTRIBUTES} & {*arrays}:
-            values = json.loads(arrays[name].tobytes())
-            arrays[name] = texts(values if name == ATTRIBUTES else map(str, values))
+            arrays[name] = texts(json.loads(arrays[name].tobytes())) if name == ATTRIBUTES else unpacked(arrays[name])
+    except ObjectArray:
+        raise
     except Exception as error:  # zip, npy and JSON errors have no common class
-        raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
+        kind = "folder of .npy files" if files else ".npz file"
+        raise ValueError(f"{path} is no {kind} of plain arrays: {error}") from error
     wanted = ("image_embeddings", "text_embeddings", "image_product", "text_product")
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; an embeddings file needs {', '.join(wanted)}")
     return arrays
+
+
+class ObjectArray(ValueError):
+    """An array of Python objects, which only pickle reads."""
+
+
+def _array(path, name, read):
+    """An array as `read()` gives it. Raises ObjectArray."""
+    try:
+        return read()
+    except ValueError as error:
+        if "pickle" not in str(error) and "Python objects" not in str(error):
+            raise
+    how = "dtype=numpy.float32" if name.endswith("embeddings") else "dtype=str, or a dtype of whole numbers"
+    raise ObjectArray(
+        f"{path}: {name} is an array of Python objects, which is not read, since that could run code; "
+        f"write it with numpy.array(..., {how})"
+    )
+
+
+def _mapped(file):
+    # A copy on writing, of which there is none: torch warns of arrays that may not be written.
+    array = np.load(file, mmap_mode="c", allow_pickle=False)
+    return array if array.ndim == 2 else np.array(array)
 
 
 def _strings(array):
@@ -236,11 +302,8 @@ def _check_shapes(path, arrays):
             raise ValueError(
                 f"{path}: {name} is {array.dtype} {array.shape}; it must be real numbers (rows, dimensions)"
             )
-        broken = np.flatnonzero(~np.isfinite(array).all(1)) if wanted == 2 else np.array([])
-        if len(broken):
-            raise ValueError(
-                f"{path}: {len(broken)} rows of {name} hold NaN or infinity, first of all row {broken[0]}; leave them out"
-            )
+        if wanted == 2:
+            _check_finite(path, name, array)
     looks = arrays.get("looks")
     if looks is not None and (looks.dtype != np.uint8 or looks.shape[1] != LOOK):
         raise ValueError(f"{path}: looks is {looks.dtype} {looks.shape}; it must be uint8 (images, {LOOK})")
@@ -250,7 +313,11 @@ def _check_shapes(path, arrays):
         raise ValueError(f"{path}: image_text must be whole numbers of texts, from 0")
 
 
-def _unit(rows):
-    """Rows of unit length, so that anybody's embeddings are compared by cosine."""
-    rows = rows.astype(np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+def _check_finite(path, name, array):
+    broken = np.concatenate(
+        [first + np.flatnonzero(~np.isfinite(rows).all(1)) for first, rows in in_blocks(array)] or [[]]
+    )
+    if len(broken):
+        raise ValueError(
+            f"{path}: {len(broken)} rows of {name} hold NaN or infinity, first of all row {broken[0]:.0f}; leave them out"
+        )

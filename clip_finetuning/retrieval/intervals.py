@@ -3,12 +3,15 @@
 What is drawn, or counted, are products, not queries: the views of one product stand or fall together.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 RESAMPLES = 1000  # of a bootstrap
 Z = 1.959964  # 95 % of a normal distribution lie within
+MEDIANS_TRIED = 64  # values among which the medians of resamples are looked for at a time
+DRAWN_BYTES = 100 * 2**20  # of a bootstrap's draws that are kept from the mean to the median
 FLIP_STEPS = 60  # how finely `change_p_value` tells gains apart: products have 1 to 6 views
 
 
@@ -110,19 +113,52 @@ def bootstrap(
 def bootstrap_median(
     values: np.ndarray, products: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[float]:
-    """95 % interval of the median of per-query values, products drawn with replacement -> [low, high]."""
+    """95 % interval of the median of per-query values, products drawn with replacement -> [low, high].
+
+    The median of a resample is the first value up to which lies half of it: looked for among some values at a time, of
+    which one product of matrices says for all resamples how much lies up to each.
+    """
     unique, codes = np.unique(products, return_inverse=True)
-    order = np.argsort(values, kind="stable")
-    ordered, codes = values[order], codes[order]
-    medians = []
-    for weights in _weights(len(unique), seed, resamples, chunk=20):
-        running = np.cumsum(weights[:, codes], axis=1)  # (chunk, Q)
-        medians += [ordered[np.searchsorted(row, row[-1] / 2)] for row in running]
-    return [float(value) for value in np.percentile(medians, [2.5, 97.5])]
+    distinct, place = np.unique(values, return_inverse=True)
+    medians = [
+        distinct[_median_places(weights, codes, place, len(distinct))]
+        for weights in _weights(len(unique), seed, resamples)
+    ]
+    return [float(value) for value in np.percentile(np.concatenate(medians), [2.5, 97.5])]
+
+
+def _median_places(weights, codes, place, count):
+    """(chunk,) places, among `count` ascending values, of the medians of resamples (chunk, P): codes and place (Q,)."""
+    half = (weights @ np.bincount(codes, minlength=weights.shape[1]).astype(np.float32)) / 2
+    first, last = 0, count - 1  # where the medians of all of them lie
+    while True:
+        tried = np.unique(np.linspace(first, last, min(MEDIANS_TRIED, last - first + 1)).astype(np.int64))
+        step = np.searchsorted(tried, place)  # the first one tried that is not below each value
+        cells = np.bincount(codes * (len(tried) + 1) + step, minlength=weights.shape[1] * (len(tried) + 1))
+        up_to = np.cumsum(cells.reshape(-1, len(tried) + 1)[:, :-1], axis=1).astype(np.float32)  # (P, tried)
+        found = (weights @ up_to < half[:, None]).sum(1)  # whole numbers and halves: float32 is exact
+        if len(tried) == last - first + 1:
+            return tried[found]
+        first, last = tried[max(found.min() - 1, 0)], tried[found.max()]
 
 
 def _weights(count: int, seed: int, resamples: int, chunk: int = 100) -> Iterator[np.ndarray]:
-    """How often each of `count` products is drawn, in chunks of (chunk, count)."""
+    """How often each of `count` products is drawn, in chunks of (chunk, count) float32."""
+    if resamples * count > DRAWN_BYTES:
+        yield from _draw(count, seed, resamples, chunk)
+        return
+    drawn = _drawn(count, seed, resamples)
+    for start in range(0, resamples, chunk):
+        yield drawn[start : start + chunk].astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn(count, seed, resamples):
+    """All draws in a byte each, since mean and median have the same; nothing is drawn 256 times."""
+    return np.concatenate([part.astype(np.uint8) for part in _draw(count, seed, resamples, 100)])
+
+
+def _draw(count, seed, resamples, chunk):
     random = np.random.Generator(np.random.PCG64(seed))
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)

@@ -1,4 +1,4 @@
-"""What is queried against what: the four protocols, each from embeddings to numbers with intervals.
+"""What is queried against what: the protocols, each from embeddings to numbers with intervals.
 
 product     every distinct caption against all images, every image against the distinct captions; any item of the
             same product is a hit
@@ -6,20 +6,29 @@ pair        every sample's caption against every sample's image, one to one
 one_view    the first image of each product and its caption, one to one
 sampled101  one positive among 100 negatives of the same subcategory, other products; frozen candidate lists
 
+Those of `between_images` ask with pictures for pictures, those of `query_texts` as `product` does, with other texts than
+the captions.
+
 The same caption (`text.same_caption_key`) is never a negative. In `pair`, where it is the sample alone that counts,
 samples with the same caption share their expected rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from clip_finetuning.retrieval import metrics, sampled101, summary
+from clip_finetuning.retrieval import between_images, hubness, metrics, query_texts, ranking, sampled101, summary
+from clip_finetuning.retrieval import graded as gains
 from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.names import DIRECTIONS
-from clip_finetuning.retrieval.truth import Truth, by_truth, entry, marked_tasks
+from clip_finetuning.retrieval.names import BETWEEN_IMAGES, DIRECTIONS, DIRECTIONS_OF, QUERIES_OF
+from clip_finetuning.retrieval.pairs import pair_truths
+from clip_finetuning.retrieval.stored_rows import selected
+from clip_finetuning.retrieval.tiles import Rows
+from clip_finetuning.retrieval.truth import Truth, alike_texts, by_truth, by_truth_of_pairs, entry, marked_tasks
+from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import caption_numbers
 
 
@@ -27,8 +36,8 @@ from clip_finetuning.runtime.text import caption_numbers
 class Task:
     """Queries and gallery of one protocol in one direction."""
 
-    queries: np.ndarray  # (Q, D)
-    gallery: np.ndarray  # (G, D)
+    queries: Rows  # (Q, D)
+    gallery: Rows  # (G, D)
     positives: metrics.Positives
     query_products: np.ndarray  # (Q,) product ids
     query_categories: np.ndarray  # (Q,)
@@ -42,26 +51,79 @@ def evaluate(
     ks: Sequence[int],
     seed: int = 0,
     candidates: sampled101.Candidates | None = None,
+    *,
     truth: Truth | None = None,
+    queries: Mapping[str, query_texts.QueryTexts] | None = None,
+    hubs: bool = False,
+    device: torch.device | None = None,
+    shared: bool = False,
 ) -> dict[str, Any]:
-    """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}."""
+    """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}.
+
+    `queries` holds the texts of those that do not ask the captions; with `hubs`, `product` has its hubness. `shared`: all
+    processes of a run call this, and each ranks its part of the queries; rank 0 alone has the numbers, the others {}.
+    Raises NothingToAsk for what the data cannot be asked.
+    """
+    where = {"device": device, "shared": shared}
+    if protocol in BETWEEN_IMAGES:
+        return between_images.evaluate(embeddings, protocol, ks, seed, **where)
+    if protocol in QUERIES_OF:
+        return _evaluate_queries(embeddings, protocol, ks, seed, queries or {}, where)
     if protocol == "sampled101":
-        return sampled101.evaluate(embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed))
+        return sampled101.evaluate(
+            embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed), shared
+        )
     if protocol == "pair":
-        return _evaluate_pairs(embeddings, ks, seed)
-    result: dict[str, Any] = {"protocol": describe(embeddings, protocol)}
+        return _evaluate_pairs(embeddings, ks, seed, truth, where)
+    described = {"protocol": describe(embeddings, protocol)}
+    if truth and truth.judged:
+        described["protocol"] += f"; {truth.judged.sentence()}"
+    numbers = _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs and protocol == "product", truth)
+    return numbers and described | numbers
+
+
+def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=None):
+    """{direction: numbers} of a protocol that has `tasks`, and its `truth` where others than the strict one are wanted."""
     asked, alike, counts = marked_tasks(truth, tasks(embeddings, protocol))
+    top = hubness.FIRST if hubs else 0
+    ranked = {
+        way: ranking.rank_positives(task.queries, task.gallery, task.positives, alike=alike[way], top=top, **where)
+        for way, task in asked.items()
+    }
+    if where["shared"] and distributed.rank() > 0:
+        return {}
+    graded = _gains(embeddings, asked) if truth else dict.fromkeys(asked)
+    result: dict[str, Any] = {}
     numbers = {}
     for direction, task in asked.items():
-        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, alike=alike[direction])
-        chance = {f"recall@{k}": metrics.chance_recall(task.positives, len(task.gallery), k) for k in ks}
+        ranks = ranked[direction]
+        chance = metrics.chance(task.positives, len(task.gallery), ks)
         result[direction] = summary.of_ranks(ranks, task.query_products, task.query_categories, ks, seed)
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
+        if hubs:
+            result[direction]["hubness"] = hubness.of_lists(ranks.top_items, embeddings, direction)
+        if graded[direction]:
+            _add_graded(result[direction], task, ranks, graded[direction], ks)
         if alike[direction] is not None:
             numbers[direction] = by_truth(ranks, truth, task.query_products, ks)
-    if truth and truth.judged:
-        result["protocol"] += f"; {truth.judged.sentence()}"
     return result | ({"truth": entry(truth, numbers, counts)} if numbers else {})
+
+
+def _gains(e, asked):
+    """{direction: what gains how much by its attributes, or None}."""
+    forward = asked["text_to_image"]
+    found = gains.gains(e, forward.positives, forward.gallery_items)
+    back = gains.turned(found, len(forward.gallery_items)) if found else None
+    return {"text_to_image": found, "image_to_text": back}
+
+
+def _add_graded(result, task, ranks, found, ks):
+    """Enter graded nDCG@k of a direction, over the queries that have a positive."""
+    pairs, share = found
+    again = metrics.rank_positives(task.queries, task.gallery, pairs, grades=share)
+    values, ends = gains.numbers(again, share, ranks.best != metrics.NEVER, task.query_products, ks)
+    result |= values
+    result["intervals"] |= ends
 
 
 def describe(embeddings: Embeddings, protocol: str) -> str:
@@ -80,12 +142,12 @@ def describe(embeddings: Embeddings, protocol: str) -> str:
 def tasks(embeddings: Embeddings, protocol: str) -> dict[str, Task]:
     """{direction: Task} of a protocol in which products, or captions, are groups of positives."""
     e = embeddings
-    if protocol == "product":
+    if protocol != "one_view":
         # A caption that several products share is one text, and a positive of all their images.
         text_of, texts = map(np.array, caption_numbers(e.captions))
         _, codes = np.unique(np.concatenate([e.text_product, e.image_product]), return_inverse=True)
-        pairs = metrics.by_group(codes[: len(text_of)], codes[len(text_of) :])
-        positives = metrics.from_pairs(np.repeat(text_of, np.diff(pairs.offsets)), pairs.items, len(texts))
+        same = metrics.by_group(codes[: len(text_of)], codes[len(text_of) :])
+        positives = metrics.from_pairs(np.repeat(text_of, np.diff(same.offsets)), same.items, len(texts))
         images = np.arange(len(e.image_key))
         text_category = e.category[np.array([_first(positives, q) for q in range(len(texts))], dtype=np.int64)]
     else:
@@ -93,12 +155,28 @@ def tasks(embeddings: Embeddings, protocol: str) -> dict[str, Task]:
         texts = e.image_text[images]
         text_of = np.array(caption_numbers(e.captions[texts])[0])
         positives, text_category = metrics.by_group(text_of, text_of), e.category[images]
-    image_rows, text_rows = e.image_embeddings[images], e.text_embeddings[texts]
+    image_rows, text_rows = selected(e.image_embeddings, images), selected(e.text_embeddings, texts)
     back = metrics.transposed(positives, len(images))
-    return {
+    both = {
         "text_to_image": Task(text_rows, image_rows, positives, e.text_product[texts], text_category, texts, images),
         "image_to_text": Task(image_rows, text_rows, back, e.image_product[images], e.category[images], images, texts),
     }
+    return {direction: both[direction] for direction in DIRECTIONS_OF[protocol]}
+
+
+def _evaluate_queries(embeddings, protocol, ks, seed, queries, where):
+    """A protocol whose texts are not the captions; where these have languages, each language against its own texts."""
+    asked = query_texts.asked(embeddings, protocol, queries)
+    mine = queries[QUERIES_OF[protocol]]
+    result: dict[str, Any] = {"protocol": query_texts.describe(protocol, asked, mine.note)}
+    result |= _evaluate_tasks(asked, protocol, ks, seed, where)
+    languages = query_texts.by_language(mine)
+    if languages:
+        result["languages"] = {
+            language: _evaluate_tasks(query_texts.with_texts(embeddings, part), protocol, ks, seed, where)
+            for language, part in languages.items()
+        }
+    return {} if where["shared"] and distributed.rank() > 0 else result
 
 
 def _first(positives, query):
@@ -106,11 +184,15 @@ def _first(positives, query):
     return next(iter(positives.of(query)), 0)
 
 
-def _evaluate_pairs(e, ks, seed):
+def _evaluate_pairs(e, ks, seed, truth, where):
     """`pair`: each sample alone is its own hit, and samples that share a text share their rank."""
     numbers, texts = map(np.array, caption_numbers(e.captions))
     used, text_of = np.unique(numbers[e.image_text], return_inverse=True)  # the gallery has the samples' texts alone
-    values = metrics.pair_values(e.image_embeddings, e.text_embeddings[texts[used]], text_of, ks)
+    alike, pairs = alike_texts(truth, e, texts[used])
+    text_rows = selected(e.text_embeddings, texts[used])
+    found = pair_truths(e.image_embeddings, text_rows, text_of, ks, alike, **where)
+    if where["shared"] and distributed.rank() > 0:
+        return {}
     images, shared = len(text_of), int((np.bincount(text_of)[text_of] > 1).sum())
     result = {
         "protocol": f"each of {images:,} captions against {images:,} images, one to one; only the sample itself is a hit; "
@@ -119,6 +201,8 @@ def _evaluate_pairs(e, ks, seed):
     }
     products = {"text_to_image": e.text_product[e.image_text], "image_to_text": e.image_product}
     for direction in DIRECTIONS:
-        result[direction] = summary.of_values(values[direction], products[direction], e.category, seed)
-        result[direction] |= {"chance": {f"recall@{k}": min(1.0, k / images) for k in ks}, "gallery": images}
+        result[direction] = summary.of_values(found[direction]["strict"], products[direction], e.category, seed)
+        result[direction] |= {"chance": metrics.chance(metrics.one_to_one(images), images, ks), "gallery": images}
+    if truth and alike is not None:
+        result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), pairs)
     return result

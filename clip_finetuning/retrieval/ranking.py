@@ -4,15 +4,20 @@ Equal scores count against the model: a positive that ties with negatives comes 
 everything to one point scores 0. How many tie is kept beside, for what is expected of a random order.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from clip_finetuning.retrieval.positives import Positives, joined, offsets_of, without
 from clip_finetuning.retrieval.tiles import Held, Product, Rows, Shape, Source, Streamed, Thresholds, blocks, shape_for
+from clip_finetuning.runtime import device as devices
+from clip_finetuning.runtime import distributed
+from clip_finetuning.runtime.out_of_memory import is_out_of_memory
 
+Part = TypeVar("Part")
 NEVER = np.iinfo(np.int64).max  # the rank of a query that has no positive in the gallery
 
 
@@ -43,37 +48,41 @@ def rank_positives(
     positives: Positives,
     *,
     alike: Positives | None = None,
+    absent: Positives | None = None,
     grades: np.ndarray | None = None,
     top: int = 0,
     device: torch.device | None = None,
     shape: Shape | None = None,
+    shared: bool = False,
 ) -> Ranks:
     """Rank the whole gallery for every query -> Ranks.
 
     queries (Q, D) and gallery (G, D): arrays or tensors of any float type, computed in float32; the score is their dot
-    product. `alike`: for each query the gallery items that are no positives but could as well be. `grades`, one for
+    product. `alike`: for each query the gallery items that are no positives but could as well be; `absent`: those
+    that its gallery lacks, such as the query itself, no positives either; `top` counts them all the same. `grades`, one for
     each of `positives.items`: of equal scores, the lower grade comes first. `top`: how many of each query's best items
-    are wanted too. Raises ValueError for embeddings that are not finite.
+    are wanted too. `device` multiplies, a CPU where none is named. `shared`: all processes of the run call this with the
+    same arguments, each ranks its part of the queries, and all have the result. Raises ValueError for embeddings that are
+    not finite.
     """
-    parts = [
-        _ranks_of(block, *mine, min(top, len(gallery)))
-        for block, *mine in asked(queries, gallery, positives, alike, grades, device=device, shape=shape)
-    ]
-    return concatenated(parts)
+    work = partial(_ranks_of, top=min(top, len(gallery)))
+    options = {"device": device, "shape": shape, "shared": shared}
+    return concatenated(ask(work, queries, gallery, positives, alike, grades, absent, **options))
 
 
-def _ranks_of(block, positives, alike, grades, top):
+def _ranks_of(block, positives, alike, grades, absent, top):
     """The ranks of a block of queries."""
     query, own = positives.queries(), block.scores(positives)
     order = np.lexsort((np.zeros(len(own)) if grades is None else grades, -own, query))
     own = own[order]
-    asked = np.flatnonzero(np.diff(positives.offsets))  # the queries with positives
-    first = positives.offsets[asked]  # where each one's best positive stands
+    answerable = np.flatnonzero(np.diff(positives.offsets))  # the queries with positives
+    first = positives.offsets[answerable]  # where each one's best positive stands
     more = above_all(own[first])
-    wanted = [(query, own), (asked, more)]
+    wanted = [(query, own), (answerable, more)]
+    left_out = positives if absent is None else joined(positives, absent)
     other = {}
     if alike is None:
-        (ahead, above), best = counted(block, wanted, positives, top=top)
+        (ahead, above), best = counted(block, wanted, left_out, top=top)
     else:
         scores, alike_query = block.scores(alike), alike.queries()
         reached = np.full(
@@ -81,13 +90,13 @@ def _ranks_of(block, positives, alike, grades, top):
         )  # the best score of positives and alike items
         np.maximum.at(reached, np.concatenate([query, alike_query]), np.concatenate([own, scores]))
         wanted.append((np.arange(len(reached)), reached))
-        (ahead, above, tolerant), best = counted(block, wanted, joined(positives, alike), top=top)
+        (ahead, above, tolerant), best = counted(block, wanted, joined(left_out, alike), top=top)
         other = {
             "best_tolerant": np.where(reached > -np.inf, tolerant + 1, NEVER),
-            "best_without": _spread(ahead[first] + 1, asked, len(reached), NEVER),
+            "best_without": _spread(ahead[first] + 1, answerable, len(reached), NEVER),
         }
-        ahead += _at_least(alike_query, scores, query, own)
-        above += _at_least(alike_query, scores, asked, more)
+        ahead += at_least(alike_query, scores, query, own)
+        above += at_least(alike_query, scores, answerable, more)
     if top:
         other |= {"top_items": best[0], "top_scores": best[1]}
     return _ranks(positives.offsets, order, own, ahead, above, other)
@@ -114,28 +123,53 @@ def _ranks(offsets, order, own, ahead, above, other):
     )
 
 
-def asked(
+def ask(
+    work: Callable[..., Part],
     queries: Rows,
     gallery: Rows,
     positives: Positives,
     alike: Positives | None = None,
     grades: np.ndarray | None = None,
+    absent: Positives | None = None,
     *,
     device: torch.device | None = None,
     shape: Shape | None = None,
-) -> Iterator[tuple[Held | Streamed, Positives, Positives | None, np.ndarray | None]]:
-    """The blocks in which all queries are asked, each with its part of the other arguments."""
+    shared: bool = False,
+) -> list[Part]:
+    """[work(block, its part of positives, alike, grades and absent)] of all queries in blocks, in their order.
+
+    A block that the device has no room for is made smaller. Each process asks a part of the queries, if it is `shared`.
+    """
     device = device or torch.device("cpu")
-    spared = None if alike is None else without(alike, positives, len(gallery))
+    known = positives if absent is None else joined(positives, absent)
+    spared = None if alike is None else without(alike, known, len(gallery))
     sources = Source(queries, "query", device), Source(gallery, "gallery", device)
-    for block in blocks(*sources, shape or shape_for(len(gallery))):
-        mine = slice(positives.offsets[block.first], positives.offsets[block.last])
-        yield (
-            block,
-            positives.window(block.first, block.last),
-            None if spared is None else spared.window(block.first, block.last),
-            None if grades is None else grades[mine],
-        )
+    shape = shape or shape_for(sources[1])
+
+    def parts(shape):
+        for block in blocks(*sources, shape, *(distributed.part_of(len(queries)) if shared else (0, len(queries)))):
+            ends = block.first, block.last
+            mine = slice(*positives.offsets[[*ends]])
+            yield work(
+                block,
+                positives.window(*ends),
+                None if spared is None else spared.window(*ends),
+                None if grades is None else grades[mine],
+                None if absent is None else absent.window(*ends),
+            )
+
+    with devices.whole_float32():
+        while True:
+            try:
+                found = list(parts(shape))
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or shape == (1, 1):
+                    raise
+            # Here, not in the handler, whose traceback would hold what the failed attempt has computed.
+            devices.empty_cache(device)
+            shape = Shape(max(1, shape.rows // 2), max(1, shape.columns // 2 if shape.rows == 1 else shape.columns))
+    return [part for parts in distributed.gather_objects(found) for part in parts] if shared else found
 
 
 def counted(
@@ -161,7 +195,7 @@ def above_all(scores: np.ndarray) -> np.ndarray:
     return np.nextafter(scores, np.float32(np.inf))
 
 
-def _at_least(item_query, item_scores, query, thresholds):
+def at_least(item_query, item_scores, query, thresholds):
     """How many of the items of a query, which ascends, score at least as much as each threshold of it."""
     is_item = np.repeat([True, False], [len(item_query), len(query)])
     order = np.lexsort((~is_item, -np.concatenate([item_scores, thresholds]), np.concatenate([item_query, query])))

@@ -1,6 +1,7 @@
 """The result file: written whole, and read, whoever wrote it, with all that is counted, shown or compared checked."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -11,7 +12,11 @@ from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, PROTOCOLS
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
 
-SHOWN = re.compile(r"recall@[1-9]\d*|median_rank|mrr|map")  # the numbers of a direction that tables and pages show
+SHOWN = re.compile(
+    r"(recall|expected_recall|ndcg|graded_ndcg)@[1-9]\d*|median_rank|mrr|map|map_at_r|r_precision"
+)  # the numbers of a direction that tables and pages show
+
+RECALL = re.compile(r"recall@[1-9]\d*")
 
 
 def write(path: str | os.PathLike, results: dict[str, Any]) -> None:
@@ -44,11 +49,11 @@ def check_results(results: Any) -> None:
     for name in ("rules", "num_samples"):
         if type(results.get(name, 1)) is not int:
             raise ValueError(f"{name!r} must be a whole number")
-    _check_examples(results.get("examples", {}))
     _check_protocols(results["protocols"])
     if "zero_shot" in results:
         _check_zero_shot(results["zero_shot"])
     _check_judgements(results.get("judgements", {"fingerprint": "", "sentence": ""}))
+    _check_examples(results.get("examples", {}))
     if results.get("retention") is not None:
         _check_retention(results["retention"])
 
@@ -61,9 +66,20 @@ def _check_protocols(protocols):
             if not isinstance(protocol, dict) or not isinstance(protocol.get(way), dict):
                 raise ValueError(f"{name} lacks {way!r}")
             _check_direction(protocol[way], f"{name}, {way}")
+        _check_languages(protocol.get("languages", {}), name)
         if type(protocol.get("version", 1)) is not int or not isinstance(protocol.get("cite", ""), str):
             raise ValueError(f"{name}: 'version' must be a whole number and 'cite' a text")
         _check_truth(protocol.get("truth", {"pairs": {}, "sentence": ""}), name)
+
+
+def _check_languages(languages, name):
+    if not isinstance(languages, dict):
+        raise ValueError(f"{name}: 'languages' must be an object")
+    for language, directions in languages.items():
+        for way in DIRECTIONS_OF[name]:
+            if not isinstance(directions, dict) or not isinstance(directions.get(way), dict):
+                raise ValueError(f"{name}, languages, {language!r} lacks {way!r}")
+            _check_direction(directions[way], f"{name}, languages, {language!r}, {way}")
 
 
 def _check_retention(results):
@@ -88,7 +104,7 @@ def _check_retention(results):
         if not _is_interval(row.get("interval")) or row.get("verdict") not in ("better", "worse", "unclear"):
             raise ValueError("retention: each recall of 'change' must hold an 'interval' and a 'verdict'")
     if any(
-        way not in DIRECTIONS_OF[results["protocol"]] or any(not SHOWN.fullmatch(key) for key in keys)
+        way not in DIRECTIONS_OF[results["protocol"]] or any(not RECALL.fullmatch(key) for key in keys)
         for way, keys in change.items()
     ):
         raise ValueError("retention: 'change' must be by direction and recall")
@@ -157,13 +173,16 @@ def _check_truth(truth, name):
 
 def _check_direction(numbers, where):
     _check_numbers(numbers, where)
+    hubness = numbers.get("hubness", {})
+    if not isinstance(hubness, dict) or not all(map(_is_number, hubness.values())):
+        raise ValueError(f"{where}: 'hubness' must hold numbers")
     categories = numbers.get("categories", {})
     for category in categories.values() if isinstance(categories, dict) else [None]:
         _check_numbers(category, f"{where}, categories")
     table = numbers.get("by_product")
     _check_table(table, where)
     for column in recalls(table):
-        if not SHOWN.fullmatch(column):
+        if not RECALL.fullmatch(column):
             raise ValueError(f"{where}: {column!r} of by_product is no recall")
         if column not in numbers:
             raise ValueError(f"{where} lacks {column!r}, which its by_product has")
@@ -175,12 +194,12 @@ def _check_table(table, where):
     for column in ("product", "category", "queries"):
         kind = int if column == "queries" else str
         values = table.get(column)
-        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        if not isinstance(values, list) or set(map(type, values)) - {kind}:
             raise ValueError(f"{where}: {column!r} of by_product must be a list of {kind.__name__}")
     if min(table["queries"], default=0) < 1:
         raise ValueError(f"{where}: 'queries' of by_product must be whole numbers >= 1, and some")
     for column, values in table.items():
-        if column not in ("product", "category") and not (isinstance(values, list) and all(map(_is_number, values))):
+        if column not in ("product", "category") and not _are_numbers(values):
             raise ValueError(f"{where}: {column!r} of by_product must be a list of numbers")
         if len(values) != len(table["product"]):
             raise ValueError(f"{where}: {column!r} of by_product has {len(values)} rows, not {len(table['product'])}")
@@ -197,6 +216,16 @@ def _check_numbers(numbers, where):
 def _is_number(value):
     """Whether it is a number that a float can hold; NaN is not, and whole numbers of 400 digits are not."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _are_numbers(values):
+    """Whether it is a list of such numbers; looked at one by one only where their sum is none."""
+    if not isinstance(values, list) or set(map(type, values)) - {int, float}:
+        return False
+    try:
+        return math.isfinite(sum(values)) or all(map(_is_number, values))
+    except OverflowError:  # a whole number of 400 digits
+        return False
 
 
 def _is_interval(value):

@@ -2,16 +2,19 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from clip_finetuning.model.clip_model import ClipModel
-from clip_finetuning.retrieval import citation, names, power, protocols
+from clip_finetuning.retrieval import between_images, citation, names, power, protocols, query_texts
 from clip_finetuning.retrieval.embed import Loader, NothingFinite, embed
 from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
-from clip_finetuning.retrieval.names import DIRECTIONS, KS
+from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, KS, QUERIES_OF
+from clip_finetuning.retrieval.query_texts import NothingToAsk, QueryTexts
 from clip_finetuning.retrieval.sampled101 import Candidates, draw_candidates
 from clip_finetuning.retrieval.truth import Truth
 from clip_finetuning.runtime import distributed
@@ -30,7 +33,7 @@ def measure(
 ) -> dict[str, Any]:
     """The headline numbers of a model on a loader's samples, as in the result file; the trainer calls this.
 
-    Rank 0 measures and all have its numbers: what follows from a score, such as an end of the training, is one decision.
+    All rank, rank 0 makes the numbers and all have them: what follows from a score, such as an end of the training, is one decision.
     A model that gives no sample a finite embedding finds nothing: it scores 0 and ends no training. `wished` is that of
     `embed`.
     """
@@ -40,8 +43,9 @@ def measure(
         log.warning("every recall counts as 0: %s", error)
         nothing = dict.fromkeys(DIRECTIONS, 0.0)
         return {"num_samples": 0, **{f"recall@{k}": dict(nothing) for k in KS}, **error.counts}
-    mine = measure_embeddings(embeddings, ["product"], KS, seed) if distributed.rank() == 0 else {}
-    results = distributed.agree(mine) | counts
+    results = (
+        distributed.agree(measure_embeddings(embeddings, ["product"], KS, seed, device=clip_model.device)) | counts
+    )
     for warning in results["warnings"]:
         _warn_once(warning)
     return results
@@ -59,21 +63,39 @@ def measure_embeddings(
     seed: int = 0,
     candidates: Candidates | None = None,
     truth: Truth | None = None,
+    queries: Mapping[str, QueryTexts] | None = None,
+    hubs: bool = False,
+    device: torch.device | None = None,
+    shared: bool = False,
 ) -> dict[str, Any]:
-    """Results of the protocols; the first one's recalls stand at the top level too.
+    """Results of the protocols; the first one's recalls stand at the top level too. Those that the data cannot be asked are
+    named in `not_measured`; if that is so of all, NothingToAsk is raised.
 
-    `truth` says what else than the items of one product may count as right.
+    `truth` says what else than the items of one product may count as right; `queries`: the texts of those that do not ask
+    the captions; `hubs`: whether hubness is measured too. `shared`: all processes of a run call this, and each ranks its
+    part of the queries on its device; rank 0 alone has results, the others {}.
     """
     if "sampled101" in protocol_names:
         candidates = candidates or draw_candidates(embeddings, seed)
-    evaluated = {name: protocols.evaluate(embeddings, name, ks, seed, candidates, truth) for name in protocol_names}
-    _cite(evaluated, embeddings.fingerprint(), candidates)
-    headline = evaluated[protocol_names[0]]
-    recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in DIRECTIONS} for k in ks}
+    work = partial(protocols.evaluate, truth=truth, queries=queries, hubs=hubs, device=device, shared=shared)
+    evaluated, not_measured = {}, {}
+    for name in protocol_names:
+        try:
+            evaluated[name] = work(embeddings, name, ks, seed, candidates)
+        except NothingToAsk as error:  # what was embedded is not lost for it
+            not_measured[name] = str(error)
+    if not evaluated:
+        raise NothingToAsk("; ".join(not_measured.values()))
+    if shared and distributed.rank() > 0:
+        return {}
+    _cite(evaluated, embeddings, candidates, queries or {})
+    headline_name = next(iter(evaluated))
+    headline, ways = evaluated[headline_name], DIRECTIONS_OF[headline_name]
+    recalls = {f"recall@{k}": {way: headline[way][f"recall@{k}"] for way in ways} for k in ks}
     return {
         "num_samples": len(embeddings.image_key),
         **recalls,
-        "protocol": protocol_names[0],
+        "protocol": headline_name,
         "cite": headline["cite"],
         "num_products": len(np.unique(embeddings.image_product)),
         "num_captions": len(caption_numbers(embeddings.captions)[1]),
@@ -81,22 +103,27 @@ def measure_embeddings(
         "their expected rank",
         "warnings": warnings_of(embeddings),
         "statistics": {
-            "protocol": protocol_names[0],
-            "smallest_difference": {
-                way: _smallest_differences(headline[way]) for way in names.DIRECTIONS_OF[protocol_names[0]]
-            },
+            "protocol": headline_name,
+            "smallest_difference": {way: _smallest_differences(headline[way]) for way in ways},
             "power": power.POWER,
             "correlation": power.CORRELATION,
         },
         **({"judgements": truth.judged.as_result()} if truth and truth.judged else {}),
         "protocols": evaluated,
+        **({"not_measured": not_measured} if not_measured else {}),
     }
 
 
-def _cite(evaluated, fingerprint, candidates):
+def _cite(evaluated, embeddings, candidates, queries):
     """Say of each protocol's numbers in which version and on what they are measured."""
+    fingerprint = embeddings.fingerprint()
     for name, numbers in evaluated.items():
-        also = candidates.lists if name == "sampled101" else {}
+        if name == "sampled101":
+            also = candidates.lists
+        elif name in QUERIES_OF:
+            also = query_texts.what_decides(name, embeddings, queries)
+        else:
+            also = between_images.what_decides(name, embeddings)
         numbers |= {"version": names.VERSIONS[name], "cite": citation.line(name, fingerprint, also=also)}
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from clip_finetuning.retrieval import metrics, ranking, summary
 from clip_finetuning.retrieval.embeddings import Embeddings, packed, texts
 from clip_finetuning.retrieval.names import DIRECTIONS
+from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import caption_numbers
 
 QUERIES, NEGATIVES, DRAWS = 1000, 100, 5
-FILE = "sampled101_candidates.npz"  # where drawn lists are written, if nobody names a file
+CHUNK = 100  # queries that are ranked at a time
 SAME_SUBCATEGORY, SAME_CATEGORY, ANY = range(3)  # where negatives come from, the best first
 
 
@@ -119,8 +120,13 @@ def _sources(own, others, products):
 # ------------------------------------------------------------------------------------------------- ranking
 
 
-def evaluate(embeddings: Embeddings, ks: Sequence[int], seed: int, candidates: Candidates) -> dict[str, Any]:
-    """The numbers averaged over the draws, with intervals over the products of all draws together."""
+def evaluate(
+    embeddings: Embeddings, ks: Sequence[int], seed: int, candidates: Candidates, shared: bool = False
+) -> dict[str, Any]:
+    """The numbers averaged over the draws, with intervals over the products of all draws together.
+
+    `shared`: all processes of a run rank a part; rank 0 alone has the numbers, the others {}.
+    """
     e = embeddings
     lists, left_out = _without_shared_captions(e, candidates.lists)
     draws, queries, _ = lists[DIRECTIONS[0]].shape
@@ -129,19 +135,21 @@ def evaluate(embeddings: Embeddings, ks: Sequence[int], seed: int, candidates: C
     result: dict[str, Any] = {
         "protocol": f"{queries:,} queries a direction, each against its positive and {few}{NEGATIVES} negatives of the same "
         f"subcategory, other products; {draws} draws averaged; {candidates.topped_up:,} of {2 * draws * queries:,} lists "
-        "topped up from the category or any; the same caption is never a negative"
+        f"topped up with products of the same category, or of any, since fewer than {NEGATIVES} others are known to be of "
+        "the subcategory; the same caption is never a negative"
         + (f", for which {left_out:,} candidates of these lists were left out" if left_out else ""),
         "draws": draws,
         "fewest_negatives": smallest,
         "topped_up": candidates.topped_up,
     }
+    ranked = {direction: _ranked(e, direction, rows, shared) for direction, rows in lists.items()}
+    if shared and distributed.rank() > 0:
+        return {}
     for direction, rows in lists.items():
-        ranks = [_rank_draw(e, direction, draw) for draw in rows]
-        together = ranking.concatenated(ranks)
         asked, sizes = rows[:, :, 0].ravel(), (rows >= 0).sum(2)
-        result[direction] = summary.of_ranks(together, e.image_product[asked], e.category[asked], ks, seed)
+        result[direction] = summary.of_ranks(ranked[direction], e.image_product[asked], e.category[asked], ks, seed)
         result[direction]["queries"] = queries
-        result[direction]["chance"] = {f"recall@{k}": float(np.minimum(1.0, k / sizes).mean()) for k in ks}
+        result[direction]["chance"] = metrics.chance_of_counts(np.ones(sizes.size, int), sizes.ravel(), ks)
     return result
 
 
@@ -158,24 +166,30 @@ def _without_shared_captions(e, lists):
     return cleaned, left_out
 
 
-def _rank_draw(e, direction, rows, chunk=100):
-    """The ranks of one draw, `chunk` queries at a time."""
-    parts = []
-    for part in np.array_split(rows, max(1, len(rows) // chunk)):
-        if direction == "text_to_image":
-            queries, candidates = e.text_embeddings[e.image_text[part[:, 0]]], e.image_embeddings[part]
-        else:
-            queries, candidates = e.image_embeddings[part[:, 0]], e.text_embeddings[e.image_text[part]]
-        candidates = np.where(part[:, :, None] >= 0, candidates, -np.sign(queries)[:, None] * 1e6)  # no rival at all
-        parts.append(ranking.rank_candidates(queries, candidates))
+def _ranked(e, direction, lists, shared):
+    """The ranks of all draws one after another, `CHUNK` queries at a time."""
+    rows = lists.reshape(-1, lists.shape[2])
+    first, last = distributed.part_of(len(rows)) if shared else (0, len(rows))
+    parts = [_rank_lists(e, direction, rows[start : min(start + CHUNK, last)]) for start in range(first, last, CHUNK)]
+    if shared:
+        parts = [part for parts in distributed.gather_objects(parts) for part in parts]
     return ranking.concatenated(parts)
+
+
+def _rank_lists(e, direction, rows):
+    if direction == "text_to_image":
+        queries, candidates = e.text_embeddings[e.image_text[rows[:, 0]]], e.image_embeddings[rows]
+    else:
+        queries, candidates = e.image_embeddings[rows[:, 0]], e.text_embeddings[e.image_text[rows]]
+    candidates = np.where(rows[:, :, None] >= 0, candidates, -np.sign(queries)[:, None] * 1e6)  # no rival at all
+    return ranking.rank_candidates(queries, candidates)
 
 
 # ------------------------------------------------------------------------------------------------ the file
 
 
 def read_or_draw(path: str | os.PathLike | None, embeddings: Embeddings, seed: int) -> Candidates:
-    """The lists of a file, if it is there; else they are drawn, and written there.
+    """The lists of a file, if it is there; else they are drawn, and written there if a file is named.
 
     Raises ValueError if the file's are damaged, or not of this data.
     """
@@ -183,7 +197,9 @@ def read_or_draw(path: str | os.PathLike | None, embeddings: Embeddings, seed: i
     if path and Path(path).exists():
         return _read(path, fingerprint, len(embeddings.image_key))
     candidates = draw_candidates(embeddings, seed)
-    with atomic_write(path or FILE) as temporary, open(temporary, "wb") as file:
+    if not path:
+        return candidates
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
             fingerprint=np.array(fingerprint),

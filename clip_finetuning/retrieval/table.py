@@ -18,6 +18,10 @@ def render(results: dict[str, Any]) -> str:
         lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
         if cite := citation.of(results, name):
             lines.append(f"protocol: {cite}")
+        lines += _hubness(protocol, names.DIRECTIONS_OF[name])
+        lines += _by_language(protocol.get("languages", {}), names.DIRECTIONS_OF[name])
+    for why in results.get("not_measured", {}).values():
+        lines += ["", *_wrapped(f"not measured: {why}")]
     if "statistics" in results:
         lines += ["", *_wrapped(power_sentence(results["statistics"]))]
     if "zero_shot" in results:
@@ -62,7 +66,8 @@ def _protocol(protocol, ways):
     """A line for each number, a column for each direction."""
     directions = [protocol[way] for way in ways]
     yield "".join(names.title(way).rjust(width) for way, width in zip(ways, (48, 30)))
-    for key in [*names.recalls(directions[0]), *names.OTHER_NUMBERS]:
+    beside = dict.fromkeys(key for numbers in directions for key in names.beside(numbers))
+    for key in [*names.recalls(directions[0]), *beside]:
         cells = [_cell(numbers, key) if key.startswith("recall") else f"{numbers[key]:.4g}" for numbers in directions]
         yield f"  {names.label(key)}".ljust(16) + "".join(cell.rjust(width) for cell, width in zip(cells, (32, 30)))
     if "truth" in protocol:
@@ -77,6 +82,25 @@ def _truth(truth, ways):
             cells = [_with_interval(truth[name][way], key) for way in ways]
             label = f"  {names.label(key)} {name}"
             yield label.ljust(24) + "".join(cell.rjust(width) for cell, width in zip(cells, (24, 30)))
+
+
+def _hubness(protocol, ways):
+    """A sentence on items that come up again and again, where that was measured."""
+    found = [(names.title(way), protocol[way]["hubness"]) for way in ways if "hubness" in protocol[way]]
+    parts = [
+        f"{way} skew {hubness['skew_at_10']:.2f}, {hubness['never_in_top_10']:.1%} of products never in a top 10"
+        for way, hubness in found
+    ]
+    return _wrapped(f"  hubness: {'; '.join(parts)}") if parts else []
+
+
+def _by_language(languages, ways):
+    """A line for each language: the recall of the largest k that is shown."""
+    for language, directions in languages.items():
+        key = names.recalls(directions[ways[0]])[-1]
+        yield f"  {names.label(key)} {printable(language)}"[:16].ljust(16) + "".join(
+            _cell(directions[way], key).rjust(width) for way, width in zip(ways, (32, 30))
+        )
 
 
 def _cell(numbers, key):

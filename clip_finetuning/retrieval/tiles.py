@@ -12,12 +12,15 @@ import numpy as np
 import torch
 
 from clip_finetuning.retrieval.positives import Positives
+from clip_finetuning.retrieval.stored_rows import StoredRows
+from clip_finetuning.runtime.device import free_bytes
 
-Rows = np.ndarray | torch.Tensor  # (n, D) embeddings of any float type, in memory or mapped from a file
+Rows = np.ndarray | torch.Tensor | StoredRows  # (n, D) embeddings of any float type, in memory or in a file
 
 FILL = 64
-BLOCK_BYTES = 40 * 2**20  # a block of scores
-MOST_ROWS, MOST_COLUMNS = 1024, 32768  # of a block: a gallery of more items is streamed
+BLOCK_BYTES = 40 * 2**20  # a block of scores on a CPU
+MOST_ROWS, MOST_COLUMNS = 1024, 32768  # of a block on a CPU: a gallery of more items is streamed
+DEVICE_BYTES, DEVICE_ROWS = 2 * 2**30, 4096  # the same elsewhere, if an eighth of the free memory is as much
 CACHED = 2048  # columns in which a block is counted, so that they stay in a CPU's cache
 MANY = 128  # thresholds of a query from which sorting its scores is faster than counting again and again
 
@@ -44,10 +47,15 @@ class Counted(NamedTuple):
     scores: np.ndarray  # (Q, top) float32
 
 
-def shape_for(gallery_size: int) -> Shape:
-    """The block of scores that suits a gallery."""
-    columns = max(1, min(gallery_size, MOST_COLUMNS))
-    return Shape(max(1, min(MOST_ROWS, BLOCK_BYTES // (4 * columns))), columns)
+def shape_for(gallery: "Source") -> Shape:
+    """The block of scores that suits a gallery and the memory of its device."""
+    size, most, rows = BLOCK_BYTES, MOST_COLUMNS, MOST_ROWS
+    if gallery.device.type != "cpu":
+        # The scores, what is counted of them and the items lie there together.
+        size, rows = min(DEVICE_BYTES, (free_bytes(gallery.device) or BLOCK_BYTES * 8) // 8), DEVICE_ROWS
+        most = size // (4 * max(1, gallery.values.shape[1]))
+    columns = max(1, min(len(gallery), most))
+    return Shape(max(1, min(rows, size // (4 * columns))), columns)
 
 
 class Source:
@@ -96,18 +104,17 @@ def _filled(rows, multiple):
 # --------------------------------------------------------------------------------------------- blocks of queries
 
 
-def blocks(queries: Source, gallery: Source, shape: Shape) -> Iterator["Held | Streamed"]:
-    """All queries in turn: some at a time if their scores with the whole gallery make a block, else all at once.
-
-    What a block says is good until the next one.
+def blocks(queries: Source, gallery: Source, shape: Shape, first: int, last: int) -> Iterator["Held | Streamed"]:
+    """The queries from `first` to before `last`: some at a time if their scores with the whole gallery make a block,
+    else all at once. What a block says is good until the next one.
     """
     if len(gallery) > shape.columns:
-        yield Streamed(queries, gallery, shape)
+        yield Streamed(first, last, queries, gallery, shape)
         return
     multiply, items = Product(shape, queries.device), gallery.read(slice(None))
-    for first in range(0, len(queries), shape.rows):
-        rows = queries.read(slice(first, first + shape.rows))
-        yield Held(first, first + len(rows), multiply(rows, items))
+    for start in range(first, last, shape.rows):
+        end = min(start + shape.rows, last)
+        yield Held(start, end, multiply(queries.read(slice(start, end)), items))
 
 
 class Held:
@@ -131,26 +138,30 @@ class Held:
 
 
 class Streamed:
-    """All queries, `first` 0 to `last`, of a gallery that is read once from its beginning to its end."""
+    """The queries from `first` to before `last`, of a gallery that is read once from its beginning to its end."""
 
-    def __init__(self, queries: Source, gallery: Source, shape: Shape) -> None:
-        self.first, self.last = 0, len(queries)
+    def __init__(self, first: int, last: int, queries: Source, gallery: Source, shape: Shape) -> None:
+        self.first, self.last = first, last
         self._queries, self._gallery, self._shape = queries, gallery, shape
+
+    def _rows(self, start, end):
+        return self._queries.read(slice(self.first + start, self.first + end))
 
     def scores(self, pairs: Positives) -> np.ndarray:
         """As `Held.scores`: only the pairs' items are read, for few queries at a time."""
         found = np.empty(len(pairs.items), np.float32)
-        rows = FILL if self._queries.device.type == "cpu" else self._shape.rows
+        step = FILL if self._queries.device.type == "cpu" else self._shape.rows
         multiply = Product(self._shape, self._queries.device)
-        for first in range(0, self.last, rows):
-            mine = pairs.window(first, min(first + rows, self.last))
+        for start in range(0, self.last - self.first, step):
+            end = min(start + step, self.last - self.first)
+            mine = pairs.window(start, end)
             items, place = np.unique(mine.items, return_inverse=True)
-            scores = found[pairs.offsets[first] :][: len(place)]
-            for start in range(0, len(items), self._shape.columns):
-                part = items[start : start + self._shape.columns]
-                product = multiply(self._queries.read(slice(first, first + rows)), self._gallery.read(part))
-                inside = np.flatnonzero((place >= start) & (place < start + len(part)))
-                at = _tensor(mine.queries()[inside], product), _tensor(place[inside] - start, product)
+            scores = found[pairs.offsets[start] : pairs.offsets[end]]
+            for column in range(0, len(items), self._shape.columns):
+                part = items[column : column + self._shape.columns]
+                product = multiply(self._rows(start, end), self._gallery.read(part))
+                inside = np.flatnonzero((place >= column) & (place < column + len(part)))
+                at = _tensor(mine.queries()[inside], product), _tensor(place[inside] - column, product)
                 scores[inside] = product[at].cpu().numpy()
         return found
 
@@ -158,31 +169,26 @@ class Streamed:
         self, thresholds: Thresholds, left_out: Positives, weights: np.ndarray | None = None, top: int = 0
     ) -> Counted:
         """As `Held.count`."""
-        device, rows = self._queries.device, self._shape.rows
+        device, queries, step = self._queries.device, self.last - self.first, self._shape.columns
         counts = np.zeros(len(thresholds.scores), np.int64)
-        items, scores = torch.full((self.last, top), -1), torch.full((self.last, top), -torch.inf)
+        items, scores = torch.full((queries, top), -1), torch.full((queries, top), -torch.inf)
         multiply = Product(self._shape, device)
-        for start in range(0, len(self._gallery), self._shape.columns):
-            chunk = self._gallery.read(slice(start, start + self._shape.columns))
-            part = None if weights is None else weights[start : start + len(chunk)]
-            for first in range(0, self.last, rows):
-                last = min(first + rows, self.last)
-                product = multiply(self._queries.read(slice(first, last)), chunk)
+        for column in range(0, len(self._gallery), step):
+            chunk = self._gallery.read(slice(column, column + step))
+            part = None if weights is None else weights[column : column + len(chunk)]
+            for start in range(0, queries, self._shape.rows):
+                end = min(start + self._shape.rows, queries)
+                product = multiply(self._rows(start, end), chunk)
                 if top:
                     best = _best_of(product, min(top, len(chunk)))
-                    best = _better((items[first:last], scores[first:last]), (best[0].cpu() + start, best[1].cpu()))
-                    items[first:last], scores[first:last] = best
-                mine = slice(thresholds.offsets[first], thresholds.offsets[last])
-                counter = _Counter(
-                    Thresholds(_from_0(thresholds.offsets[first : last + 1]), thresholds.scores[mine]), device
-                )
-                counter.add(product, _inside(left_out.window(first, last), start, start + len(chunk)), part)
+                    best = _better((items[start:end], scores[start:end]), (best[0].cpu() + column, best[1].cpu()))
+                    items[start:end], scores[start:end] = best
+                mine = slice(thresholds.offsets[start], thresholds.offsets[end])
+                offsets = thresholds.offsets[start : end + 1] - thresholds.offsets[start]
+                counter = _Counter(Thresholds(offsets, thresholds.scores[mine]), device)
+                counter.add(product, _inside(left_out.window(start, end), column, column + len(chunk)), part)
                 counts[mine] += counter.counts()
         return Counted(counts, items.numpy(), scores.numpy())
-
-
-def _from_0(offsets):
-    return offsets - offsets[0]
 
 
 def _inside(pairs, first, last):
@@ -215,10 +221,11 @@ class _Counter:
     def add(self, scores, left_out, weights):
         """Count some scores (Q, c), which are changed: items that are left out score less than any threshold."""
         scores[_tensor(left_out.queries(), scores), _tensor(left_out.items, scores)] = -torch.inf
-        for first in range(0, scores.shape[1], CACHED):
-            part = scores[:, first : first + CACHED]
+        width = CACHED if scores.device.type == "cpu" else scores.shape[1]
+        for first in range(0, scores.shape[1], width):
+            part = scores[:, first : first + width]
             part = part if self.in_order else part[self.order]
-            self._add(part, None if weights is None else _tensor(weights[first : first + CACHED], scores).float())
+            self._add(part, None if weights is None else _tensor(weights[first : first + width], scores).float())
 
     def _add(self, scores, weights):
         done = 0

@@ -18,7 +18,7 @@ from clip_finetuning.retrieval.alike import Likeness
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.judgements import Judgements
 from clip_finetuning.retrieval.names import TRUTHS
-from clip_finetuning.retrieval.positives import Positives
+from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs, joined, without
 from clip_finetuning.runtime.text import caption_numbers
 
 MEANING = {
@@ -94,6 +94,28 @@ def marked_tasks(
     )
 
 
+def alike_texts(truth: Truth | None, e: Embeddings, texts: np.ndarray) -> tuple[Positives | None, dict[str, int]]:
+    """(for each of some distinct texts the images of other products that are alike, pairs by reason), for `pair`.
+
+    There the sample alone is a hit, so what was judged right is no positive but alike.
+    """
+    if truth is None or truth.likeness is None:
+        return None, {}
+    codes = np.unique(np.concatenate([e.text_product, e.image_product]), return_inverse=True)[1]
+    of_text, of_image = codes[: len(e.text_product)], codes[len(e.text_product) :]
+    said = np.flatnonzero(np.isin(truth.caption, truth.caption[texts]))  # a caption may be several products'
+    query = np.searchsorted(np.sort(truth.caption[texts]), truth.caption[said])
+    query = np.argsort(truth.caption[texts], kind="stable")[query]
+    own = by_group(of_text[said], of_image)
+    own = from_pairs(query[own.queries()], own.items, len(texts))
+    images = np.arange(len(of_image))
+    marked, counts = mark(truth, own, texts, images)
+    assert marked.alike is not None
+    right = without(marked.positives, own, len(images))
+    alike = joined(marked.alike, right)
+    return alike, counts | {"all": len(alike.items)}
+
+
 # --------------------------------------------------------------------------------------------------- numbers
 
 
@@ -104,17 +126,29 @@ def by_truth(ranks: metrics.Ranks, truth: Truth, products: np.ndarray, ks: Seque
     return {name: _of_best(columns[name][found], products[found], ks) for name in truth.wanted}
 
 
+def by_truth_of_pairs(
+    truth: Truth, found: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], products: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{direction: {truth: numbers}} of what `pairs.pair_truths` found; `products` are those of the samples, by direction."""
+    return {
+        direction: {name: _of_values(by_name[name], products[direction]) for name in truth.wanted}
+        for direction, by_name in found.items()
+    }
+
+
 def _of_best(best, products, ks):
     values = {f"recall@{k}": (best <= k).astype(np.float64) for k in ks} | {"mrr": 1.0 / best}
-    return of_values(values, products) | {"median_rank": float(np.median(best))}
+    return _of_values(values | {"mean_rank": best}, products)
 
 
-def of_values(values: Mapping[str, np.ndarray], products: np.ndarray) -> dict[str, Any]:
-    """Means of {name: (Q,)} shares, with their intervals over products."""
-    sums, counts, _ = intervals.product_sums(dict(values), products)
+def _of_values(values, products):
+    """Means of {name: (Q,)} shares with their intervals over products, and the median of the ranks."""
+    shares = {name: column for name, column in values.items() if name.startswith("recall@") or name == "mrr"}
+    sums, counts, _ = intervals.product_sums(shares, products)
     return {
         "queries": len(products),
-        **{name: float(column.mean()) for name, column in values.items()},
+        "median_rank": float(np.median(values["mean_rank"])),
+        **{name: float(column.mean()) for name, column in shares.items()},
         "intervals": {
             name: intervals.share_interval(column, counts, 1.0 if name.startswith("recall") else 0.0)
             for name, column in sums.items()

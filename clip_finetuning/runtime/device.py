@@ -6,7 +6,7 @@ The functions of torch.cuda and its kin mean the current device, `cuda:0`, unles
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -96,7 +96,24 @@ def training_attention(device: torch.device, precision: str) -> AbstractContextM
     return contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def whole_float32() -> Iterator[None]:
+    """Matrices of float32 are multiplied in float32, not in TF32 or less, whatever a run has chosen for its model."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # -------------------------------------------------------------------------------------------------------------- memory
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """How much of a device's memory is free, where it says so."""
+    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return ask(device)[0] if device.type != "cpu" and ask is not None else None
 
 
 def empty_cache(device: torch.device) -> None:

@@ -105,6 +105,11 @@ def agree(value: Any) -> Any:
     return gather_objects(value)[0]
 
 
+def part_of(count: int) -> tuple[int, int]:
+    """(first, last + 1) of this rank's share of `count` things, which all ranks share in their order."""
+    return count * rank() // world_size(), count * (rank() + 1) // world_size()
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank if `flag` is true on any: how ranks agree on what only one of them saw."""
     if world_size() == 1:

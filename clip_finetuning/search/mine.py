@@ -19,8 +19,9 @@ from clip_finetuning.search.scan import cosines
 NEIGHBOURS = 20  # of a picture, among those of other products, that are looked at
 BLOCK = 1024
 SAME_LOOK = 4.0  # mean difference of 8 x 8 colours, in levels of 256: scaling and saving again make 1, another colour 6
+SAME_PART = 20  # the largest of them: saving again makes 8, the hands of a clock or another digit 50
 LEAST_MEMBERS = 5  # pictures of a category, below which its middle says little
-SAME_FILE, SAME_PICTURE, ALIKE = "the same file", "the same picture", "alike"
+SAME_FILE, SAME_PIXELS, ALIKE = "the same file", "nearly the same pixels", "alike"
 
 Item = dict[str, str]
 
@@ -32,7 +33,7 @@ class Duplicate:
     first: Item
     second: Item
     score: float  # cosine
-    kind: str  # the same file, the same picture (by its pixels), or alike (to the model alone)
+    kind: str  # the same file, nearly the same pixels, or alike (to the model alone)
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Findings:
         return [
             f"{c['pairs']:,} pairs of products share a picture or nearly so, each picture beside its {NEIGHBOURS} nearest "
             f"({len(self.duplicates):,} listed): "
-            + ", ".join(f"{c[kind]:,} {kind}" for kind in (SAME_FILE, SAME_PICTURE, ALIKE)),
+            + ", ".join(f"{c[kind]:,} {kind}" for kind in (SAME_FILE, SAME_PIXELS, ALIKE)),
             f"{c['captions']:,} of {c['captioned']:,} pictures with a caption have it beyond the first ten "
             f"({len(self.captions):,} listed)",
             f"{c['categories']:,} of {c['categorised']:,} pictures in a category of {LEAST_MEMBERS} or more are nearer to "
@@ -124,7 +125,7 @@ def _find_duplicates(index: Index, similarity: float, top: int, findings: Findin
     kinds = {pair: _kind(index, first, second, looks) for pair, (_, first, second) in best.items()}
     findings.counts["pairs"] = len(best)
     findings.counts.update(kinds.values())
-    order = (SAME_FILE, SAME_PICTURE, ALIKE)
+    order = (SAME_FILE, SAME_PIXELS, ALIKE)
     ranked = sorted(best, key=lambda pair: (order.index(kinds[pair]), -best[pair][0], best[pair][1:]))
     for pair in ranked[:top]:
         score, *rows = best[pair]
@@ -161,7 +162,8 @@ def _kind(index: Index, first: int, second: int, looks: dict[int, np.ndarray]) -
             with Image.open(io.BytesIO(index.picture(index.items([row])[0]["image_key"]))) as picture:
                 small = picture.convert("RGB").resize((8, 8), Image.Resampling.BOX)
             looks[row] = np.asarray(small, dtype=np.int16)
-    return SAME_PICTURE if np.abs(looks[first] - looks[second]).mean() <= SAME_LOOK else ALIKE
+    difference = np.abs(looks[first] - looks[second])
+    return SAME_PIXELS if difference.mean() <= SAME_LOOK and difference.max() <= SAME_PART else ALIKE
 
 
 # ------------------------------------------------------------------------------------------------ contradictions

@@ -47,12 +47,12 @@ async function search() {
   }
 }
 
-function show({ answers: found, milliseconds }) {
+function show({ answers: found, milliseconds, note }) {
   const ranks = found.map(({ results }) => new Map(results.map((result, rank) => [result.product_id, rank])));
   answers.classList.toggle("two", found.length > 1);
   answers.replaceChildren(...found.map((answer, number) => column(answer, found.length > 1 ? ranks[1 - number] : null)));
   const count = Math.max(...found.map(({ results }) => results.length));
-  say(count ? `${count} products in ${milliseconds} ms` : "No product fits.");
+  say((count ? `${count} products in ${milliseconds} ms` : "No product fits.") + (note && ` (${note})`));
 }
 
 function column({ name, results }, others) {

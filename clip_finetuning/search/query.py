@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.retrieval.embed import embed_rows
 from clip_finetuning.runtime.text import printable, text_of
 from clip_finetuning.search import folder as files
+
+CUT = "the query is longer than the model reads: its end takes no part in the search"
 
 
 class Encoder:
@@ -32,6 +35,12 @@ class Encoder:
         if not all(lines):
             raise ValueError("the query is empty: give some words, such as 'red leather ankle boots'")
         return self._encoded(clip.encode_texts, self.clip_model.tokenizer(lines), "text")
+
+    def is_cut(self, text: str) -> bool:
+        """Whether the model does not see the end of a text: then its tokens are the same without its last letter."""
+        line = re.sub(r"\W+$", "", text_of(text))  # some tokenizers drop what is no letter
+        whole, shorter, least = self.clip_model.tokenizer([line, line[:-1], ""])
+        return bool(torch.equal(whole, shorter) and whole[-1] != least[-1])
 
     def pictures(self, pictures: Sequence[bytes]) -> np.ndarray:
         """Encoded pictures of any kind -> (Q, D), seen as in training. Raises pictures.PictureError (a ValueError)."""

@@ -4,6 +4,7 @@ The pages are one file each, without script; all text in them is escaped.
 """
 
 import base64
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,22 @@ def sheet(index: Index, hits: Sequence[Hit], asked: str, category: str | None) -
     """A page with the pictures of an answer."""
     cards = [(hit, _url(index.picture(hit.image_key))) for hit in hits]
     return TEMPLATES.get_template("sheet.html.j2").render(
-        cards=cards, asked=asked, category=category, about=index.about
+        cards=cards, asked=asked, category=category, about=index.about, model_name=_model_name(index)
     )
 
 
 def page(index: Index, findings: Findings) -> str:
     """The page of what `mine` has found; a picture that several findings show is in it once for each."""
     url_of = {key: _url(index.picture(key)) for key in findings.image_keys()}
-    return TEMPLATES.get_template("mine.html.j2").render(findings=findings, url_of=url_of, about=index.about)
+    return TEMPLATES.get_template("mine.html.j2").render(
+        findings=findings, url_of=url_of, about=index.about, model_name=_model_name(index)
+    )
+
+
+def _model_name(index: Index) -> str:
+    """What a page calls the model: of an own architecture's file no folders."""
+    name = index.about["model"]["name"]
+    return os.path.basename(name) if name.endswith(".json") else name
 
 
 def csv(findings: Findings) -> str:

@@ -12,7 +12,7 @@ one code are one entry, so that copies do not crowd out others.
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -134,7 +134,7 @@ class Scan:
         order = np.argsort(code_of, kind="stable")
         self._members = order if rows is None else rows[order]
         self._starts = np.searchsorted(code_of[order], np.arange(len(codes) + 1))
-        flat = _empty(quantizer)
+        flat: Any = _empty(quantizer)  # faiss's hints know one constructor of what follows
         faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), flat.codes)
         flat.ntotal = len(codes)
         self._packed = faiss.IndexPQFastScan(flat)

@@ -20,7 +20,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from clip_finetuning.search.index import Index
-from clip_finetuning.search.query import Encoder, mixed
+from clip_finetuning.search.query import CUT, Encoder, mixed
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes; a photo of a phone has 2 to 12 MB
 LONGEST_QUERY = 1000  # characters; models read about 77 tokens
@@ -65,6 +65,7 @@ class Answers(BaseModel):
 
     answers: list[Answer]
     milliseconds: float
+    note: str = ""  # what was not looked at
 
 
 class Described(BaseModel):
@@ -112,7 +113,8 @@ def application(sides: list[Side], hosts: list[str] | None = None) -> FastAPI:
             raise HTTPException(422, f"there is no category {category!r}; /about lists them")
         with one_at_a_time:
             found = [_answer(number, side, text, picture, category, top) for number, side in enumerate(sides)]
-        return Answers(answers=found, milliseconds=round(1000 * (time.perf_counter() - begin), 1))
+        note = CUT if text and any(side.encoder.is_cut(text) for side in sides) else ""
+        return Answers(answers=found, milliseconds=round(1000 * (time.perf_counter() - begin), 1), note=note)
 
     @app.get("/search")
     def search(q: Text, category: Category = None, top: Top = 10) -> Answers:

@@ -71,9 +71,12 @@ def of_pictures(
     return Opened(source, source.sample, remarks)
 
 
-def of_folder(folder: str | os.PathLike, options: Options) -> Opened:
-    """Every picture below a folder, by name; hidden files are left out, and files that are no picture are counted."""
-    paths, hidden = _files_below(Path(folder))
+def of_folder(folder: str | os.PathLike, options: Options, output: str | os.PathLike | None = None) -> Opened:
+    """Every picture below a folder, by name; hidden files are left out, and files that are no picture are counted.
+
+    The folder `output`, where the index is written, may lie in it: it is no part of the catalogue.
+    """
+    paths, hidden = _files_below(Path(folder), output)
     beside: dict[str, dict[str, Path]] = {}  # key -> {suffix: file} of texts
     for name, path in paths.items():
         key, suffix = split_name(name)
@@ -100,10 +103,13 @@ def of_folder(folder: str | os.PathLike, options: Options) -> Opened:
     return of_pictures(pictures, options, remarks=remarks)
 
 
-def _files_below(folder: Path) -> tuple[dict[str, Path], int]:
-    """({path within the folder: file}, how many are hidden), in the order of names on every machine."""
+def _files_below(folder: Path, but: str | os.PathLike | None) -> tuple[dict[str, Path], int]:
+    """({path within the folder: file}, how many are hidden) without those of a folder, in the order of names everywhere."""
     found, hidden = {}, 0
     for place, folders, names in os.walk(folder):
+        if but is not None and os.path.exists(but) and os.path.samefile(place, but):
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             hidden += name.startswith(".")

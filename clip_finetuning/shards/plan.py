@@ -40,6 +40,8 @@ def make_sample(entry: Entry, data_dir: str | None = None) -> Sample:
         metadata["captions"] = entry.alternatives
     if entry.attributes:
         metadata["attributes"] = dict(entry.attributes)
+    if entry.languages:
+        metadata["languages"] = entry.languages
     path = located(entry.image_path, data_dir)
     return Sample(path, entry.caption, METADATA_JSON.encode(metadata), entry.product_id)
 

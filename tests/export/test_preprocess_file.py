@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -36,6 +38,66 @@ def test_every_way_to_resize_and_every_kind_of_picture(mode, size, interpolation
             )
             assert found.shape == wanted.shape
             assert np.abs(found - wanted).max() <= 3, (kind, picture_size)
+
+
+ALONE = """
+import sys
+class Others:  # no package but those that the file names
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {"PIL", "numpy", "preprocess", *sys.stdlib_module_names}:
+            raise ImportError(f"{name} is not what the file says that it needs")
+sys.meta_path.insert(0, Others())
+sys.path.insert(0, sys.argv[1])
+from preprocess import prepare
+import pathlib, numpy
+found = {path.name: numpy.asarray(prepare(path)) for path in pathlib.Path(sys.argv[1]).glob("*.img")}
+numpy.savez(sys.argv[2], **found)
+"""
+
+
+def odd_pictures():
+    """{name: encoded picture} of what shops have beside the kinds of `variants`."""
+
+    def encoded(picture, file_format, **options):
+        buffer = io.BytesIO()
+        picture.save(buffer, file_format, **options)
+        return buffer.getvalue()
+
+    plain = Image.open(io.BytesIO(encoded_picture(4, (61, 45)))).convert("RGB")
+    cut, grey = plain.copy(), plain.convert("L")
+    cut.putalpha(Image.linear_gradient("L").resize(plain.size))
+    found = {
+        f"{width} x {height}": encoded(plain.resize((width, height)), "PNG")
+        for width, height in ((1, 1), (1, 3000), (2000, 3))
+    }
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[pictures.ORIENTATION] = orientation
+        found[f"EXIF {orientation}"] = encoded(plain, "JPEG", exif=exif.tobytes())
+    return found | {
+        "damaged EXIF": found["EXIF 6"].replace(b"Exif\0\0MM", b"Exif\0\0XX"),
+        "palette with alpha": encoded(cut.quantize(64), "PNG"),
+        "palette, some colours transparent": encoded(plain.quantize(50), "PNG", transparency=bytes(range(0, 250, 5))),
+        "colour key": encoded(plain, "PNG", transparency=plain.getpixel((3, 3))),
+        "LA": encoded(cut.convert("LA"), "PNG"),
+        "dark 16 bit": encoded(Image.fromarray(np.asarray(grey).astype(np.uint16)), "PNG"),
+        "float TIFF": encoded(Image.fromarray(np.asarray(grey).astype(np.float32)), "TIFF"),
+        "CMYK TIFF": encoded(plain.convert("CMYK"), "TIFF"),
+        "animated GIF": encoded(plain, "GIF", save_all=True, append_images=[Image.new("RGB", plain.size)]),
+    }  # fmt: skip
+
+
+def test_the_file_alone_sees_odd_pictures_as_the_model_did(tmp_path):
+    _, transform = written(tmp_path, 32)
+    odd = odd_pictures()
+    for name, data in odd.items():
+        (tmp_path / f"{name}.img").write_bytes(data)
+    subprocess.run([sys.executable, "-I", "-c", ALONE, str(tmp_path), str(tmp_path / "out.npz")], check=True)
+    with np.load(tmp_path / "out.npz") as found:
+        assert len(found.files) == len(odd)
+        for name, data in odd.items():
+            wanted = transform(data).permute(1, 2, 0).numpy().astype(int)
+            assert np.abs(found[f"{name}.img"] - wanted).max() <= 3, name
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr", "HSV"])

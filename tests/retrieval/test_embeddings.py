@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from clip_finetuning.retrieval import embeddings as embeddings_file
+from clip_finetuning.retrieval import results, tiles
+from clip_finetuning.retrieval.names import PROTOCOLS
+from clip_finetuning.retrieval.stored_rows import StoredRows
 from tests.helpers import embedded_catalogue
 
 FOUR = ("image_embeddings", "text_embeddings", "image_product", "text_product")
@@ -95,9 +98,6 @@ def test_files_that_are_no_embeddings(tmp_path):
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(ValueError, match="no .npz file"):
         embeddings_file.load(tmp_path / "text.npz")
-    np.savez(tmp_path / "objects.npz", image_embeddings=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="no .npz file of plain arrays"):
-        embeddings_file.load(tmp_path / "objects.npz")
 
 
 # ------------------------------------------------------------------------------------------ long and odd texts
@@ -246,3 +246,58 @@ def test_keys_name_pictures_where_they_are_single():
     mine = embedded_catalogue(products=2, views=2)
     mine.image_key[:2] = "same"
     assert mine.keys_of([0, 2, 3]) == {2: "000000002", 3: "000000003"}
+
+
+def test_a_folder_of_arrays_gives_the_numbers_of_the_file_and_stays_there(tmp_path):
+    """The rows of the folder are read some at a time, as float16 too; shuffled, they are read by number."""
+    embeddings = embedded_catalogue(products=30, views=3, noise=1.0)
+    embeddings_file.save(tmp_path / "e.npz", embeddings)
+    embeddings_file.save(f"{tmp_path}/folder/", embeddings)
+    wanted = results.measure_embeddings(embeddings_file.load(tmp_path / "e.npz"), list(PROTOCOLS), (1, 5))
+    loaded = embeddings_file.load(tmp_path / "folder")
+    assert isinstance(loaded.image_embeddings, StoredRows) and isinstance(loaded.image_embeddings._rows, np.memmap)
+    assert results.measure_embeddings(loaded, list(PROTOCOLS), (1, 5)) == wanted
+    for name in ("image_embeddings", "text_embeddings"):
+        half = 3 * getattr(embeddings, name).astype(np.float16)
+        np.save(tmp_path / "folder" / f"{name}.npy", half)
+        setattr(embeddings, name, half)
+    embeddings_file.save(tmp_path / "half.npz", embeddings)
+    halves = [embeddings_file.load(path) for path in (tmp_path / "folder", tmp_path / "half.npz")]
+    assert len({json.dumps(results.measure_embeddings(half, ["product"], (1, 5))) for half in halves}) == 1
+    embeddings_file.save(f"{tmp_path}/again/", halves[0])
+    assert embeddings_file.load(f"{tmp_path}/again").fingerprint() == embeddings.fingerprint()
+
+
+def test_a_large_folder_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    embeddings_file.save(f"{tmp_path}/e/", embedded_catalogue(products=50, views=4, noise=1.0))
+    largest, read = [], StoredRows.__getitem__
+    monkeypatch.setattr(
+        StoredRows, "__getitem__", lambda self, rows: (largest.append(len(part := read(self, rows))), part)[1]
+    )
+    monkeypatch.setattr(tiles, "MOST_COLUMNS", 20)
+    monkeypatch.setattr(tiles, "MOST_ROWS", 10)
+    measured = results.measure_embeddings(embeddings_file.load(tmp_path / "e"), ["product", "pair"], (1, 5))
+    assert max(largest) <= tiles.FILL
+    monkeypatch.undo()
+    assert measured == results.measure_embeddings(embeddings_file.load(tmp_path / "e"), ["product", "pair"], (1, 5))
+
+
+@pytest.mark.parametrize("form", ["e.npz", "folder"])
+@pytest.mark.parametrize(("name", "how"), [("image_product", "dtype=str"), ("text_embeddings", "dtype=numpy.float32")])
+def test_arrays_of_objects_are_refused_and_how_to_write_them_is_said(tmp_path, form, name, how):
+    arrays = {
+        "image_embeddings": np.eye(2),
+        "text_embeddings": np.eye(2),
+        "image_product": ["a", "b"],
+        "text_product": ["a", "b"],
+    }
+    arrays[name] = np.array(arrays[name], dtype=object)
+    if form == "e.npz":
+        np.savez(tmp_path / form, **arrays)
+    else:
+        (tmp_path / form).mkdir()
+        for key, array in arrays.items():
+            np.save(tmp_path / form / key, array)
+    with pytest.raises(ValueError, match=f"{name} is an array of Python objects.*{how}") as error:
+        embeddings_file.load(tmp_path / form)
+    assert "\n" not in str(error.value)

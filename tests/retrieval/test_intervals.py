@@ -102,3 +102,23 @@ def test_intervals_are_seeded():
     sums, counts, _ = intervals.product_sums({"r": values}, np.arange(50))
     assert intervals.bootstrap(sums, counts, 1) == intervals.bootstrap(sums, counts, 1)
     assert intervals.bootstrap(sums, counts, 1) != intervals.bootstrap(sums, counts, 2)
+
+
+@pytest.mark.parametrize(("products", "levels"), [(1, 3), (40, 1), (60, 5), (300, 100_000)])
+def test_medians_of_resamples_are_those_of_the_drawn_queries(products, levels):
+    """By drawing the queries themselves; few and many distinct values, ragged products."""
+    random = np.random.default_rng(products)
+    codes = np.append(random.integers(0, products, 3 * products), np.arange(products))
+    values = random.integers(0, levels, len(codes)) ** 2 / 7
+    medians = []
+    for weights in np.concatenate([*intervals._weights(products, 5, 150)]):
+        drawn = np.sort(np.repeat(values, weights[codes].astype(int)))
+        medians.append(drawn[(len(drawn) - 1) // 2])
+    assert intervals.bootstrap_median(values, codes, 5, 150) == pytest.approx(np.percentile(medians, [2.5, 97.5]))
+
+
+def test_large_data_draw_as_small_do(monkeypatch):
+    """What is not kept is drawn again, the same."""
+    kept = np.concatenate([*intervals._weights(30, 1, 250)])
+    monkeypatch.setattr(intervals, "DRAWN_BYTES", 10)
+    assert (np.concatenate([*intervals._weights(30, 1, 250)]) == kept).all() and (kept.sum(1) == 30).all()

@@ -93,14 +93,14 @@ def test_random_embeddings_score_chance_within_the_interval():
     ranks = metrics.rank_positives(rows[0], rows[1], positives)
     sums, counts, _ = intervals.product_sums(metrics.query_values(ranks, (10,)), np.arange(600))
     low, high = intervals.bootstrap(sums, counts)["recall@10"]
-    assert low <= metrics.chance_recall(positives, 600, 10) <= high
+    assert low <= metrics.chance(positives, 600, (10,))["recall@10"] <= high
 
 
 def test_chance_is_that_of_a_random_order():
     """Three positives among 10, k = 4: 1 - C(7, 4) / C(10, 4)."""
     positives = metrics.Positives(np.array([0, 3]), np.array([0, 1, 2]))
-    assert metrics.chance_recall(positives, 10, 4) == pytest.approx(1 - math.comb(7, 4) / math.comb(10, 4))
-    assert metrics.chance_recall(positives, 10, 50) == 1
+    assert metrics.chance(positives, 10, (4,))["recall@4"] == pytest.approx(1 - math.comb(7, 4) / math.comb(10, 4))
+    assert metrics.chance(positives, 10, (50,))["recall@50"] == 1
 
 
 def test_k_beyond_the_gallery_finds_everything():

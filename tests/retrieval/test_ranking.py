@@ -110,3 +110,20 @@ def test_ranks_do_not_depend_on_how_the_work_is_cut():
         ]
     )
     assert all(np.array_equal(a, b) for a, b in zip(whole, joined) if a is not None)
+
+
+def test_an_absent_item_is_neither_a_rival_nor_alike():
+    """The first of the gallery, nearest to every query, is in none of their galleries."""
+    random = np.random.default_rng(0)
+    queries, gallery = random.normal(size=(5, 8)), random.normal(size=(12, 8))
+    gallery[0] = queries.mean(0) * 100
+    mine, alike = lists.one_to_one(5), lists.from_pairs(np.arange(5), np.arange(5) + 6, 5)
+    mine = lists.Positives(mine.offsets, mine.items + 1)
+    absent = lists.Positives(np.arange(6), np.zeros(5, np.int64))
+    with_it = lists.joined(alike, absent)
+    found = ranking.rank_positives(queries, gallery, mine, alike=with_it, absent=absent)
+    other = ranking.rank_positives(
+        queries, gallery[1:], mine._replace(items=mine.items - 1), alike=alike._replace(items=alike.items - 1)
+    )
+    for name in ("ranks", "above", "tied_negatives", "best_tolerant", "best_without"):
+        assert getattr(found, name).tolist() == getattr(other, name).tolist()

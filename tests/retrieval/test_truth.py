@@ -58,7 +58,7 @@ def test_the_strict_numbers_are_what_they_are_without_truth():
     mine = embedded_catalogue(products=20, noise=1.5)
     mine.attributes = texts([{"n": str(number % 7)} for number in range(60)])
     for protocol in ("product", "one_view", "pair"):
-        plain = protocols.evaluate(mine, protocol, KS)
+        plain = protocols.evaluate(mine, protocol, KS, truth=truth.truth_of(mine))
         with_truth = protocols.evaluate(mine, protocol, KS, truth=truth.truth_of(mine, "all"))
         assert {name: with_truth[name] for name in plain} == plain
         for way in ("text_to_image", "image_to_text"):
@@ -153,3 +153,62 @@ def test_every_query_by_itself(seed, protocol):
                 assert result["truth"][name][way][f"recall@{k}"] == pytest.approx(np.mean(np.array(best) <= k)), name
             assert result["truth"][name][way]["mrr"] == pytest.approx(np.mean(1 / np.array(best)))
             assert result["truth"][name][way]["median_rank"] == np.median(best)
+
+
+def test_pair_sample_by_sample():
+    """Every sample by itself, over the ranks that its text's images, or its text's copies, have in any order."""
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        products, views = int(random.integers(2, 7)), int(random.integers(1, 3))
+        said = [f"text {random.integers(0, products)}" for _ in range(products)]
+        mine = embedded_catalogue(products=products, views=views, dimensions=4, captions=said)
+        mine.image_embeddings = random.integers(-1, 2, mine.image_embeddings.shape).astype(np.float32)
+        first = {caption: number for number, caption in reversed(list(enumerate(said)))}
+        rows = random.integers(-1, 2, mine.text_embeddings.shape).astype(np.float32)
+        mine.text_embeddings = rows[[first[caption] for caption in said]]
+        count, images = len(said), len(mine.image_key)
+        known = Likeness(wording=np.arange(count), kind=random.integers(-1, 4, images))
+        caption = np.array([first[text] for text in said])
+        wanted = truth.Truth(truth.TRUTHS, caption, known)
+        result = protocols.evaluate(mine, "pair", KS, truth=wanted)["truth"]
+        own_text = caption[mine.image_text]  # of each sample
+        product_of = mine.image_text
+        spoken = {text: {p for p in range(count) if caption[p] == text} for text in set(caption)}
+        alike = {
+            text: {
+                j
+                for j in range(images)
+                if product_of[j] not in of
+                and known.kind[j] in {known.kind[i] for i in range(images) if product_of[i] in of} - {-1}
+            }
+            for text, of in spoken.items()
+        }
+        scores = mine.text_embeddings[own_text] @ mine.image_embeddings.T  # a row and a column for each sample
+        for way, table in (("text_to_image", scores), ("image_to_text", scores.T)):
+            ranks = {name: [] for name in truth.TRUTHS}
+            for sample in range(images):
+                mates = [other for other in range(images) if own_text[other] == own_text[sample]]
+                if way == "text_to_image":
+                    spared = alike[own_text[sample]]
+                    ordered = sorted(mates, key=lambda item: -table[sample][item])
+                else:
+                    spared = {other for other in range(images) if sample in alike[own_text[other]]}
+                    ordered = mates
+                others = [item for item in range(images) if item not in mates]
+                for place, item in enumerate(ordered):
+                    ahead = {other for other in others if table[sample][other] >= table[sample][item]}
+                    ranks["strict"].append((len(ahead) + place + 1, len(mates)))
+                    ranks["without"].append((len(ahead - spared) + place + 1, len(mates)))
+                    best = max((table[sample][other] for other in spared), default=-np.inf)
+                    if table[sample][item] > best:
+                        ranks["tolerant"].append((len(ahead) + place + 1, len(mates)))
+                    else:
+                        rivals = [other for other in range(images) if other not in spared and other != item]
+                        found = 1 + sum(table[sample][other] >= best for other in rivals)
+                        ranks["tolerant"].append((found, len(mates)))
+            for name, of in ranks.items():
+                for k in KS:
+                    expected = sum((rank <= k) / size for rank, size in of) / images
+                    assert result[name][way][f"recall@{k}"] == pytest.approx(expected), (seed, name, way)
+                expected = sum(1 / rank / size for rank, size in of) / images
+                assert result[name][way]["mrr"] == pytest.approx(expected), (seed, name, way)

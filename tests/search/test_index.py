@@ -297,3 +297,31 @@ def test_full_disks_and_damage_are_told_apart(tmp_path):
         Store(tmp_path, "model")
     with pytest.raises(OSError, match="the index is as it was"):
         write_items(tmp_path / "nowhere" / "items.sqlite", [], [], [])
+
+
+def test_near_duplicates_are_the_same_by_the_scan_and_by_all_scores(tmp_path, random, small_scans, monkeypatch):
+    from clip_finetuning.search import mine
+
+    vectors = clustered(random, 200, 1)
+    vectors[100:110] = vectors[:10] + 0.001 * random.normal(size=(10, DIMENSIONS))
+    index = make_index(tmp_path, vectors)
+
+    def pairs():
+        found = [zip(first.tolist(), second.tolist()) for first, second, _ in mine._close_pairs(index, 0.999)]
+        return sorted(pair for some in found for pair in some)
+
+    by_scan = pairs()
+    monkeypatch.setattr(index, "scan", None)
+    assert by_scan == pairs() and {(n, 100 + n) for n in range(10)} <= set(by_scan)
+
+
+def test_a_scan_that_does_not_fit_is_refused(tmp_path, random, small_scans):
+    make_index(tmp_path, clustered(random))
+    codes = files_of(tmp_path) / folder.CODES
+    for array in (np.zeros((3, 2), np.uint8), np.zeros((800, 9), np.uint8), np.zeros((800, 2), np.float32)):
+        np.save(codes, array)
+        about = folder.read_about(tmp_path)
+        about["files"][folder.CODES] = folder.describe(codes)
+        (tmp_path / "index.json").write_text(json.dumps(about))
+        with pytest.raises(ValueError, match=r"codes\.npy does not (fit|hold).*make it again"):
+            Index.open(tmp_path)

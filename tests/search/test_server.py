@@ -124,6 +124,12 @@ def test_words_are_answered_by_every_index(ask, sides):
     assert shown(content["answers"][0]) != shown(content["answers"][1])
 
 
+def test_a_query_that_the_model_cuts_is_said(ask):
+    status, content, _ = ask(f"/search?q={quote('red shirt ' * 39)}")
+    assert status == 200 and content["note"].startswith("the query is longer than the model reads")
+    assert ask(f"/search?q={quote('red shirt!')}")[1]["note"] == ""
+
+
 def test_a_picture_is_answered_and_with_words_both_count(ask, sides):
     picture = encoded(Image.new("RGBA", (50, 50), (30, 60, 200, 120)))
     alone = sides[1].encoder.pictures([picture])

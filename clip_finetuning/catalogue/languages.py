@@ -1,0 +1,23 @@
+"""Which language a column is in, by the code at the end of its name: title_en, title-de, titles.fr, description_pt-BR."""
+
+import re
+from collections.abc import Sequence
+
+CODE = re.compile(r".*?[_\-. :]([A-Za-z]{2})(?:[_-][A-Z]{2})?")
+ISO_639_1 = (
+    "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo "
+    "es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg "
+    "ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn "
+    "no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta "
+    "te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
+)
+
+
+def languages_of(columns: Sequence[str]) -> dict[str, str]:
+    """{column: its language} where every one of several columns names one, and not all the same; else nothing.
+
+    One column alone, or one without a code among them, says that the ends of their names mean something else.
+    """
+    matches = [CODE.fullmatch(column) for column in columns]
+    codes = [match[1].lower() if match else "" for match in matches]
+    return dict(zip(columns, codes)) if len(set(codes)) > 1 and {*ISO_639_1.split()}.issuperset(codes) else {}
