@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.disputed or args.truth != "strict":
             retrieval.looks.check()
         loading.first_look.check_shards(args.dataset_path)
-    prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
+    prompts = prompts_of(args)
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
         clip_model, (embeddings, queries) = None, load_embeddings(args.from_embeddings, args.protocol)
@@ -152,7 +152,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--retention", metavar="PATTERN", help="shards of other data: what does the model still know of them?"
     )
     parser.add_argument(
-        "--prompts", metavar="FILE", help="how --zero-shot names a category: one prompt a line, with {}"
+        "--prompts", metavar="FILE", help="how a category is named when it is asked for: one prompt a line, with {}"
     )
     _add_truth_arguments(parser)
     args = parser.parse_args(argv)
@@ -204,8 +204,8 @@ def _check_together(parser, args):
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
     if args.retention and args.from_embeddings:
         parser.error("--retention needs a model to embed its shards; leave out --from-embeddings")
-    if args.prompts and not args.zero_shot:
-        parser.error("--prompts says how --zero-shot asks; add --zero-shot")
+    if args.prompts and not (args.zero_shot or "category" in args.queries):
+        parser.error("--prompts says how --zero-shot asks; add --zero-shot, or --queries category")
     if args.report and not {"product", "all"} & set(args.protocol):
         parser.error("--report shows the product protocol; add it to --protocol")
     if args.disputed and not args.disputed.lower().endswith(".csv"):
@@ -283,13 +283,18 @@ def embed_shards(
     wordings = retrieval.query_making.Wordings(loader) if args.captions == "all" else None
     embeddings, counts = retrieval.embed.embed(clip_model, wordings or loader, precision, progress=ranks.rank == 0)
     loader.close()
-    queries = retrieval.query_making.make(clip_model, embeddings, args.queries, precision, wordings)
+    queries = retrieval.query_making.make(clip_model, embeddings, args.queries, precision, wordings, prompts_of(args))
     about = {
         "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
         "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), **counts},
         "seconds": round(time.perf_counter() - start, 2),
     }
     return embeddings, queries, about
+
+
+def prompts_of(args: argparse.Namespace) -> list[str] | None:
+    """Those of the file --prompts, None for the usual ones. Raises ValueError for a file without."""
+    return retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
 
 
 def load_embeddings(path: str, protocols: list[str]) -> tuple["Embeddings", dict[str, "QueryTexts"]]:
@@ -396,8 +401,7 @@ def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     if not is_embeddings(path):
         return retrieval.result_file.read(path)
     embeddings, queries = load_embeddings(path, args.protocol)
-    truth = strict_truth_of(embeddings, args)
-    device = runtime.device.pick_device(args.device)
+    truth, device = strict_truth_of(embeddings, args), runtime.device.pick_device(args.device)
     results = retrieval.results.measure_embeddings(
         embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries, device=device
     )

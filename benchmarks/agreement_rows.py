@@ -51,9 +51,9 @@ def apart(rule: str, share: float = math.inf) -> dict:
 def print_row(row: Row, before: Row | None) -> None:
     """One line, under a heading where the data change."""
     if before is None or before.data != row.data:
-        print(f"\n{row.data}\n{'peer':44}{'protocol':12}{'measure':32}{'ours':>11}{'theirs':>11}{'difference':>12}")
+        print(f"\n{row.data}\n{'peer':52}{'protocol':12}{'measure':32}{'ours':>11}{'theirs':>11}{'difference':>12}")
     print(
-        f"{row.peer:44}{row.protocol:12}{row.measure:32}{row.ours:11.7f}{row.theirs:11.7f}{row.theirs - row.ours:12.1e}"
+        f"{row.peer:52}{row.protocol:12}{row.measure:32}{row.ours:11.7f}{row.theirs:11.7f}{row.theirs - row.ours:12.1e}"
         f"  {row.verdict()}",
         flush=True,
     )
@@ -61,11 +61,11 @@ def print_row(row: Row, before: Row | None) -> None:
 
 def print_summary(rows: list[Row]) -> None:
     """A line for each peer and data: how many numbers, the largest difference, what keeps the others apart."""
-    print(f"\n{'data':30}{'peer':44}{'numbers':>8}{'agree':>7}{'largest':>10}  the others")
+    print(f"\n{'data':30}{'peer':52}{'numbers':>8}{'agree':>7}{'largest':>10}  the others")
     for (data, peer), group in itertools.groupby(sorted(rows, key=lambda row: row[:2]), key=lambda row: row[:2]):
         group = list(group)
         agree = [abs(row.theirs - row.ours) for row in group if abs(row.theirs - row.ours) <= CLOSE]
         others = sorted({row.verdict() for row in group} - {"agrees to 1e-6"})
-        print(f"{data:30}{peer:44}{len(group):8}{len(agree):7}{max(agree, default=0):10.1e}  {'; '.join(others)}")
+        print(f"{data:30}{peer:52}{len(group):8}{len(agree):7}{max(agree, default=0):10.1e}  {'; '.join(others)}")
     wrong = sum(not row.is_right() for row in rows)
     print(f"\n{len(rows)} numbers compared, {wrong} disagree that should not")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 KS = (1, 5, 10)
-INSTALL = __doc__.strip().splitlines()[-1].strip() if __doc__ else ""
+INSTALL = (__doc__ or "").strip().splitlines()[-1].strip()
 Numbers = dict[str, float]
 
 
@@ -45,14 +45,14 @@ def clip_benchmark(scores: torch.Tensor, right: torch.Tensor) -> Numbers:
 def ranx(scores: torch.Tensor, right: torch.Tensor) -> Numbers:
     """ranx on its own Qrels and Run, which it sorts itself."""
     package = load("ranx")
-    names = {f"hit_rate@{k}": f"recall@{k}" for k in KS} | {"mrr": "mrr", "map": "map", "r-precision": "r_precision"}
+    names = {"mrr": "mrr", "map": "map", "r-precision": "r_precision"} | {f"hit_rate@{k}": f"recall@{k}" for k in KS}
     names |= {f"ndcg@{k}": f"ndcg@{k}" for k in KS}
     qrels, run = package.Qrels(_listed(right, right)), package.Run(_listed(scores, scores > -torch.inf))
     values = package.evaluate(qrels, run, list(names))
     # It has no mAP@R: that is its mAP of a run that ends after each query's first R items.
     cut = _ranked(scores) < right.sum(1, keepdim=True)
-    values["map_at_r"] = package.evaluate(qrels, package.Run(_listed(scores, cut)), "map")
-    return {names.get(name, name): float(value) for name, value in values.items()}
+    at_r = package.evaluate(qrels, package.Run(_listed(scores, cut)), "map")
+    return {names[name]: float(value) for name, value in values.items()} | {"map_at_r": float(at_r)}
 
 
 def ranx_sorted(scores: torch.Tensor, right: torch.Tensor) -> Numbers:

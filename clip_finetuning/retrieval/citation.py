@@ -51,6 +51,12 @@ def title(results: Mapping[str, Any], protocol: str) -> str:
     return f"{protocol}/v{version_of(results, protocol)}"
 
 
+def stored_line(results: Mapping[str, Any], protocol: str) -> str:
+    """The line of a protocol that results hold; "" of older ones, and of those that are still to be measured."""
+    stored = results["protocols"].get(protocol)
+    return stored.get("cite", "") if isinstance(stored, Mapping) else ""
+
+
 def of(results: Mapping[str, Any], protocol: str) -> str:
     """The line of a protocol of results: that which they hold, else what older ones were measured on; "" if unknown."""
     stored, fingerprint = results["protocols"][protocol], results.get("data", {}).get("fingerprint")

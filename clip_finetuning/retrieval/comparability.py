@@ -50,7 +50,11 @@ def judgements_of(results: dict[str, Any]) -> str:
 
 
 def _same_rules(first, second, protocol):
-    return _same_version(first, second, protocol) and _same_captions(first, second)
+    return (
+        _same_version(first, second, protocol)
+        and _same_captions(first, second)
+        and _same_questions(first, second, protocol)
+    )
 
 
 def _same_version(first, second, protocol):
@@ -60,6 +64,14 @@ def _same_version(first, second, protocol):
 def _same_captions(first, second):
     """Whether both take captions in two spellings for one, as results from before there were rules do not."""
     return first.get("num_captions") == second.get("num_captions")
+
+
+def _same_questions(first, second, protocol):
+    """Whether both ask the same texts, or for the same kinds, as far as they say so: of the same samples they need not."""
+    if protocol in names.STANDARD:
+        return True
+    lines = [citation.stored_line(results, protocol) for results in (first, second)]
+    return "" in lines or lines[0] == lines[1]
 
 
 def _why_different(first, second, protocols):
@@ -75,7 +87,10 @@ def _why_different(first, second, protocols):
             reasons.append(
                 f"{called} measures {versions[0]}{why}, {printable(newer['name'])} {versions[1]}; measure {called} anew"
             )
-    mine = [name for name in protocols if _same_version(first, second, name)]
+    others = [name for name in protocols if not _same_questions(first, second, name)]
+    if others:
+        reasons.append(f"{', '.join(others)}: the two ask other texts, or their categories or attributes are others")
+    mine = [name for name in protocols if _same_version(first, second, name) and not _same_captions(first, second)]
     if mine:
         older = max(first, second, key=lambda results: results.get("num_captions", 0))
         reasons.append(

@@ -47,10 +47,12 @@ def make(
     kinds: Sequence[str],
     precision: str,
     wordings: Wordings | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> dict[str, QueryTexts]:
     """{kind: QueryTexts} of the kinds `short`, `category` and, of a loader's `wordings`, `wording`; all ranks call it.
 
-    A kind of which the data have no texts is left out: its protocol says so.
+    A kind of which the data have no texts is left out: its protocol says so. Categories are named in `prompts`, or in
+    those of zero-shot classification.
     """
     found = {}
     if "short" in kinds:
@@ -59,7 +61,7 @@ def make(
         found["wording"] = _wordings(embeddings, wordings)
     made = {kind: _embedded(clip_model, *texts, precision) for kind, texts in found.items() if texts[0]}
     if "category" in kinds and (names := sorted({*embeddings.category.tolist()} - {""})):
-        made["category"] = _categories(clip_model, embeddings, names, precision)
+        made["category"] = _categories(clip_model, embeddings, names, precision, prompts or zero_shot.PROMPTS)
     return made
 
 
@@ -116,11 +118,10 @@ def _wordings(embeddings, wordings):
     return found, f"{len(found):,} wordings of {len(products):,} products, {named}"
 
 
-def _categories(clip_model, embeddings, names, precision):
-    """The category names of the shards, in the wordings of zero-shot classification."""
-    rows = zero_shot.embed_names(clip_model, names, precision)
+def _categories(clip_model, embeddings, names, precision, prompts):
+    rows = zero_shot.embed_names(clip_model, names, precision, prompts)
     without = int((embeddings.category == "").sum())
-    note = f"each in {len(zero_shot.PROMPTS)} wordings as for zero-shot classification"
+    note = f"each the mean of {len(prompts)} prompts as for zero-shot classification"
     note += f" ({without:,} images have no category and are no hit)" if without else ""
     return _finite(rows, {(name, name): "" for name in names}, note)
 

@@ -254,8 +254,9 @@ def top_items(queries: Rows, gallery: Rows, count: int, block_rows: int = 256) -
 def all_scores(queries: Rows, gallery: Rows) -> np.ndarray:
     """The score of every gallery item for each of a few queries -> (Q, G) float32, to the bit those of `rank_positives`."""
     device = torch.device("cpu")
-    shape = shape_for(len(gallery))
-    source, multiply = Source(gallery, "gallery", device), Product(shape, device)
+    source = Source(gallery, "gallery", device)
+    shape = shape_for(source)
+    multiply = Product(shape, device)
     rows = Source(queries, "query", device).read(slice(None))
     scores = np.empty((len(rows), len(gallery)), np.float32)
     for first in range(0, len(gallery), shape.columns):

@@ -70,6 +70,20 @@ def test_categories_that_ask_are_compared_as_such(catalogue):
     assert max(map(len, lines)) <= 80
 
 
+def test_results_that_ask_other_texts_are_not_compared(catalogue):
+    def results(name, text):
+        queries = {"short": asking({(text, "P0"): "", ("blue", "P1"): ""}, [0, 1])}
+        measured = measure_embeddings(catalogue, ["product", "short_queries"], (1, 10), queries=queries)
+        return measured | {"name": name, "data": {"fingerprint": "f"}}
+
+    red, green = results("a.json", "red"), results("b.json", "green")
+    assert red["protocols"]["short_queries"]["cite"] != green["protocols"]["short_queries"]["cite"]
+    assert red["protocols"]["product"]["cite"] == green["protocols"]["product"]["cite"]
+    text = " ".join(comparison.compare(red, green).split())
+    assert "left out: short_queries: the two ask other texts" in text and "product, text->image" in text
+    assert "short_queries, text->image" in comparison.compare(red, results("c.json", "red"))
+
+
 def test_all_wordings_ask_and_each_language_against_its_own_texts(catalogue):
     found = {
         ("Shoe", "P0"): "en", ("Schuh", "P0"): "de", ("Top", "P1"): "en de", ("Boot", "P2"): "en", ("Rock", "P3"): "",
