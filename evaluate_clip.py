@@ -385,9 +385,14 @@ def evaluate(
     )
 
 
+def is_embeddings(path: str) -> bool:
+    """Whether a path names embeddings, not results."""
+    return path.endswith(".npz") or retrieval.embeddings.is_folder(path)
+
+
 def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """A result file, or an embeddings file measured on the spot."""
-    if not (path.endswith(".npz") or retrieval.embeddings.is_folder(path)):
+    if not is_embeddings(path):
         return retrieval.result_file.read(path)
     embeddings, queries = load_embeddings(path, args.protocol)
     device, truth = runtime.device.pick_device(args.device), truth_of(embeddings, args)
@@ -463,9 +468,9 @@ def answers_before(
     args: argparse.Namespace, baseline: dict[str, Any], examples: "Examples", embeddings: "Embeddings"
 ) -> dict[str, Any]:
     """What the baseline answered to the queries of the page: its embeddings know that of each, its results of a sample."""
-    if not args.baseline.endswith(".npz"):
+    if not is_embeddings(args.baseline):
         return baseline.get("examples", {})
-    before = retrieval.embeddings.load(args.baseline)
+    before, _ = load_embeddings(args.baseline, ["product"])
     return retrieval.examples.before(before, truth_of(before, args), examples, embeddings)
 
 

@@ -380,6 +380,18 @@ def test_prompts_are_a_setting_and_two_classifications_are_compared(data, tmp_pa
     assert "--prompts says how --zero-shot asks; add --zero-shot" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["json", "npz"])
+def test_a_report_shows_what_the_baseline_answered(data, tmp_path, kind):
+    """A result file knows that of the sample, embeddings of all queries."""
+    evaluate(data, tmp_path, "--save-embeddings=e.npz", "--output=e.json")
+    flags = ["--from-embeddings=e.npz", f"--baseline=e.{kind}", "--output=o.json", "--report=r.html"]
+    evaluate_clip.main([*flags, "--dataset-path=nowhere.{000000..000001}.tar"])
+    page = parsed_page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    shown = {part.attributes["id"]: part.find("article") for part in page.find("section")}
+    assert all(len(card.find("ol")) == 2 for card in shown["sample"]) and shown["sample"]
+    assert kind == "json" or all(len(card.find("ol")) == 2 for card in shown["failures"])
+
+
 def test_a_report_without_its_shards_has_keys_for_pictures(data, tmp_path, capsys):
     evaluate(data, tmp_path, "--save-embeddings=e.npz")
     evaluate_clip.main(

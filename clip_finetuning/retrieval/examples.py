@@ -109,14 +109,15 @@ def pick(embeddings: Embeddings, truth: Truth | None = None, queries: int = QUER
     """
     examples = Examples()
     for direction, task in _tasks(embeddings, truth).items():
-        best = metrics.rank_positives(task.queries, task.gallery, task.positives).best
+        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, top=1)
+        best = ranks.best
         answerable = np.flatnonzero(best != metrics.NEVER)
         hardest = answerable[np.argsort(-best[answerable], kind="stable")]
         hardest = hardest[best[hardest] > 1][: max(1, queries // 6)]
         examples.sample += _examples(direction, task, _sample(embeddings, direction, task, queries), best)
         examples.worst += _examples(direction, task, hardest, best)
         if direction == "image_to_text":
-            examples.confusions = _confusions(embeddings, task)
+            examples.confusions = _confusions(embeddings, task, ranks.top_items[:, 0])
     return examples
 
 
@@ -151,11 +152,11 @@ def _examples(direction, task, chosen, best):
         )
 
 
-def _confusions(embeddings, task):
+def _confusions(embeddings, task, nearest):
     """Pictures whose nearest caption belongs to a product of another category, the largest share first."""
     category_of = dict(zip(embeddings.image_product.tolist(), embeddings.category.tolist()))
     categories = texts(category_of.get(product, "") for product in embeddings.text_product.tolist())
-    answered = categories[task.gallery_items[metrics.nearest_items(task.queries, task.gallery)]]
+    answered = categories[task.gallery_items[nearest]]
     wrong = (answered != task.query_categories) & (answered != "") & (task.query_categories != "")
     pairs = Counter(zip(task.query_categories[wrong].tolist(), answered[wrong].tolist()))
     asked = Counter(task.query_categories.tolist())

@@ -7,8 +7,7 @@ from clip_finetuning.retrieval import comparison, names
 from clip_finetuning.retrieval.report_cards import title
 
 KEY = "recall@10"  # what the verdict is about
-MAIN = ("median_rank", "mrr", "map")  # beside the recalls; what else a result holds is shown on demand
-OTHERS = {"r_precision": "R-precision", "map_at_r": "mAP@R", "mean_rank": "mean rank"}
+MAIN = tuple(names.OTHER_NUMBERS)  # beside the recalls; what else a result holds is shown on demand
 CONFUSIONS = 12  # of classes that are taken for others
 SPACE = "\u202f"  # between a number and its sign
 
@@ -37,12 +36,7 @@ def number(key: str, value: float) -> str:
 
 def label(key: str) -> str:
     """A measure's name: Recall@10 of `recall@10`."""
-    if key in OTHERS:
-        return OTHERS[key]
-    for prefix, words in (("expected_recall@", "Recall@{}, ties in any order"), ("ndcg@", "nDCG@{}")):
-        if key.startswith(prefix):
-            return words.format(key.removeprefix(prefix))
-    return names.label(key)
+    return "mean rank" if key == "mean_rank" else names.label(key)
 
 
 # ----------------------------------------------------------------------------------------------------- the verdict
@@ -127,7 +121,7 @@ def block(way: str, numbers: Mapping[str, Any], before: Mapping[str, Any] | None
 
 
 def _is_measure(key):
-    return key in OTHERS or key.startswith(("expected_recall@", "ndcg@"))
+    return key in ("mean_rank", *names.WITHIN_R) or key.startswith(("expected_recall@", "ndcg@", "graded_ndcg@"))
 
 
 def _row(key, numbers, before, words=""):
@@ -138,7 +132,7 @@ def _row(key, numbers, before, words=""):
         "value": number(key, numbers[key]),
         "interval": None if low is None else _range(key, low, high),
         "chance": "" if chance is None else number(key, chance),
-        "before": number(key, before[key]) if before and key in before else "",
+        "before": number(key, before[key]) if before and type(before.get(key)) in (int, float) else "",
         "change": gain(before, numbers, key) if before else None,
     }
 
