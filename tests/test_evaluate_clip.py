@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -17,9 +18,19 @@ from PIL import Image
 import evaluate_clip
 import openClipManagement as clip
 from clip_finetuning.model import building, clip_model
-from clip_finetuning.runtime import distributed
+from clip_finetuning.retrieval import embeddings as embeddings_file
+from clip_finetuning.runtime import device, distributed
 from clip_finetuning.runtime.version import version
-from tests.helpers import ROOT, catalogue_sample, encoded_picture, overflowing, parsed_page, write_config, write_shard
+from tests.helpers import (
+    ROOT,
+    catalogue_sample,
+    embedded_catalogue,
+    encoded_picture,
+    overflowing,
+    parsed_page,
+    write_config,
+    write_shard,
+)
 
 PRODUCTS, VIEWS = 20, 3
 
@@ -480,12 +491,12 @@ def test_a_folder_of_embeddings_is_evaluated_on_the_device_that_is_named(tmp_pat
     monkeypatch.chdir(tmp_path)
     embeddings = embedded_catalogue(products=30, views=2, noise=1.0)
     for name in ("e/", "e.npz"):
-        retrieval.embeddings.save(name, embeddings)
-    used, pick = [], runtime.device.pick_device
-    monkeypatch.setattr(runtime.device, "pick_device", lambda name, rank=0: (used.append(name), pick(name, rank))[1])
+        embeddings_file.save(name, embeddings)
+    used, pick = [], device.pick_device
+    monkeypatch.setattr(device, "pick_device", lambda name, rank=0: (used.append(name), pick(name, rank))[1])
     for name in ("e/", "e.npz"):
-        evaluate_clip.main([f"--from-embeddings={name}", "--protocol=all", "--device=cpu", f"--output={name[:5]}json"])
-    folder, file = (json.loads(Path(name).read_text()) for name in ("e/json", "e.npzjson"))
+        evaluate_clip.main([f"--from-embeddings={name}", "--protocol=all", "--device=cpu", f"--output={name[:2]}json"])
+    folder, file = (json.loads(Path(name).read_text()) for name in ("e/json", "e.json"))
     assert folder["protocols"] == file["protocols"] and used == ["cpu", "cpu"]
     evaluate_clip.main(["--compare", "e", "e.npz"])
     assert "+0.0000" in capsys.readouterr().out
