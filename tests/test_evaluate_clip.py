@@ -19,7 +19,8 @@ import evaluate_clip
 import openClipManagement as clip
 from clip_finetuning import retrieval, runtime
 from clip_finetuning.model import building, clip_model
-from clip_finetuning.runtime import distributed
+from clip_finetuning.retrieval import embeddings as embeddings_file
+from clip_finetuning.runtime import device, distributed
 from clip_finetuning.runtime.version import version
 from tests.helpers import (
     ROOT,
@@ -664,12 +665,12 @@ def test_a_folder_of_embeddings_is_evaluated_on_the_device_that_is_named(tmp_pat
     monkeypatch.chdir(tmp_path)
     embeddings = embedded_catalogue(products=30, views=2, noise=1.0)
     for name in ("e/", "e.npz"):
-        retrieval.embeddings.save(name, embeddings)
-    used, pick = [], runtime.device.pick_device
-    monkeypatch.setattr(runtime.device, "pick_device", lambda name, rank=0: (used.append(name), pick(name, rank))[1])
+        embeddings_file.save(name, embeddings)
+    used, pick = [], device.pick_device
+    monkeypatch.setattr(device, "pick_device", lambda name, rank=0: (used.append(name), pick(name, rank))[1])
     for name in ("e/", "e.npz"):
-        evaluate_clip.main([f"--from-embeddings={name}", "--protocol=all", "--device=cpu", f"--output={name[:5]}json"])
-    folder, file = (json.loads(Path(name).read_text()) for name in ("e/json", "e.npzjson"))
+        evaluate_clip.main([f"--from-embeddings={name}", "--protocol=all", "--device=cpu", f"--output={name[:2]}json"])
+    folder, file = (json.loads(Path(name).read_text()) for name in ("e/json", "e.json"))
     assert folder["protocols"] == file["protocols"] and used == ["cpu", "cpu"]
     evaluate_clip.main(["--compare", "e", "e.npz"])
     assert "+0.0000" in capsys.readouterr().out

@@ -43,9 +43,8 @@ def measure(
         log.warning("every recall counts as 0: %s", error)
         nothing = dict.fromkeys(DIRECTIONS, 0.0)
         return {"num_samples": 0, **{f"recall@{k}": dict(nothing) for k in KS}, **error.counts}
-    results = (
-        distributed.agree(measure_embeddings(embeddings, ["product"], KS, seed, device=clip_model.device)) | counts
-    )
+    mine = measure_embeddings(embeddings, ["product"], KS, seed, device=clip_model.device, shared=True)
+    results = distributed.agree(mine) | counts
     for warning in results["warnings"]:
         _warn_once(warning)
     return results

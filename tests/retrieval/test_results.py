@@ -1,12 +1,14 @@
 """What is measured of a model, and what is said of the numbers: by the script and by the trainer alike."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.model.building import create_model
-from clip_finetuning.retrieval import results
+from clip_finetuning.retrieval import ranking, results
 from dBManagement import eval_loader
 from tests.helpers import embedded_catalogue, overflowing, write_config
 
@@ -74,3 +76,14 @@ def test_a_seed_draws_the_intervals_alone(model, loader):
         assert one[way]["mrr"] == other[way]["mrr"]
         assert np.isfinite(one[way]["intervals"]["mean_rank"]).all()
     assert one["image_to_text"]["intervals"]["mean_rank"] != other["image_to_text"]["intervals"]["mean_rank"]
+
+
+def test_the_trainer_ranks_on_the_models_device_and_shares_the_work(monkeypatch):
+    """The embeddings are made elsewhere here; which device multiplies them is asked."""
+    used, rank = [], ranking.ask
+    monkeypatch.setattr(results, "embed", lambda *_, **__: (embedded_catalogue(), {}))
+    monkeypatch.setattr(
+        ranking, "ask", lambda *a, **b: (used.append((b["device"], b["shared"])), rank(*a, **b | {"device": None}))[1]
+    )
+    measured = results.measure(SimpleNamespace(device=torch.device("meta")), None, "fp32")
+    assert used == [(torch.device("meta"), True)] * 2 and measured["recall@10"]["text_to_image"] == 1
