@@ -81,7 +81,8 @@ def evaluate(
         result[direction] |= {"chance": chance, "gallery": len(task.gallery)}
         if direction in by_gain:
             is_asked = ranked[direction].best != metrics.NEVER
-            values, ends = gains.numbers(*by_gain[direction], is_asked, task.query_products, ks)
+            again, share = by_gain[direction]
+            values, ends = gains.numbers(again, share, is_asked, task.query_products, ks)
             result[direction] |= values
             result[direction]["intervals"] |= ends
         if truth and alike[direction] is not None:
