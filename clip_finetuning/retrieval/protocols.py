@@ -106,7 +106,8 @@ def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=Non
             result[direction]["hubness"] = hubness.of_lists(ranks.top_items, embeddings, direction)
         if direction in by_gain:
             is_asked = ranks.best != metrics.NEVER
-            values, ends = gains.numbers(*by_gain[direction], is_asked, task.query_products, ks)
+            again, share = by_gain[direction]
+            values, ends = gains.numbers(again, share, is_asked, task.query_products, ks)
             result[direction] |= values
             result[direction]["intervals"] |= ends
         if truth and alike[direction] is not None:
