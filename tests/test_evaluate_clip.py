@@ -17,7 +17,6 @@ from PIL import Image
 
 import evaluate_clip
 import openClipManagement as clip
-from clip_finetuning import retrieval, runtime
 from clip_finetuning.model import building, clip_model
 from clip_finetuning.retrieval import embeddings as embeddings_file
 from clip_finetuning.runtime import device, distributed
