@@ -43,7 +43,6 @@ CHARACTERS_A_WORD = {
     ),
     4: re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"),  # Thai, Lao, Burmese, Khmer
 }
-JOINER = "\u200d"  # what it stands between is one sign
 
 
 def keywords(caption: str) -> str:
@@ -134,7 +133,7 @@ def _signs(word: str) -> Iterator[str]:
     """Characters with the marks that belong to them."""
     sign = ""
     for character in word:
-        if sign and not (unicodedata.category(character)[0] == "M" or JOINER in (character, sign[-1])):
+        if sign and unicodedata.category(character)[0] != "M":
             yield sign
             sign = ""
         sign += character

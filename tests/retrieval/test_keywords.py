@@ -57,6 +57,9 @@ def test_the_words_of_another_language_are_no_stop_words():
         (" ".join(f"word{number}" for number in range(80)), " ".join(f"word{number}" for number in range(8))),
         ("裙" * 80, "裙" * 16),
         ("Nike " + "裙" * 80, "Nike"),  # no part of a word that has not the room
+        ("w1 w2 w3 w4 w5 w6 裙子衣 w7", "w1 w2 w3 w4 w5 w6 裙子衣"),  # a word begun counts
+        ("w1 w2 w3 w4 w5 w6 T裙子 w7", "w1 w2 w3 w4 w5 w6 T裙子"),
+        ("w1 w2 w3 w4 w5 w6 裙子 w7 w8", "w1 w2 w3 w4 w5 w6 裙子 w7"),
         ("A" * 500, "A" * 500),
     ],
 )
