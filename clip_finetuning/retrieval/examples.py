@@ -117,6 +117,7 @@ def pick(embeddings: Embeddings, truth: Truth | None = None, queries: int = QUER
         examples.sample += _examples(direction, task, _sample(embeddings, direction, task, queries), best)
         examples.worst += _examples(direction, task, hardest, best)
         if direction == "image_to_text":
+            assert ranks.top_items is not None  # they were asked for
             examples.confusions = _confusions(embeddings, task, ranks.top_items[:, 0])
     return examples
 
