@@ -213,7 +213,7 @@ def open_encoder(index: "Index", args: argparse.Namespace, checkpoint: str | Non
 def query_vector(encoder: "Encoder", args: argparse.Namespace) -> Any:
     """(1, D): the direction of the words, of the picture, or in the middle of both."""
     queries = [] if args.text is None else [encoder.texts([args.text])]
-    if queries and encoder.is_cut(args.text):
+    if args.text is not None and encoder.is_cut(args.text):
         console.warn(search.query.CUT)
     if args.image:
         try:

@@ -65,7 +65,7 @@ def all_rows(work: Path, orders: int) -> Iterable[Row]:
     yield from from_shards_on(work, e)
     yield from on_embeddings("as the model makes them", e, sampled101.read_or_draw(work / "candidates.npz", e, 0))
     rough = dataclasses.replace(
-        e, image_embeddings=coarse(e.image_embeddings), text_embeddings=coarse(e.text_embeddings)
+        e, image_embeddings=coarse(e.image_embeddings[:]), text_embeddings=coarse(e.text_embeddings[:])
     )
     yield from on_equal_scores(rough, orders)
     yield from in_every_order()

@@ -51,7 +51,7 @@ def unpacked(looks: np.ndarray) -> list[Look]:
 
 def differences(looks: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(bits, levels) by which packed fingerprints (N, LOOK) differ from another one (LOOK,): (N,) each."""
-    bits = np.unpackbits(looks[:, :8] ^ other[:8], axis=1).sum(axis=1, dtype=np.int64)
+    bits = np.unpackbits(np.bitwise_xor(looks[:, :8], other[:8], dtype=np.uint8), axis=1).sum(axis=1, dtype=np.int64)
     return bits, np.abs(looks[:, 8:].astype(np.int16) - other[8:]).mean(axis=1)
 
 

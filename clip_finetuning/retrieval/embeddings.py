@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,8 @@ def save(path: str | os.PathLike, embeddings: Embeddings, more: Mapping[str, np.
     arrays = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     columns = [name for name in (*TEXTS, ATTRIBUTES) if name in arrays]
-    arrays |= {name: packed(arrays[name]) for name in columns} | (more or {}) | {"json_columns": np.array(columns)}
+    arrays |= {name: packed(arrays[name]) for name in columns}
+    arrays |= {**(more or {}), "json_columns": np.array(columns)}
     if is_folder(path):
         for name in {ATTRIBUTES, "looks"} - {*arrays}:  # those of other embeddings that were there
             (Path(path) / f"{name}.npy").unlink(missing_ok=True)
@@ -134,9 +136,8 @@ def save(path: str | os.PathLike, embeddings: Embeddings, more: Mapping[str, np.
                 _save_rows(temporary, array)
         return
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file, **{name: array[...] if isinstance(array, np.ndarray) else array[:] for name, array in arrays.items()}
-        )
+        held: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+        np.savez(file, **held)
 
 
 def is_folder(path: str | os.PathLike) -> bool:

@@ -258,5 +258,5 @@ def _is_entry(entry):
 def _is_answer(answer):
     if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
         return False
-    score = answer.get("score")
+    score: Any = answer.get("score")
     return type(answer.get("hit")) is bool and _is_number(score) and abs(score) < 1e6  # what a page has room for

@@ -26,6 +26,9 @@ class StoredRows:
     def __getitem__(self, wanted: slice | np.ndarray) -> np.ndarray:
         return unit(self._rows[wanted if self._chosen is None else self._chosen[wanted]])
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
     def of(self, chosen: np.ndarray) -> "StoredRows":
         """Rows of these numbers, still in their file."""
         return StoredRows(self._rows, chosen if self._chosen is None else self._chosen[chosen])

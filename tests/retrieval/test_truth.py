@@ -129,7 +129,7 @@ def test_every_query_by_itself(seed, protocol):
         own = set(forward.positives.of(query).tolist())
         items = {int(image): item for item, image in enumerate(forward.gallery_items)}
         right[query] = own | ({items[images - 1]} if text == 0 and images - 1 in items else set())
-        kinds = {known.kind[forward.gallery_items[item]] for item in own} - {-1}
+        kinds = {int(known.kind[forward.gallery_items[item]]) for item in own} - {-1}
         same = {item for item, image in enumerate(forward.gallery_items) if known.kind[image] in kinds}
         for other, mate in enumerate(forward.query_items):
             if known.wording[mate] == known.wording[text]:
