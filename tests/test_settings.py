@@ -226,7 +226,7 @@ def test_a_script_says_in_one_line_what_is_wrong_with_the_page():
 def test_a_training_takes_what_a_notebook_assigned(make_shards, tmp_path, monkeypatch):
     import clipFineTuner
     import openClipManagement as clip
-    from clip_finetuning.training import log
+    from clip_finetuning.training import curves
 
     assigned = {
         "BATCH_SIZE": 6,
@@ -243,7 +243,7 @@ def test_a_training_takes_what_a_notebook_assigned(make_shards, tmp_path, monkey
     }
     for name, value in assigned.items():
         monkeypatch.setattr(settings, name, value)
-    monkeypatch.setattr(log, "draw_curves", lambda *_: None)  # most of the time
+    monkeypatch.setattr(curves, "draw", lambda *_: None)  # most of the time
     clipFineTuner.main(["--seed", "7"])
     checkpoint = clip.read_checkpoint(tmp_path / "run" / "final_checkpoint.pt")
     assert assigned.items() <= checkpoint["settings"].items()
