@@ -22,6 +22,7 @@ BLOCK_BYTES = 40 * 2**20  # a block of scores on a CPU
 MOST_ROWS, MOST_COLUMNS = 1024, 32768  # of a block on a CPU: a gallery of more items is streamed
 DEVICE_BYTES, DEVICE_ROWS = 2 * 2**30, 4096  # the same elsewhere, if an eighth of the free memory is as much
 CACHED = 1024  # columns in which a block is counted, so that they stay in a CPU's cache
+SEVERAL = 4  # thresholds of a query from which it pays to look first which scores reach the lowest of them
 MANY = 128  # thresholds of a query from which sorting its scores is faster than counting again and again
 
 
@@ -217,6 +218,7 @@ class _Counter:
         self.order = torch.from_numpy(order).to(device)
         self.values = torch.from_numpy(values).to(device)
         self.found = torch.zeros(values.shape, dtype=torch.int64, device=device)
+        self.lowest = values.min(axis=1) if device.type == "cpu" and values.shape[1] >= SEVERAL else None
 
     def add(self, scores, left_out, weights):
         """Count some scores (Q, c), which are changed: items that are left out score less than any threshold."""
@@ -228,6 +230,8 @@ class _Counter:
             self._add(part, None if weights is None else _tensor(weights[first : first + width], scores).float())
 
     def _add(self, scores, weights):
+        if self.lowest is not None and self._add_few(scores, weights):
+            return
         done = 0
         if weights is None and self.values.shape[1] > MANY:
             done = self.rows_of_slot[MANY]
@@ -239,6 +243,16 @@ class _Counter:
                 reached = torch.ge(scores[done:rows], self.values[done:rows, slot, None], out=scratch[done:rows])
                 # Whole numbers, of which float32 adds up 16 million without an error.
                 self.found[done:rows, slot] += (reached.sum(1) if weights is None else reached @ weights).long()
+
+    def _add_few(self, scores, weights):
+        """Compare the scores that reach their query's lowest threshold, if these are few, as they are of a good model."""
+        reached = scores.numpy() >= self.lowest[:, None]
+        if SEVERAL * np.count_nonzero(reached) * self.values.shape[1] > reached.size:
+            return False
+        row, column = map(torch.from_numpy, np.divmod(np.flatnonzero(reached), scores.shape[1]))
+        passed = (scores[row, column, None] >= self.values[row]).long()
+        self.found.index_add_(0, row, passed if weights is None else passed * weights[column, None].long())
+        return True
 
     def counts(self):
         """What was found for each threshold, in their order."""
