@@ -131,15 +131,24 @@ def _median_places(weights, codes, place, count):
     """(chunk,) places, among `count` ascending values, of the medians of resamples (chunk, P): codes and place (Q,)."""
     half = (weights @ np.bincount(codes, minlength=weights.shape[1]).astype(np.float32)) / 2
     first, last = 0, count - 1  # where the medians of all of them lie
-    while True:
-        tried = np.unique(np.linspace(first, last, min(MEDIANS_TRIED, last - first + 1)).astype(np.int64))
-        step = np.searchsorted(tried, place)  # the first one tried that is not below each value
-        cells = np.bincount(codes * (len(tried) + 1) + step, minlength=weights.shape[1] * (len(tried) + 1))
-        up_to = np.cumsum(cells.reshape(-1, len(tried) + 1)[:, :-1], axis=1).astype(np.float32)  # (P, tried)
-        found = (weights @ up_to < half[:, None]).sum(1)  # whole numbers and halves: float32 is exact
-        if len(tried) == last - first + 1:
-            return tried[found]
-        first, last = tried[max(found.min() - 1, 0)], tried[found.max()]
+    while last - first >= MEDIANS_TRIED:
+        tried = np.linspace(first, last, MEDIANS_TRIED).astype(np.int64)
+        found = _below(weights, half, codes, place, tried)
+        narrower = tried[max(found.min() - 1, 0)], tried[found.max()]
+        if narrower[1] - narrower[0] > (last - first) // 2:  # they are spread over all of it
+            break
+        first, last = narrower
+    starts = range(first, last + 1, MEDIANS_TRIED)
+    pieces = [np.arange(start, min(start + MEDIANS_TRIED, last + 1)) for start in starts]
+    return first + np.sum([_below(weights, half, codes, place, tried) for tried in pieces], axis=0)
+
+
+def _below(weights, half, codes, place, tried):
+    """(chunk,) how many of the places that are tried, which ascend, have less than half of a resample up to them."""
+    step = np.searchsorted(tried, place)  # the first one tried that is not below each value
+    cells = np.bincount(codes * (len(tried) + 1) + step, minlength=weights.shape[1] * (len(tried) + 1))
+    up_to = np.cumsum(cells.reshape(-1, len(tried) + 1)[:, :-1], axis=1).astype(np.float32)  # (P, tried)
+    return (weights @ up_to < half[:, None]).sum(1)  # whole numbers and halves: float32 is exact
 
 
 def _weights(count: int, seed: int, resamples: int, chunk: int = 100) -> Iterator[np.ndarray]:
