@@ -17,6 +17,7 @@ evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs u
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -297,7 +298,7 @@ def prompts_of(args: argparse.Namespace) -> list[str] | None:
     return retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
 
 
-def load_embeddings(path: str, protocols: list[str]) -> tuple["Embeddings", dict[str, "QueryTexts"]]:
+def load_embeddings(path: str, protocols: Sequence[str]) -> tuple["Embeddings", dict[str, "QueryTexts"]]:
     """Those of a file, and the texts in it that ask besides the captions. Raises ValueError if protocols lack theirs."""
     embeddings = retrieval.embeddings.load(path)
     return embeddings, retrieval.query_texts.load(path, embeddings.text_embeddings.shape[1], protocols)
@@ -394,7 +395,7 @@ def load_results(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """A result file, or an embeddings file measured on the spot."""
     if not is_embeddings(path):
         return retrieval.result_file.read(path)
-    embeddings, queries = load_embeddings(path, args.protocol)
+    embeddings, queries = load_embeddings(path, ())  # a comparison names the protocols that it lacks
     device, truth = runtime.device.pick_device(args.device), truth_of(embeddings, args)
     results = retrieval.results.measure_embeddings(
         embeddings, args.protocol, args.k, args.seed, truth=truth, queries=queries, device=device
@@ -470,7 +471,7 @@ def answers_before(
     """What the baseline answered to the queries of the page: its embeddings know that of each, its results of a sample."""
     if not is_embeddings(args.baseline):
         return baseline.get("examples", {})
-    before, _ = load_embeddings(args.baseline, ["product"])
+    before, _ = load_embeddings(args.baseline, ())
     return retrieval.examples.before(before, truth_of(before, args), examples, embeddings)
 
 
