@@ -1145,10 +1145,10 @@ def _rank_with_scores(arguments, rank, port, console):
     scores = itertools.count(1) if rank else itertools.repeat(1)
     real_measure = results.measure_embeddings
 
-    def measure(*options):
+    def measure(*given, **options):
         share = next(scores) / 100
-        results = real_measure(*options)
-        return {**results, "recall@10": dict.fromkeys(results["recall@10"], share)}
+        results = real_measure(*given, **options)
+        return results and {**results, "recall@10": dict.fromkeys(results["recall@10"], share)}
 
     results.measure_embeddings = measure
     _rank(arguments, rank, port, console)

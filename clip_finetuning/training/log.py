@@ -128,9 +128,11 @@ def _certainty(results):
     """Recall@10's interval and chance in both directions, by name; none where no sample had an embedding."""
     protocol = results.get("protocols", {}).get("product", {})
     found = {}
-    for way in results["recall@10"] if protocol else ():
-        name, (low, high) = f"recall@10/{way}", protocol[way]["intervals"]["recall@10"]
-        found |= {f"{name}/low": low, f"{name}/high": high, f"{name}/chance": protocol[way]["chance"]["recall@10"]}
+    for way in results["recall@10"]:
+        numbers, name = protocol.get(way, {}), f"recall@10/{way}"
+        if "intervals" in numbers:
+            low, high = numbers["intervals"]["recall@10"]
+            found |= {f"{name}/low": low, f"{name}/high": high, f"{name}/chance": numbers["chance"]["recall@10"]}
     return found
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import clip_prep
-from clip_finetuning.catalogue.audit import audit, cut_between_words, leaks, told_apart
+from clip_finetuning.catalogue.audit import audit, leaks
+from clip_finetuning.catalogue.audit_summary import cut_between_words, told_apart
 from tests.catalogue.test_audit import add, write
 
 

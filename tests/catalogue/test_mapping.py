@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clip_finetuning.catalogue import audit
+from clip_finetuning.catalogue import audit, audit_summary
 from clip_finetuning.catalogue.mapping import check_entries, read_mapping, write_mappings
 from clip_finetuning.catalogue.table import Columns, open_table
 from tests.helpers import encoded_picture, entry, read_records, shards_in, write_mapping, write_shards
@@ -67,7 +67,7 @@ def test_both_refuse_the_same_files(tmp_path):
 def test_an_entry_is_clean_text():
     odd = {"product_id": 15970.0, "category": "TOPS\n", "image_name": None, "captions": ["A  hat", "", "Cap", 7, None]}
     entry = check_entries([{"image_path": "a b.png", "caption": " A\that "} | odd]).entries[0]
-    assert entry == ("a b.png", "A hat", ("A hat", "Cap", "7"), "15970", "TOPS", "", "", ())
+    assert entry == ("a b.png", "A hat", ("A hat", "Cap", "7"), "15970", "TOPS", "", "", (), ())
     assert entry.captions == ("A hat", "Cap", "7")
 
 
@@ -100,7 +100,7 @@ def test_values_that_are_no_text_are_counted_and_said(tmp_path, picture, capsys)
     write_shards(mapping, tmp_path / "out")
     assert capsys.readouterr().out.splitlines()[:4] == remarks
     report = audit.audit([mapping])
-    assert all(f"  {remark}" in audit.summary(report).splitlines() for remark in remarks)
+    assert all(f"  {remark}" in audit_summary.summary(report).splitlines() for remark in remarks)
 
 
 def test_nothing_is_said_of_a_sound_mapping(tmp_path, picture, capsys):

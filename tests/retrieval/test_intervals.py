@@ -104,7 +104,9 @@ def test_intervals_are_seeded():
     assert intervals.bootstrap(sums, counts, 1) != intervals.bootstrap(sums, counts, 2)
 
 
-@pytest.mark.parametrize(("products", "levels"), [(1, 3), (40, 1), (60, 5), (300, 100_000), (9, 100_000), (3000, 100_000)])
+@pytest.mark.parametrize(
+    ("products", "levels"), [(1, 3), (40, 1), (60, 5), (300, 100_000), (9, 100_000), (3000, 100_000)]
+)
 def test_medians_of_resamples_are_those_of_the_drawn_queries(products, levels):
     """By drawing the queries themselves; few and many distinct values, ragged products."""
     random = np.random.default_rng(products)

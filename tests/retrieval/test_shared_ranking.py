@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clip_finetuning.retrieval import metrics, ranking, results, tiles
-from clip_finetuning.retrieval.names import PROTOCOLS
+from clip_finetuning.retrieval.names import STANDARD
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 from tests.helpers import embedded_catalogue, launch
@@ -20,7 +20,7 @@ def numbers(shared=False):
         products=40, views=3, noise=1.0, dimensions=24, captions=["two"] * 2 + [*map(str, range(38))]
     )
     embeddings.image_embeddings[5:60:9] = embeddings.image_embeddings[4]
-    return results.measure_embeddings(embeddings, list(PROTOCOLS), (1, 5), shared=shared)
+    return results.measure_embeddings(embeddings, list(STANDARD), (1, 5), shared=shared)
 
 
 def test_processes_that_share_the_ranking_have_the_numbers_of_one_to_the_last_bit(tmp_path):
