@@ -230,7 +230,7 @@ class _Counter:
             self._add(part, None if weights is None else _tensor(weights[first : first + width], scores).float())
 
     def _add(self, scores, weights):
-        if self.lowest is not None and self._add_few(scores, weights):
+        if self.lowest is not None and self._add_few(scores, weights, self.lowest):
             return
         done = 0
         if weights is None and self.values.shape[1] > MANY:
@@ -244,9 +244,9 @@ class _Counter:
                 # Whole numbers, of which float32 adds up 16 million without an error.
                 self.found[done:rows, slot] += (reached.sum(1) if weights is None else reached @ weights).long()
 
-    def _add_few(self, scores, weights):
+    def _add_few(self, scores, weights, lowest):
         """Compare the scores that reach their query's lowest threshold, if these are few, as they are of a good model."""
-        reached = scores.numpy() >= self.lowest[:, None]
+        reached = scores.numpy() >= lowest[:, None]
         if SEVERAL * np.count_nonzero(reached) * self.values.shape[1] > reached.size:
             return False
         row, column = map(torch.from_numpy, np.divmod(np.flatnonzero(reached), scores.shape[1]))
