@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -30,3 +31,16 @@ def make_shards():
         return f"{prefix}.{{000000..{shards - 1:06d}}}.tar"
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium; tests that need one are skipped where none is."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium here")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

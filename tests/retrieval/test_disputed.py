@@ -1,10 +1,8 @@
 """Disputed pairs: which they are, and the page in a real Chromium, from a tick to the file that --judgements takes."""
 
 import io
-import shutil
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from clip_finetuning.retrieval import disputed, judgements, truth
@@ -59,18 +57,6 @@ def test_the_page_escapes_and_stays_small(monkeypatch):
     assert "There are none." in parsed_page(page_of(mine, [])).text
     without = parsed_page(disputed.page(mine, pairs, {1: b"damaged"}, "d.csv"))
     assert [one.text for one in without.find("span", "gone")] == ["no picture"] * 4
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def test_verdicts_are_ticked_by_keyboard_and_come_back(browser, tmp_path):

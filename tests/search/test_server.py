@@ -5,7 +5,6 @@ import http.client
 import io
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -264,18 +263,6 @@ def test_the_command_serves_until_it_is_interrupted(sides):
 
 
 # ------------------------------------------------------------------------------------------------ in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
