@@ -44,10 +44,12 @@ def main():
     RUN.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CLIP_")} | KNOBS
     print("In demo_run/, with", *(f"{name}='{value}'" for name, value in KNOBS.items()), sep="\n    ")
-    for command in COMMANDS:
-        print(f"\n$ python {command}", flush=True)
-        status = subprocess.run([sys.executable, *command.split()], cwd=RUN, env=environment).returncode
-        if status:
+    for commands in [*([command] for command in COMMANDS[:-2]), COMMANDS[-2:]]:  # the indexes side by side
+        print("", *(f"$ python {command}" for command in commands), sep="\n", flush=True)
+        running = [
+            subprocess.Popen([sys.executable, *command.split()], cwd=RUN, env=environment) for command in commands
+        ]
+        if status := next(filter(None, [process.wait() for process in running]), 0):
             sys.exit(status)
     print(f"\n{summary()}\n\n{time.perf_counter() - start:.0f} seconds in all; everything is in {RUN.name}/")
     print("make serve: both models side by side in a browser, at http://127.0.0.1:8000")
