@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.disputed or args.truth != "strict":
             retrieval.looks.check()
         loading.first_look.check_shards(args.dataset_path)
-    prompts = prompts_of(args)
+    args.prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
         clip_model, (embeddings, queries) = None, load_embeddings(args.from_embeddings, args.protocol)
@@ -81,10 +81,10 @@ def main(argv: list[str] | None = None) -> None:
             results["examples"] = retrieval.examples.record(embeddings, truth)
         if clip_model is not None and args.zero_shot:
             precision = results["model"]["precision"]
-            results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, prompts)
+            results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, args.prompts)
         if baseline:
             results["statistics"]["baseline"] = retrieval.comparison.effects(baseline, results | {"name": args.output})
-        write_outputs(args, embeddings, queries, results, baseline)
+        write_outputs(args, embeddings, queries, truth, results, baseline)
         if args.disputed:
             write_disputed(args, embeddings, truth)
 
@@ -284,18 +284,13 @@ def embed_shards(
     wordings = retrieval.query_making.Wordings(loader) if args.captions == "all" else None
     embeddings, counts = retrieval.embed.embed(clip_model, wordings or loader, precision, progress=ranks.rank == 0)
     loader.close()
-    queries = retrieval.query_making.make(clip_model, embeddings, args.queries, precision, wordings, prompts_of(args))
+    queries = retrieval.query_making.make(clip_model, embeddings, args.queries, precision, wordings, args.prompts)
     about = {
         "model": {"name": clip_model.name, "weights": clip_model.pretrained or "random", "precision": precision},
         "data": {"pattern": args.dataset_path, "fingerprint": embeddings.fingerprint(), **counts},
         "seconds": round(time.perf_counter() - start, 2),
     }
     return embeddings, queries, about
-
-
-def prompts_of(args: argparse.Namespace) -> list[str] | None:
-    """Those of the file --prompts, None for the usual ones. Raises ValueError for a file without."""
-    return retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
 
 
 def load_embeddings(path: str, protocols: Sequence[str]) -> tuple["Embeddings", dict[str, "QueryTexts"]]:
@@ -407,6 +402,7 @@ def write_outputs(
     args: argparse.Namespace,
     embeddings: "Embeddings",
     queries: dict[str, "QueryTexts"],
+    truth: "Truth",
     results: dict[str, Any],
     baseline: dict[str, Any] | None,
 ) -> None:
@@ -422,7 +418,7 @@ def write_outputs(
         retrieval.embeddings.save(args.save_embeddings, embeddings, retrieval.query_texts.arrays(queries))
         print(f"embeddings written to {args.save_embeddings}")
     if args.report:
-        write_report(args, embeddings, results, baseline)
+        write_report(args, embeddings, truth, results, baseline)
         print(f"report written to {args.report}")
 
 
@@ -430,13 +426,7 @@ def write_disputed(args: argparse.Namespace, embeddings: "Embeddings", truth: "T
     """The table of disputed pairs, and the page beside it on which they are judged."""
     pairs = retrieval.disputed.find(embeddings, truth)
     page = str(Path(args.disputed).with_suffix(".html"))
-    key_of = embeddings.keys_of(retrieval.disputed.images_of(pairs))
-    try:
-        found = loading.lookup.read_pictures(args.dataset_path, key_of.values(), args.caption_key)
-    except FileNotFoundError as error:
-        print(f"{page} has no pictures: {error}", file=sys.stderr)
-        found = {}
-    pictures = {image: found[key] for image, key in key_of.items() if key in found}
+    pictures = read_pictures(args, embeddings.keys_of(retrieval.disputed.images_of(pairs)), page)
     written = {
         args.disputed: retrieval.disputed.csv(embeddings, pairs),
         page: retrieval.disputed.page(embeddings, pairs, pictures, Path(args.disputed).name),
@@ -447,19 +437,28 @@ def write_disputed(args: argparse.Namespace, embeddings: "Embeddings", truth: "T
     print(f"{len(pairs):,} disputed pairs written to {args.disputed}; {page} takes the verdicts for --judgements")
 
 
+def read_pictures(args: argparse.Namespace, key_of: dict[int, str], page: str) -> dict[int, bytes]:
+    """{image: encoded picture} of images by their samples' keys; where the shards are out of reach, `page` says so."""
+    try:
+        found = loading.lookup.read_pictures(args.dataset_path, key_of.values(), args.caption_key)
+    except FileNotFoundError as error:
+        print(f"{page} has no pictures: {error}", file=sys.stderr)
+        return {}
+    return {image: found[key] for image, key in key_of.items() if key in found}
+
+
 def write_report(
-    args: argparse.Namespace, embeddings: "Embeddings", results: dict[str, Any], baseline: dict[str, Any] | None
+    args: argparse.Namespace,
+    embeddings: "Embeddings",
+    truth: "Truth",
+    results: dict[str, Any],
+    baseline: dict[str, Any] | None,
 ) -> None:
     """The page, with pictures from the shards; where they are out of reach, their keys stand instead."""
-    examples = retrieval.examples.pick(embeddings, truth_of(embeddings, args))
+    examples = retrieval.examples.pick(embeddings, truth)
     if retrieval.report.before_of(baseline, results, "product"):
         examples.before = answers_before(args, baseline or {}, examples, embeddings)
-    keys, found = examples.keys(embeddings), {}
-    try:
-        found = loading.lookup.read_pictures(args.dataset_path, keys.values(), args.caption_key)
-    except FileNotFoundError as error:
-        print(f"the report has no pictures: {error}", file=sys.stderr)
-    pictures = {image: found[key] for image, key in keys.items() if key in found}
+    pictures = read_pictures(args, examples.keys(embeddings), "the report")
     page = retrieval.report.render(results, embeddings, examples, pictures, baseline)
     with atomic_write(args.report) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")  # half a character, as JSON can escape one

@@ -18,7 +18,6 @@ import math
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,10 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import peers
 from agreement_data import CONFIG, coarse, lay_out, make_data
 from agreement_rows import CLOSE, Both, Row, apart, compare, print_row, print_summary
+from evaluation import in_turns as median_seconds
 from peers import KS
 
-from clip_finetuning.retrieval import embeddings, metrics, protocols, sampled101
+from clip_finetuning.retrieval import embeddings, metrics, protocols, ranking, sampled101
 from clip_finetuning.retrieval.names import DIRECTIONS, title
+from clip_finetuning.retrieval.pairs import pair_values
+from clip_finetuning.retrieval.positives import by_group, from_pairs
 
 
 def main():
@@ -330,8 +332,8 @@ def in_every_order() -> Iterable[Row]:
     scores = random.integers(1, 4, (8, 6)).astype(np.float32)
     right = random.permuted(np.arange(6) < random.integers(1, 6, (8, 1)), axis=1)
     query, item = np.nonzero(right)
-    positives = metrics.from_pairs(query, item, len(right))
-    ours = metrics.summarize(metrics.rank_positives(scores, np.eye(6, dtype=np.float32), positives), KS)
+    positives = from_pairs(query, item, len(right))
+    ours = metrics.summarize(ranking.rank_positives(scores, np.eye(6, dtype=np.float32), positives), KS)
     orders = np.array(list(itertools.permutations(range(6))))
     tables = [torch.tensor(np.concatenate([table[:, order] for order in orders])) for table in (scores, right)]
     for peer in ("CLIP_benchmark", "ranx", "torchmetrics"):
@@ -355,31 +357,25 @@ def print_speed(rounds: int, images: int = 2000, dimensions: int = 128) -> None:
     random = torch.Generator().manual_seed(0)
     product = torch.arange(images) // 4
     pictures = torch.nn.functional.normalize(torch.randn(images, dimensions, generator=random), dim=1)
-    positives, right = metrics.by_group(product.numpy(), product.numpy()), product[:, None] == product
+    positives, right = by_group(product.numpy(), product.numpy()), product[:, None] == product
     text_of, contenders = (
         np.arange(images),
         {
-            "ours": lambda: metrics.summarize(metrics.rank_positives(pictures, pictures, positives), KS),
+            "ours": lambda: metrics.summarize(ranking.rank_positives(pictures, pictures, positives), KS),
             "CLIP_benchmark's recall_at_k": lambda: peers.clip_benchmark(pictures @ pictures.T, right),
             "ranx, of arrays that NumPy sorts": lambda: peers.ranx_sorted(pictures @ pictures.T, right),
             "torchmetrics": lambda: peers.torchmetrics(pictures @ pictures.T, right),
-            "ours, pair in both directions": lambda: metrics.pair_values(pictures, pictures, text_of, KS),
+            "ours, pair in both directions": lambda: pair_values(pictures, pictures, text_of, KS),
             "get_clip_metrics": lambda: peers.get_clip_metrics(pictures, pictures),
         },
     )
     contenders["ranx, of arrays that NumPy sorts"]()  # it compiles at first
-    seconds = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            start = time.perf_counter()
-            contender()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = median_seconds(contenders, rounds)
     print(f"\n{images:,} queries x {images:,} items of {dimensions} numbers, four right ones each; {rounds} rounds")
     base = ""
-    for name, times in seconds.items():
+    for name, median in seconds.items():
         base = name if name.startswith("ours") else base
-        median = statistics.median(times)
-        print(f"  {name:34}{median:9.3f} s{median / statistics.median(seconds[base]):9.1f} times {base}")
+        print(f"  {name:34}{median:9.3f} s{median / seconds[base]:9.1f} times {base}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from clip_finetuning.retrieval import metrics, tiles
+from clip_finetuning.retrieval import metrics, ranking, tiles
+from clip_finetuning.retrieval.pairs import pair_values
+from clip_finetuning.retrieval.positives import from_pairs, one_to_one, transposed
 from clip_finetuning.retrieval.stored_rows import StoredRows
 
 DIMENSIONS, KS = 512, (1, 5, 10)
@@ -68,9 +70,9 @@ def embeddings(images, captions, seed=0):
 
 def ours(pictures, texts, positives):
     """Both directions."""
-    back = metrics.transposed(positives, len(pictures))
-    forward = metrics.summarize(metrics.rank_positives(texts, pictures, positives), KS)
-    return forward, metrics.summarize(metrics.rank_positives(pictures, texts, back), KS)
+    back = transposed(positives, len(pictures))
+    forward = metrics.summarize(ranking.rank_positives(texts, pictures, positives), KS)
+    return forward, metrics.summarize(ranking.rank_positives(pictures, texts, back), KS)
 
 
 def two_argsorts(pictures, texts):
@@ -105,10 +107,10 @@ def report_pairs(pairs, products, rounds):
 
     pictures, captions, caption_of = embeddings(pairs, products)
     texts = captions[caption_of]  # about four samples share each
-    positives = metrics.from_pairs(caption_of, np.arange(pairs), products)
+    positives = from_pairs(caption_of, np.arange(pairs), products)
     theirs, mine = (
         get_clip_metrics(pictures, texts, torch.tensor(1.0)),
-        metrics.pair_values(pictures, captions, caption_of, KS),
+        pair_values(pictures, captions, caption_of, KS),
     )
     for k in KS:
         # Two scores that differ in the last bit may change places. Equal texts they sort as they come, we take the
@@ -118,7 +120,7 @@ def report_pairs(pairs, products, rounds):
             assert abs(theirs[f"{way}_R@{k}"] - mine[way][f"recall@{k}"].mean()) < close
     seconds = in_turns(
         {
-            "ours, pair": lambda: metrics.pair_values(pictures, captions, caption_of, KS),
+            "ours, pair": lambda: pair_values(pictures, captions, caption_of, KS),
             "ours, product": lambda: ours(pictures, captions, positives),
             "open_clip get_clip_metrics": lambda: get_clip_metrics(pictures, texts, torch.tensor(1.0)),
             "two argsorts": lambda: two_argsorts(pictures, texts),
@@ -134,7 +136,7 @@ def report_pairs(pairs, products, rounds):
 def report_against_matrix_products(images, captions, rounds):
     """Against the physical limit, and the memory."""
     pictures, texts, caption_of = embeddings(images, captions)
-    positives = metrics.from_pairs(caption_of, np.arange(images), captions)
+    positives = from_pairs(caption_of, np.arange(images), captions)
     seconds = in_turns(
         {
             "ours": lambda: ours(pictures, texts, positives),
@@ -154,13 +156,13 @@ def report_against_matrix_products(images, captions, rounds):
 def memory_above_embeddings(images, captions):
     """MB by which the peak of this process grows while the metrics are computed."""
     pictures, texts, caption_of = embeddings(images, captions)
-    ours(pictures[:64], texts[:64], metrics.one_to_one(64))  # the libraries' own buffers
+    ours(pictures[:64], texts[:64], one_to_one(64))  # the libraries' own buffers
     before = resident()
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     filler = np.ones(
         int(max(peak_before - before, 0) * 2**20), dtype=np.uint8
     )  # stand at the peak: more is the metrics'
-    ours(pictures, texts, metrics.from_pairs(caption_of, np.arange(images), captions))
+    ours(pictures, texts, from_pairs(caption_of, np.arange(images), captions))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - max(peak_before, before)
     return grown + 0 * len(filler)
 
@@ -175,7 +177,7 @@ def report_large(images, captions):
     """A whole Fashion-Gen training split as the gallery."""
     pictures, texts, caption_of = embeddings(images, captions)
     start = time.perf_counter()
-    numbers = ours(pictures, texts, metrics.from_pairs(caption_of, np.arange(images), captions))
+    numbers = ours(pictures, texts, from_pairs(caption_of, np.arange(images), captions))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\n{images:,} images x {captions:,} captions, both directions: {seconds:.0f} s, peak memory {peak:.1f} GB")
@@ -185,7 +187,7 @@ def report_large(images, captions):
 def report_out_of_core(images, captions):
     """A slice of 2,000,000 x 60,000 in files of float16, against the bare products of the same in memory."""
     pictures, texts, caption_of = embeddings(images, captions)
-    positives = metrics.from_pairs(caption_of, np.arange(images), captions)
+    positives = from_pairs(caption_of, np.arange(images), captions)
     with tempfile.TemporaryDirectory() as folder:
         for name, rows in (("pictures", pictures), ("texts", texts)):
             np.save(f"{folder}/{name}.npy", rows.half().numpy())

@@ -23,7 +23,7 @@ from clip_finetuning.export.names import PREPARED_COSINE, SAME_COSINE
 from clip_finetuning.loading.sample import ShardSample
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.model.clip_model import ClipModel
-from clip_finetuning.retrieval import metrics, protocols
+from clip_finetuning.retrieval import metrics, protocols, ranking
 from clip_finetuning.retrieval.embed import embed_rows
 from clip_finetuning.retrieval.embeddings import Embeddings, texts
 from clip_finetuning.runtime.text import printable
@@ -131,7 +131,7 @@ class Original:
         )
         found = []
         for task in protocols.tasks(embeddings, "product").values():
-            ranks = metrics.rank_positives(task.queries, task.gallery, task.positives)
+            ranks = ranking.rank_positives(task.queries, task.gallery, task.positives)
             found.append(metrics.summarize(ranks, [K])[f"recall@{K}"])
         return float(np.mean(found))
 

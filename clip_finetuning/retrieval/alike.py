@@ -18,7 +18,7 @@ import numpy as np
 
 from clip_finetuning.pictures.near_duplicates import close_pairs, unpacked
 from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.positives import Positives, by_group
+from clip_finetuning.retrieval.positives import Positives, by_group, distinct, from_keys, not_among, pair_keys
 from clip_finetuning.retrieval.wording import wording_key
 from clip_finetuning.runtime.text import same_caption_key
 
@@ -69,27 +69,16 @@ def related(
     told apart.
     """
     width = len(images)
-    mine = _distinct(np.concatenate([_keys(own.queries(), own.items, width), judged]))
+    mine = distinct(np.concatenate([pair_keys(own.queries(), own.items, width), judged]))
     found = {"captions": _of_wordings(likeness.wording[texts], own, width)}
     if likeness.look is not None and likeness.near is not None:
         found["pictures"] = _of_classes(likeness.look[images], likeness.near, own, width)
     if likeness.kind is not None:
         found["attributes"] = _of_classes(likeness.kind[images], None, own, width)
-    found = {reason: _without(keys, mine) for reason, keys in found.items()}
-    together = _distinct(np.concatenate(list(found.values())))
+    found = {reason: not_among(keys, mine) for reason, keys in found.items()}
+    together = distinct(np.concatenate(list(found.values())))
     counts = {reason: len(found[reason]) for reason in REASONS if reason in found} | {"all": len(together)}
     return Alike(from_keys(together, len(own.offsets) - 1, width), counts)
-
-
-def from_keys(keys: np.ndarray, queries: int, width: int) -> Positives:
-    """Ragged lists of ascending numbers `query * width + item`, each once."""
-    offsets = np.searchsorted(keys, np.arange(queries + 1) * width)
-    return Positives(offsets.astype(np.int64), keys % width)
-
-
-def keys_of(pairs: Positives, width: int) -> np.ndarray:
-    """The numbers `query * width + item` of ragged lists, ascending."""
-    return np.sort(_keys(pairs.queries(), pairs.items, width))
 
 
 # ------------------------------------------------------------------------------------------- what is alike
@@ -138,13 +127,15 @@ def _numbered(values):
 def _of_classes(classes, near, own, width):
     """Keys of the images in a class of one of the query's own images, or in one that is near: distinct ones."""
     count = int(classes.max(initial=-1)) + 1
-    mine = _distinct(_keys(own.queries(), classes[own.items], count)[classes[own.items] >= 0])
+    mine = distinct(pair_keys(own.queries(), classes[own.items], count)[classes[own.items] >= 0])
     queries, numbers = np.divmod(mine, max(count, 1))
     if near is not None:
         near_queries, near_numbers = _through(queries, numbers, near)
         inside = near_numbers < count
-        queries, numbers = np.divmod(_distinct(_keys(near_queries[inside], near_numbers[inside], count)), max(count, 1))
-    return _keys(*_through(queries, numbers, by_group(np.arange(count), classes)), width)
+        queries, numbers = np.divmod(
+            distinct(pair_keys(near_queries[inside], near_numbers[inside], count)), max(count, 1)
+        )
+    return pair_keys(*_through(queries, numbers, by_group(np.arange(count), classes)), width)
 
 
 def _of_wordings(wordings, own, width):
@@ -152,7 +143,7 @@ def _of_wordings(wordings, own, width):
     mates = by_group(wordings, wordings)
     several = np.flatnonzero(np.diff(mates.offsets) > 1)
     queries, others = _through(several, several, mates)
-    return _distinct(_keys(*_through(queries, others, own), width))
+    return distinct(pair_keys(*_through(queries, others, own), width))
 
 
 def _through(queries, numbers, relation):
@@ -166,21 +157,3 @@ def _through(queries, numbers, relation):
         )
     starts = np.repeat(relation.offsets[numbers] - (np.cumsum(counts) - counts), counts)
     return np.repeat(queries, counts), relation.items[starts + np.arange(total)]
-
-
-def _keys(queries, items, width):
-    return queries * np.int64(width) + items
-
-
-def _distinct(keys):
-    """Ascending, each once: by sorting, for NumPy's own hash table takes minutes for ten million."""
-    ascending = np.sort(keys, kind="stable")  # of runs that are in order, mostly
-    return ascending[np.diff(ascending, prepend=-1) != 0]
-
-
-def _without(keys, known):
-    """Those keys that are not among the known ones, which are ascending."""
-    if not len(known):
-        return keys
-    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return keys[known[place] != keys]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from clip_finetuning.retrieval import metrics, positives, ranking, summary
-from clip_finetuning.retrieval.embeddings import Embeddings, texts
+from clip_finetuning.retrieval.embeddings import Embeddings, numbered, texts
 from clip_finetuning.retrieval.query_texts import NothingToAsk
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import same_caption_key
@@ -74,17 +74,16 @@ def _sentence(e, protocol, asks):
 def _groups(e, protocol):
     """(N,) numbers of what images have in common, -1 for those that have nothing to share."""
     if protocol == "image_to_image":
-        return _numbered(e.image_product)
+        return numbered(e.image_product)
     if not (e.category != "").any():
         raise NothingToAsk(f"{protocol} needs categories, and the data name none")
     if protocol == "same_category":
-        return _numbered(e.category)
-    attributes = getattr(e, "attributes", None)
-    if attributes is None or not any(attributes):
+        return numbered(e.category)
+    if e.attributes is None:
         raise NothingToAsk(
             f"{protocol} needs attributes, and the data name none; --attributes of clip_prep.py keeps them"
         )
-    return _numbered(_category_and_attributes(e))
+    return numbered(_category_and_attributes(e))
 
 
 def _category_and_attributes(e):
@@ -95,11 +94,6 @@ def _category_and_attributes(e):
         else ""
         for category, own in zip(e.category, e.attributes)
     )
-
-
-def _numbered(names):
-    numbers = np.unique(names, return_inverse=True)[1]
-    return np.where(names == "", -1, numbers)
 
 
 def _values(embeddings, groups, asking, others, ks, where):

@@ -9,7 +9,7 @@ from clip_finetuning.retrieval import intervals
 TOPS = (1, 5)  # of top-k accuracy
 CONFUSIONS = 20  # that are kept
 MATRIX_CLASSES = 20  # up to which the whole matrix is kept
-FEWEST_PRODUCTS = 5  # of a class: confusions of smaller ones come after the others
+FEWEST_PRODUCTS = 5  # of a class whose numbers tell something: confusions of smaller ones come after the others
 
 
 def measure(scores: np.ndarray, labels: np.ndarray, classes: list[str], products: np.ndarray) -> dict[str, Any]:

@@ -4,7 +4,6 @@ A category is called better or worse by the sign-flip test over its products, co
 looked at: of two equally good models, 5 % at most have a category called so in a direction of a protocol.
 """
 
-import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,13 +12,12 @@ import numpy as np
 from clip_finetuning.retrieval import intervals, names, power
 from clip_finetuning.retrieval.comparability import check
 from clip_finetuning.retrieval.embeddings import texts
-from clip_finetuning.runtime.text import printable
+from clip_finetuning.runtime.text import printable, wrapped
 
 FEWEST_PRODUCTS = 20  # of a category that is judged: the changes of fewer can hardly be told from chance
 FAMILY_ERROR = 0.05
 KEY = "recall@10"  # of effect sizes and categories
 NAMED = 8  # categories that got better, in a line; those that got worse are all named
-WIDTH = 80
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
@@ -27,7 +25,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     shared, left_out = check(first, second)
     lines = [f"A: {printable(first['name'])}", f"B: {printable(second['name'])}"]
     for reason in left_out:
-        lines += _wrapped(f"left out: {reason}")
+        lines += wrapped(f"left out: {reason}")
     for name in shared:
         for direction in names.DIRECTIONS_OF[name]:
             pair = [results["protocols"][name][direction] for results in (first, second)]
@@ -119,7 +117,7 @@ def effects(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 def _effect(a, b):
     gains, queries = paired_gains(a, b, KEY)
     effect = power.effect(gains, a[KEY], b[KEY])
-    yield from _wrapped(
+    yield from wrapped(
         f"  effect on {names.label(KEY)}: {effect.gained:,} products gain, {effect.lost:,} lose (odds {effect.odds:.3g}), "
         f"Cohen's h {effect.h:+.2f} ({effect.size}); 80 % of such comparisons would show {power.smallest_gain(gains, queries):.3f}"
     )
@@ -167,18 +165,18 @@ def _zero_shot(first, second):
             raise ValueError(f"{lacking[0]} lacks it")
         changes = zero_shot_changes(*parts)
     except ValueError as error:
-        yield from ["", *_wrapped(f"left out: zero-shot: {error}")]
+        yield from ["", *wrapped(f"left out: zero-shot: {error}")]
         return
     a, b = parts
     yield from ["", heading(f"zero-shot, {b['classes']} classes")]
     for key, label in (("top1", "top-1"), ("top5", "top-5"), ("macro", "top-1, macro")):
         change = changes[key]
         yield difference(label, change["before"], change["after"], change["gain"], change["interval"])
-    yield from _wrapped(
+    yield from wrapped(
         f"  chance {b['chance']['top1']:.4f}, always {printable(b['majority']['class'])[:40]!r} {b['majority']['top1']:.4f} (top-1)"
     )
     if a["prompts"] != b["prompts"]:
-        yield from _wrapped(f"  asked by other prompts: {len(a['prompts'])} of A, {len(b['prompts'])} of B")
+        yield from wrapped(f"  asked by other prompts: {len(a['prompts'])} of A, {len(b['prompts'])} of B")
 
 
 # --------------------------------------------------------------------------------------------- retention
@@ -191,17 +189,17 @@ def _retention(first, second):
         return
     lacking = [printable(results["name"]) for results, part in zip((first, second), parts) if not part]
     if lacking:
-        yield from ["", *_wrapped(f"left out: retention: {lacking[0]} lacks it")]
+        yield from ["", *wrapped(f"left out: retention: {lacking[0]} lacks it")]
         return
     named = [part | {"name": results["name"]} for results, part in zip((first, second), parts)]
     try:
         shared, left_out = check(*named)
     except ValueError as error:
-        yield from ["", *_wrapped(f"left out: retention: {error}")]
+        yield from ["", *wrapped(f"left out: retention: {error}")]
         return
-    yield from ["", *_wrapped(f"retention, on {printable(parts[1]['pattern'])[:200]}")]
+    yield from ["", *wrapped(f"retention, on {printable(parts[1]['pattern'])[:200]}")]
     for reason in left_out:
-        yield from _wrapped(f"left out: {reason}")
+        yield from wrapped(f"left out: {reason}")
     for name in shared:
         for direction in names.DIRECTIONS_OF[name]:
             pair = [part["protocols"][name][direction] for part in parts]
@@ -275,15 +273,11 @@ def _changed_categories(a, b):
         best = sorted(of["better"], key=lambda change: -change.gain)
         told = ", ".join(f"{_named(change)} {change.gain:+.3f}" for change in best[:NAMED])
         more = f" and {len(best) - NAMED} more" if len(best) > NAMED else ""
-        yield from _wrapped(f"  better in {told}{more}")
+        yield from wrapped(f"  better in {told}{more}")
     fewer = f"; {len(of['few'])} have fewer than {FEWEST_PRODUCTS} products" if of["few"] else ""
     counts = f"{len(of['better'])} better, {len(of['worse'])} worse of {len(changes) - len(of['few'])} judged"
-    yield from _wrapped(f"  categories: {counts}, by Holm at 5 %{fewer}")
+    yield from wrapped(f"  categories: {counts}, by Holm at 5 %{fewer}")
 
 
 def _named(change):
     return printable(change.category or "(no category)")[:24]
-
-
-def _wrapped(text):
-    return textwrap.wrap(text, WIDTH, subsequent_indent="    " if text.startswith(" ") else "  ")

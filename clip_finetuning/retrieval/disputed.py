@@ -15,7 +15,7 @@ import numpy as np
 
 from clip_finetuning.pictures.near_duplicates import differences
 from clip_finetuning.pictures.thumbnails import data_url
-from clip_finetuning.retrieval import alike, judgements, names, protocols, ranking
+from clip_finetuning.retrieval import alike, judgements, names, positives, protocols, ranking
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.truth import Truth
 from clip_finetuning.runtime import spreadsheet
@@ -76,7 +76,7 @@ def find(embeddings: Embeddings, truth: Truth) -> list[Pair]:
     if truth.judged:
         pairs = (truth.judged.right, truth.judged.wrong)
         judged = np.union1d(*(judgements.keys_in(one, truth.caption, texts, images) for one in pairs))
-    allowed = alike.keys_of(alike.related(kinds_alone, forward.positives, images, texts, judged).pairs, len(images))
+    allowed = positives.keys_of(alike.related(kinds_alone, forward.positives, images, texts, judged).pairs, len(images))
     ranks: dict[int, dict[str, int]] = {}
     for direction, task in tasks.items():
         items = ranking.rank_positives(task.queries, task.gallery, task.positives, top=TOP).top_items

@@ -105,6 +105,11 @@ def texts(values: Iterable) -> np.ndarray:
     return column
 
 
+def numbered(names: np.ndarray) -> np.ndarray:
+    """(N,) numbers of names, -1 for a blank one."""
+    return np.where(names == "", -1, np.unique(names, return_inverse=True)[1])
+
+
 def unlike_captions(embeddings: Embeddings) -> int:
     """How many texts are embedded otherwise than the first one with the same caption, which stands for them all."""
     numbers, first = caption_numbers(embeddings.captions)

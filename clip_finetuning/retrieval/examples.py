@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_finetuning.retrieval import metrics, names, protocols
+from clip_finetuning.retrieval import names, protocols, ranking
 from clip_finetuning.retrieval.embeddings import Embeddings, texts
+from clip_finetuning.retrieval.positives import Positives
 from clip_finetuning.retrieval.truth import Truth, marked_tasks
 from clip_finetuning.runtime.text import caption_numbers, same_caption_key
 
 QUERIES = 60  # shown in all: two thirds the sample, one third the worst
 SHOWN = 5  # answers of each query
-FEWEST_PRODUCTS = 5  # of a category whose numbers tell something
 
 
 class Answer(NamedTuple):
@@ -82,14 +82,12 @@ class Examples:
 
     def keys(self, embeddings: Embeddings) -> dict[int, str]:
         """{image: the key of its sample}, by which shards have its picture; a key of several samples names none."""
-        single = image_places(embeddings)
-        return {image: key for image in self.images(embeddings) if (key := str(embeddings.image_key[image])) in single}
+        return embeddings.keys_of(self.images(embeddings))
 
 
 def image_places(embeddings: Embeddings) -> dict[str, int]:
     """{key: number of its image} of the keys that one sample alone has."""
-    counts = Counter(embeddings.image_key.tolist())
-    return {key: place for place, key in enumerate(embeddings.image_key.tolist()) if counts[key] == 1}
+    return {key: image for image, key in embeddings.keys_of(range(len(embeddings.image_key))).items()}
 
 
 def name_of(embeddings: Embeddings, direction: str, query: int) -> str:
@@ -109,9 +107,9 @@ def pick(embeddings: Embeddings, truth: Truth | None = None, queries: int = QUER
     """
     examples = Examples()
     for direction, task in _tasks(embeddings, truth).items():
-        ranks = metrics.rank_positives(task.queries, task.gallery, task.positives, top=1)
+        ranks = ranking.rank_positives(task.queries, task.gallery, task.positives, top=1)
         best = ranks.best
-        answerable = np.flatnonzero(best != metrics.NEVER)
+        answerable = np.flatnonzero(best != ranking.NEVER)
         hardest = answerable[np.argsort(-best[answerable], kind="stable")]
         hardest = hardest[best[hardest] > 1][: max(1, queries // 6)]
         examples.sample += _examples(direction, task, _sample(embeddings, direction, task, queries), best)
@@ -139,7 +137,7 @@ def _sample(embeddings, direction, task, queries):
 
 
 def _examples(direction, task, chosen, best):
-    items, scores = metrics.top_items(task.queries[chosen], task.gallery, SHOWN)
+    items, scores = ranking.top_items(task.queries[chosen], task.gallery, SHOWN)
     for query, found, found_scores in zip(chosen, items.tolist(), scores.tolist()):
         own = task.positives.of(query)  # numbers in the gallery
         own_scores = task.gallery[own] @ task.queries[query]
@@ -191,9 +189,9 @@ def record(
 def _best(task, rows):
     """(Q,) ranks of the best positives, of these rows alone."""
     own = [task.positives.of(row) for row in rows]
-    positives = metrics.Positives(np.cumsum([0, *map(len, own)]), np.concatenate([*own, np.empty(0, np.int64)]))
-    best = np.full(len(task.queries), metrics.NEVER)
-    best[rows] = metrics.rank_positives(task.queries[rows], task.gallery, positives).best
+    positives = Positives(np.cumsum([0, *map(len, own)]), np.concatenate([*own, np.empty(0, np.int64)]))
+    best = np.full(len(task.queries), ranking.NEVER)
+    best[rows] = ranking.rank_positives(task.queries[rows], task.gallery, positives).best
     return best
 
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clip_finetuning.retrieval import intervals, metrics
-from clip_finetuning.retrieval.alike import from_keys, keys_of
+from clip_finetuning.retrieval import intervals, metrics, ranking
 from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.positives import Positives
+from clip_finetuning.retrieval.positives import Positives, from_keys, keys_of, transposed
 from clip_finetuning.runtime.text import same_caption_key
 
 LEAST = 0.5  # share of equal attributes
@@ -50,11 +49,11 @@ def gains(embeddings: Embeddings, own: Positives, images: np.ndarray) -> tuple[P
 def turned(found: tuple[Positives, np.ndarray], width: int) -> tuple[Positives, np.ndarray]:
     """The same of the other direction, in which the gallery of `width` items asks."""
     pairs, share = found
-    return metrics.transposed(pairs, width), share[np.argsort(pairs.items, kind="stable")]
+    return transposed(pairs, width), share[np.argsort(pairs.items, kind="stable")]
 
 
 def numbers(
-    ranks: metrics.Ranks, share: np.ndarray, asked: np.ndarray, products: np.ndarray, ks: Sequence[int]
+    ranks: ranking.Ranks, share: np.ndarray, asked: np.ndarray, products: np.ndarray, ks: Sequence[int]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """(graded_ndcg@k, their intervals over products) of the queries that are `asked`, a mask."""
     values = {f"graded_ndcg@{k}": metrics.ndcg(ranks, k, share)[asked] for k in ks}

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip_finetuning.retrieval.alike import from_keys, keys_of
 from clip_finetuning.retrieval.embeddings import Embeddings
-from clip_finetuning.retrieval.positives import Positives
+from clip_finetuning.retrieval.positives import Positives, from_keys, keys_of
 from clip_finetuning.runtime import spreadsheet
 from clip_finetuning.runtime.text import printable, same_caption_key
 

@@ -11,23 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clip_finetuning.retrieval.pairs import pair_values
-from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs, one_to_one, transposed
-from clip_finetuning.retrieval.ranking import (
-    NEVER,
-    Ranks,
-    all_scores,
-    first_places,
-    nearest_items,
-    rank_candidates,
-    rank_positives,
-    top_items,
-)  # fmt: skip
-
-__all__ = [  # what numbers are made of, under one name
-    "NEVER", "Positives", "Ranks", "all_scores", "by_group", "first_places", "from_pairs", "nearest_items", "one_to_one", "pair_values", "rank_candidates",
-    "rank_positives", "top_items", "transposed",
-]  # fmt: skip
+from clip_finetuning.retrieval.positives import Positives
+from clip_finetuning.retrieval.ranking import NEVER, Ranks
 
 
 def summarize(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:

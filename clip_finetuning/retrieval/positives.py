@@ -49,8 +49,8 @@ def transposed(positives: Positives, gallery_size: int) -> Positives:
 
 def from_pairs(queries: np.ndarray, items: np.ndarray, query_count: int) -> Positives:
     """The positives that a list of (query, gallery item) pairs says; repeated pairs count once."""
-    pairs = np.unique(np.stack([queries, items]), axis=1) if len(queries) else np.empty((2, 0), np.int64)
-    return Positives(offsets_of(np.bincount(pairs[0], minlength=query_count)), pairs[1])
+    width = int(items.max(initial=0)) + 1
+    return from_keys(distinct(pair_keys(queries, items, width)), query_count, width)
 
 
 def offsets_of(counts: np.ndarray) -> np.ndarray:
@@ -67,10 +67,38 @@ def joined(first: Positives, second: Positives) -> Positives:
 
 def without(positives: Positives, others: Positives, gallery_size: int) -> Positives:
     """Those that are not among the others of the same query, each once."""
-    pairs = [some.queries() * gallery_size + some.items for some in (positives, others)]
-    own, known = map(np.sort, pairs)  # NumPy's own difference of sets takes minutes for ten million
-    own = own[np.diff(own, prepend=-1) != 0]
-    place = np.searchsorted(known, own)
-    kept = own[np.append(known, -1)[place] != own]
-    counts = np.bincount(kept // gallery_size, minlength=len(positives.offsets) - 1)
-    return Positives(offsets_of(counts), kept % gallery_size)
+    own, known = (keys_of(some, gallery_size) for some in (positives, others))
+    return from_keys(not_among(distinct(own), known), len(positives.offsets) - 1, gallery_size)
+
+
+# ------------------------------------------------------------------------------- pairs as numbers, to be told apart
+
+
+def pair_keys(queries: np.ndarray, items: np.ndarray, width: int) -> np.ndarray:
+    """The numbers `query * width + item` of pairs, of which each has its own; `width` is that of the gallery."""
+    return queries * np.int64(width) + items
+
+
+def keys_of(positives: Positives, width: int) -> np.ndarray:
+    """The numbers of all pairs of ragged lists, ascending."""
+    return np.sort(pair_keys(positives.queries(), positives.items, width))
+
+
+def from_keys(keys: np.ndarray, queries: int, width: int) -> Positives:
+    """The ragged lists of ascending numbers, each once."""
+    offsets = np.searchsorted(keys, np.arange(queries + 1) * width)
+    return Positives(offsets.astype(np.int64), keys % width)
+
+
+def distinct(keys: np.ndarray) -> np.ndarray:
+    """Ascending, each once: by sorting, for NumPy's own hash table takes minutes for ten million."""
+    ascending = np.sort(keys, kind="stable")  # of runs that are in order, mostly
+    return ascending[np.diff(ascending, prepend=-1) != 0]
+
+
+def not_among(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Those keys that are not among the known ones, which are ascending."""
+    if not len(known):
+        return keys
+    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return keys[known[place] != keys]

@@ -26,6 +26,7 @@ from clip_finetuning.retrieval import graded as gains
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.names import BETWEEN_IMAGES, DIRECTIONS, DIRECTIONS_OF, QUERIES_OF
 from clip_finetuning.retrieval.pairs import pair_truths
+from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs, one_to_one, transposed
 from clip_finetuning.retrieval.stored_rows import selected
 from clip_finetuning.retrieval.tiles import Rows
 from clip_finetuning.retrieval.truth import Truth, alike_texts, by_truth, by_truth_of_pairs, entry, marked_tasks
@@ -39,7 +40,7 @@ class Task:
 
     queries: Rows  # (Q, D)
     gallery: Rows  # (G, D)
-    positives: metrics.Positives
+    positives: Positives
     query_products: np.ndarray  # (Q,) product ids
     query_categories: np.ndarray  # (Q,)
     query_items: np.ndarray  # (Q,) numbers of the texts or images that ask
@@ -105,7 +106,7 @@ def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=Non
         if ranks.top_items is not None:
             result[direction]["hubness"] = hubness.of_lists(ranks.top_items, embeddings, direction)
         if direction in by_gain:
-            is_asked = ranks.best != metrics.NEVER
+            is_asked = ranks.best != ranking.NEVER
             again, share = by_gain[direction]
             values, ends = gains.numbers(again, share, is_asked, task.query_products, ks)
             result[direction] |= values
@@ -143,17 +144,17 @@ def tasks(embeddings: Embeddings, protocol: str) -> dict[str, Task]:
         # A caption that several products share is one text, and a positive of all their images.
         text_of, texts = map(np.array, caption_numbers(e.captions))
         _, codes = np.unique(np.concatenate([e.text_product, e.image_product]), return_inverse=True)
-        same = metrics.by_group(codes[: len(text_of)], codes[len(text_of) :])
-        positives = metrics.from_pairs(np.repeat(text_of, np.diff(same.offsets)), same.items, len(texts))
+        same = by_group(codes[: len(text_of)], codes[len(text_of) :])
+        positives = from_pairs(np.repeat(text_of, np.diff(same.offsets)), same.items, len(texts))
         images = np.arange(len(e.image_key))
         text_category = e.category[np.array([_first(positives, q) for q in range(len(texts))], dtype=np.int64)]
     else:
         images = np.sort(np.unique(e.image_product, return_index=True)[1])
         texts = e.image_text[images]
         text_of = np.array(caption_numbers(e.captions[texts])[0])
-        positives, text_category = metrics.by_group(text_of, text_of), e.category[images]
+        positives, text_category = by_group(text_of, text_of), e.category[images]
     image_rows, text_rows = selected(e.image_embeddings, images), selected(e.text_embeddings, texts)
-    back = metrics.transposed(positives, len(images))
+    back = transposed(positives, len(images))
     both = {
         "text_to_image": Task(text_rows, image_rows, positives, e.text_product[texts], text_category, texts, images),
         "image_to_text": Task(image_rows, text_rows, back, e.image_product[images], e.category[images], images, texts),
@@ -199,7 +200,7 @@ def _evaluate_pairs(e, ks, seed, truth, where):
     products = {"text_to_image": e.text_product[e.image_text], "image_to_text": e.image_product}
     for direction in DIRECTIONS:
         result[direction] = summary.of_values(found[direction]["strict"], products[direction], e.category, seed)
-        result[direction] |= {"chance": metrics.chance(metrics.one_to_one(images), images, ks), "gallery": images}
+        result[direction] |= {"chance": metrics.chance(one_to_one(images), images, ks), "gallery": images}
     if truth and alike is not None:
         result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), counts)
     return result

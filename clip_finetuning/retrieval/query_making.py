@@ -98,8 +98,7 @@ def _columns(e):
     for product, category, subcategory in zip(e.image_product, e.category, e.subcategory):
         columns[product] = columns.get(product) or subcategory or category
     attributes: dict[str, list[str]] = {}
-    said_of = getattr(e, "attributes", None)
-    for product, said in zip(e.image_product, () if said_of is None else said_of):
+    for product, said in zip(e.image_product, () if e.attributes is None else e.attributes):
         if said:
             attributes.setdefault(product, list(said.values()))
     return columns, attributes

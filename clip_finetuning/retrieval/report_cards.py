@@ -1,13 +1,9 @@
 """The page's cards: a query, the right answer where it was missed, and what was found, before and now."""
 
-import base64
-import io
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
-
-from clip_finetuning.pictures.decode import PictureError, load_picture
+from clip_finetuning.pictures.thumbnails import jpeg_url, thumbnail
 from clip_finetuning.retrieval import examples as chosen
 from clip_finetuning.retrieval import names
 from clip_finetuning.retrieval.embeddings import Embeddings
@@ -30,7 +26,7 @@ class Cards:
     def __init__(self, embeddings: Embeddings, examples: Examples, pictures: Mapping[int, bytes]) -> None:
         self._embeddings, self._examples = embeddings, examples
         self._places = chosen.image_places(embeddings)
-        self._thumbnails = {image: thumbnail for image, data in pictures.items() if (thumbnail := _thumbnail(data))}
+        self._thumbnails = {image: small for image, data in pictures.items() if (small := thumbnail(data, SIZES[0][0]))}
         self._urls: dict[int, str] = {}
         self._before = {way: {entry["query"]: entry for entry in entries} for way, entries in examples.before.items()}
 
@@ -99,19 +95,7 @@ def _text(caption):
     return {"kind": "caption", "text": f"{caption[:LONGEST]} … ({more:,} more characters)" if more > 0 else caption}
 
 
-def _thumbnail(data: bytes) -> Image.Image | None:
-    """The largest of the sizes, or None if the picture cannot be read."""
-    try:
-        picture = load_picture(data)
-    except PictureError:
-        return None
-    picture.thumbnail((SIZES[0][0], SIZES[0][0]))
-    return picture
-
-
 def _data_url(picture, size, quality):
     small = picture.copy()
     small.thumbnail((size, size))
-    encoded = io.BytesIO()
-    small.save(encoded, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
+    return jpeg_url(small, quality)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_finetuning.retrieval import comparison, names
-from clip_finetuning.retrieval.examples import FEWEST_PRODUCTS, Confusion
+from clip_finetuning.retrieval.classification import FEWEST_PRODUCTS
+from clip_finetuning.retrieval.examples import Confusion
 from clip_finetuning.retrieval.report_cards import title
 from clip_finetuning.retrieval.report_numbers import KEY, percent, points
 
@@ -43,13 +44,10 @@ def charts(headline: Mapping[str, Any], before: Mapping[str, Any] | None) -> dic
 
 
 def _verdicts(numbers, before):
-    """{category: better, worse, unclear or few}, corrected for how many are judged; none where queries cannot be paired."""
+    """{category: better, worse, unclear or few}, corrected for how many are judged; none where nothing is known before."""
     if not before or KEY not in before["by_product"]:
         return {}
-    try:
-        return {change.category: change.verdict for change in comparison.category_changes(before, numbers)}
-    except ValueError:
-        return {}
+    return {change.category: change.verdict for change in comparison.category_changes(before, numbers)}
 
 
 def _row(name, products, found, known, axis, changed):

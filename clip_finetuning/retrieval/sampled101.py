@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_finetuning.retrieval import metrics, ranking, summary
-from clip_finetuning.retrieval.embeddings import Embeddings, packed, texts
+from clip_finetuning.retrieval.embeddings import Embeddings, numbered, packed, texts
 from clip_finetuning.retrieval.names import DIRECTIONS
+from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs, transposed
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import caption_numbers
@@ -37,11 +38,11 @@ class _Products(NamedTuple):
     """The data by product, as P numbers of products."""
 
     of_image: np.ndarray  # (N,) the product of each image
-    views: metrics.Positives  # the images of each product
+    views: Positives  # the images of each product
     subcategory: np.ndarray  # (P,) numbers, -1 where it is not named
     category: np.ndarray  # (P,) the same
-    texts: metrics.Positives  # the distinct captions of each product
-    with_text: metrics.Positives  # the products of each distinct caption
+    texts: Positives  # the distinct captions of each product
+    with_text: Positives  # the products of each distinct caption
 
 
 def draw_candidates(embeddings: Embeddings, seed: int = 0) -> Candidates:
@@ -65,24 +66,19 @@ def draw_candidates(embeddings: Embeddings, seed: int = 0) -> Candidates:
 
 def _products(e):
     names, of_image = np.unique(e.image_product, return_inverse=True)
-    views = metrics.by_group(np.arange(len(names)), of_image)
+    views = by_group(np.arange(len(names)), of_image)
     first = views.items[views.offsets[:-1]]  # images that say the categories of their products
     subcategories = texts(f"{c}\0{s}" if s else "" for c, s in zip(e.category[first], e.subcategory[first]))
     text_of = _texts_of_images(e)
-    said = metrics.from_pairs(of_image, text_of, len(names))
+    said = from_pairs(of_image, text_of, len(names))
     return _Products(
         of_image=of_image,
         views=views,
-        subcategory=_numbered(subcategories),
-        category=_numbered(e.category[first]),
+        subcategory=numbered(subcategories),
+        category=numbered(e.category[first]),
         texts=said,
-        with_text=metrics.transposed(said, text_of.max() + 1),
+        with_text=transposed(said, text_of.max() + 1),
     )
-
-
-def _numbered(names):
-    """(P,) numbers of names, -1 for a blank one."""
-    return np.where(names == "", -1, np.unique(names, return_inverse=True)[1])
 
 
 def _texts_of_images(e):

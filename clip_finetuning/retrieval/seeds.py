@@ -6,7 +6,6 @@ is seen between the files, the second within each, over products. A mean of few 
 
 import functools
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_finetuning.retrieval import citation, comparability, intervals, names
-from clip_finetuning.runtime.text import printable
+from clip_finetuning.runtime.text import printable, wrapped
 
 GRID = 200_001  # points of the integral behind a quantile of t
 
@@ -38,7 +37,7 @@ def join(results: Sequence[dict[str, Any]]) -> str:
         f"standard error over products of the mean. The seeds' part goes by Student's t with {degrees} "
         f"{'degree' if degrees == 1 else 'degrees'} of freedom ({quantile(degrees):.2f})"
     )
-    lines = [line for part in about.split("\0") for line in textwrap.wrap(part, 80, subsequent_indent="  ")]
+    lines = [line for part in about.split("\0") for line in wrapped(part)]
     for protocol in results[0]["protocols"]:
         for way in names.DIRECTIONS_OF[protocol]:
             lines += [

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from clip_finetuning.retrieval import intervals, metrics, names
+from clip_finetuning.retrieval import intervals, metrics, names, ranking
 
 CATEGORY_RESAMPLES = 200  # Fashion-Gen has 48 categories
 
 
 def of_ranks(
-    ranks: metrics.Ranks, products: np.ndarray, categories: np.ndarray, ks: Sequence[int], seed: int
+    ranks: ranking.Ranks, products: np.ndarray, categories: np.ndarray, ks: Sequence[int], seed: int
 ) -> dict[str, Any]:
     """`of_values` of the queries that have a positive, and how many have none: ranks, products and categories are (Q,)."""
-    found = ranks.best != metrics.NEVER
+    found = ranks.best != ranking.NEVER
     if not found.any():
         raise ValueError("no query has a positive: the product ids of images and texts have nothing in common")
     numbers = of_values(metrics.query_values(ranks, ks), products[found], categories[found], seed)

@@ -1,11 +1,10 @@
 """Results as tables for the console, within 80 columns."""
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from clip_finetuning.retrieval import citation, comparison, names
-from clip_finetuning.runtime.text import printable
+from clip_finetuning.runtime.text import printable, wrapped
 
 WIDTH = 80
 CONFUSIONS = 5  # that are named
@@ -15,15 +14,15 @@ def render(results: dict[str, Any]) -> str:
     """Model, data and what one should know of them, then a table for each protocol."""
     lines = [*_about(results), "each cell: value [95 % interval over products] (chance)"]
     for name, protocol in results["protocols"].items():
-        lines += ["", *_wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
+        lines += ["", *wrapped(f"{name}: {protocol['protocol']}"), *_protocol(protocol, names.DIRECTIONS_OF[name])]
         if cite := citation.of(results, name):
             lines.append(f"protocol: {cite}")
         lines += _hubness(protocol, names.DIRECTIONS_OF[name])
         lines += _by_language(protocol.get("languages", {}), names.DIRECTIONS_OF[name])
     for why in results.get("not_measured", {}).values():
-        lines += ["", *_wrapped(f"not measured: {why}")]
+        lines += ["", *wrapped(f"not measured: {why}")]
     if "statistics" in results:
-        lines += ["", *_wrapped(power_sentence(results["statistics"]))]
+        lines += ["", *wrapped(power_sentence(results["statistics"]))]
     if "zero_shot" in results:
         lines += ["", *_zero_shot(results["zero_shot"])]
     if results.get("retention"):
@@ -52,13 +51,13 @@ def _about(results):
     )
     if skipped := data.get("skipped"):
         left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        lines += _wrapped(f"left out: {left_out}")
+        lines += wrapped(f"left out: {left_out}")
     if guessed := data.get("guessed"):
-        lines += _wrapped(f"by a guess: {', '.join(f'{count} {reason}' for reason, count in guessed.items())}")
+        lines += wrapped(f"by a guess: {', '.join(f'{count} {reason}' for reason, count in guessed.items())}")
     if again := {what: count for what, count in data.get("again_in_fp32", {}).items() if count}:
         lines.append(f"overflowed, embedded again in fp32: {', '.join(f'{n} {what}' for what, n in again.items())}")
     for warning in results["warnings"]:
-        lines += _wrapped(f"warning: {warning}")
+        lines += wrapped(f"warning: {warning}")
     return lines
 
 
@@ -76,7 +75,7 @@ def _protocol(protocol, ways):
 
 def _truth(truth, ways):
     """The recalls by each truth that was asked for, and what these are."""
-    yield from _wrapped(truth["sentence"])
+    yield from wrapped(truth["sentence"])
     for name in (name for name in names.TRUTHS if name in truth):
         for key in names.recalls(truth[name][ways[0]]):
             cells = [_with_interval(truth[name][way], key) for way in ways]
@@ -91,7 +90,7 @@ def _hubness(protocol, ways):
         f"{way} skew {hubness['skew_at_10']:.2f}, {hubness['never_in_top_10']:.1%} of products never in a top 10"
         for way, hubness in found
     ]
-    return _wrapped(f"  hubness: {'; '.join(parts)}") if parts else []
+    return wrapped(f"  hubness: {'; '.join(parts)}") if parts else []
 
 
 def _by_language(languages, ways):
@@ -114,7 +113,7 @@ def _with_interval(numbers, key):
 
 def _zero_shot(result):
     """Accuracy with what chance and the largest class alone would give, and the most frequent mistakes."""
-    yield from _wrapped(
+    yield from wrapped(
         f"zero-shot: {result['images']:,} images, {result['classes']} classes named by {len(result['prompts'])} prompts; "
         f"always saying {printable(result['majority']['class'])[:40]!r}, the largest, gives top-1 {result['majority']['top1']:.4f}"
     )
@@ -126,21 +125,21 @@ def _zero_shot(result):
         for row in result["confusion"]["top"]
     ]
     if told:
-        yield from _wrapped(f"  taken for another: {', '.join(told[:CONFUSIONS])}")
+        yield from wrapped(f"  taken for another: {', '.join(told[:CONFUSIONS])}")
     if left_out := result["without_category"]:
-        yield from _wrapped(f"  left out: {left_out:,} images without a category")
+        yield from wrapped(f"  left out: {left_out:,} images without a category")
     if broken := result["without_embedding"]:
-        yield from _wrapped(f"  left out, since the name's embedding is not finite: {', '.join(map(_named, broken))}")
+        yield from wrapped(f"  left out, since the name's embedding is not finite: {', '.join(map(_named, broken))}")
 
 
 def _retention(results):
     """The same protocols on other data; of the first one what changed there, if that is known."""
-    yield from _wrapped(
+    yield from wrapped(
         f"retention: {Path(results['pattern']).name}: {results['num_samples']:,} images, {results['num_products']:,} "
         f"products; {results['sentence']}"
     )
     if skipped := results["data"].get("skipped"):
-        yield from _wrapped(f"  left out: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}")
+        yield from wrapped(f"  left out: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}")
     for name, protocol in results["protocols"].items():
         if name == results["protocol"] and results["change"]:
             for way, changes in results["change"].items():
@@ -156,7 +155,3 @@ def _retention(results):
 
 def _named(category):
     return printable(category)[:30]
-
-
-def _wrapped(text):
-    return textwrap.wrap(text, WIDTH, subsequent_indent="    " if text.startswith(" ") else "  ")

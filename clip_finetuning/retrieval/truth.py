@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_finetuning.retrieval import alike, intervals, judgements, metrics
+from clip_finetuning.retrieval import alike, intervals, judgements, positives, ranking
 from clip_finetuning.retrieval.alike import Likeness
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.judgements import Judgements
@@ -74,8 +74,8 @@ def mark(truth: Truth, own: Positives, texts: np.ndarray, images: np.ndarray) ->
 
 def transposed(marked: Marked, width: int) -> Marked:
     """The other direction: the gallery of `width` items asks."""
-    back = None if marked.alike is None else metrics.transposed(marked.alike, width)
-    return Marked(metrics.transposed(marked.positives, width), back)
+    back = None if marked.alike is None else positives.transposed(marked.alike, width)
+    return Marked(positives.transposed(marked.positives, width), back)
 
 
 def marked_tasks(
@@ -119,9 +119,9 @@ def alike_texts(truth: Truth | None, e: Embeddings, texts: np.ndarray) -> tuple[
 # --------------------------------------------------------------------------------------------------- numbers
 
 
-def by_truth(ranks: metrics.Ranks, truth: Truth, products: np.ndarray, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
+def by_truth(ranks: ranking.Ranks, truth: Truth, products: np.ndarray, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
     """{truth: the numbers of a direction} of the queries that have a positive."""
-    found = ranks.best != metrics.NEVER
+    found = ranks.best != ranking.NEVER
     columns = {"strict": ranks.best, "tolerant": ranks.best_tolerant, "without": ranks.best_without}
     return {name: _of_best(columns[name][found], products[found], ks) for name in truth.wanted}
 

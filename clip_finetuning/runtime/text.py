@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import re
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -34,6 +35,11 @@ def attribute_text(value: object, as_text: Callable[[object], str] = text_of) ->
     values = value if isinstance(value, list | tuple) else [value]
     texts = {str(one).lower() if isinstance(one, bool) else as_text(one) for one in values}
     return ", ".join(sorted(texts - {""}))
+
+
+def wrapped(text: str, width: int = 80) -> list[str]:
+    """The lines of a text on a console; those after the first are indented by two more."""
+    return textwrap.wrap(text, width, subsequent_indent="    " if text.startswith(" ") else "  ")
 
 
 def decoded(data: bytes) -> str:

@@ -1,7 +1,7 @@
 """A finished index: products in the order of their best picture's cosine with a query.
 
 Approximate by default: candidates of a scan of codes, scored exactly in float32. `exact=True` ranks every picture as the
-evaluator does (`metrics.top_items`), to the last place; equal scores come in the order of the source.
+evaluator does (`ranking.top_items`), to the last place; equal scores come in the order of the source.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_finetuning.retrieval import metrics
+from clip_finetuning.retrieval import ranking
 from clip_finetuning.search import folder as files
 from clip_finetuning.search import scan as scans
 from clip_finetuning.search.database import open_database
@@ -122,7 +122,7 @@ class Index:
         raise ValueError(f"the index has no category {category!r}; {hint}{' ...' if len(names) > 5 else ''}")
 
     def _exact(self, query: np.ndarray, top: int, category: int | None, views: bool) -> tuple[np.ndarray, np.ndarray]:
-        scores = metrics.all_scores(query[None], self.vectors)[0]
+        scores = ranking.all_scores(query[None], self.vectors)[0]
         if category is None:
             return self._chosen(None, scores, top, views)
         admitted = np.flatnonzero(self.category == category)
@@ -164,7 +164,7 @@ class Index:
         """Of rows in their order (None: all) and their scores the `top` best, each product once unless `views`."""
         looked_at = top if views else 8 * top
         while True:
-            places = metrics.first_places(scores, looked_at)
+            places = ranking.first_places(scores, looked_at)
             found = places if rows is None else rows[places]
             if not views:
                 first = np.sort(np.unique(self.product[found], return_index=True)[1])

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from clip_finetuning.retrieval import metrics
+from clip_finetuning.retrieval import ranking
+from clip_finetuning.retrieval.positives import by_group
 from clip_finetuning.search.index import Index
 from clip_finetuning.search.scan import cosines
 
@@ -176,12 +177,12 @@ def _find_caption_doubts(index: Index, top: int, findings: Findings) -> None:
     findings.counts["captioned"] = len(captioned)
     if not len(captioned):
         return
-    own = metrics.by_group(index.caption[captioned], np.arange(len(captions)))
-    ranks = metrics.rank_positives(index.vectors[captioned], captions, own).best
+    own = by_group(index.caption[captioned], np.arange(len(captions)))
+    ranks = ranking.rank_positives(index.vectors[captioned], captions, own).best
     findings.counts["captions"] = int((ranks > 10).sum())
     worst = np.argsort(-ranks, kind="stable")[:top]
     worst = worst[ranks[worst] > 1]
-    nearest = metrics.nearest_items(index.vectors[captioned[worst]], captions)
+    nearest = ranking.nearest_items(index.vectors[captioned[worst]], captions)
     texts = index.captions()
     items = index.items(captioned[worst].tolist())
     for item, place, first in zip(items, worst, nearest):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 
-from clip_finetuning.retrieval import metrics
+from clip_finetuning.retrieval import ranking
 
 CENTRES, BITS = 16, 4  # of a pair of numbers
 TRAINED_ON = 256 * CENTRES  # vectors: as many as faiss looks at
@@ -200,6 +200,6 @@ def tuned(scan: Scan, vectors: np.ndarray, products: np.ndarray, queries: np.nda
 
 def _first_ten(scores: np.ndarray, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The scores of the first ten pictures, and of the first ten products, each by its best picture."""
-    best = metrics.first_places(scores, DEEPEST * MOST_VIEWS)
+    best = ranking.first_places(scores, DEEPEST * MOST_VIEWS)
     places = np.sort(np.unique(products[best], return_index=True)[1])[:DEEPEST]
     return scores[best[:DEEPEST]], scores[best[places]]

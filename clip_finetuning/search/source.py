@@ -106,8 +106,9 @@ def of_folder(folder: str | os.PathLike, options: Options, output: str | os.Path
 def _files_below(folder: Path, but: str | os.PathLike | None) -> tuple[dict[str, Path], int]:
     """({path within the folder: file}, how many are hidden) without those of a folder, in the order of names everywhere."""
     found, hidden = {}, 0
+    but = but if but is not None and os.path.exists(but) else None
     for place, folders, names in os.walk(folder):
-        if but is not None and os.path.exists(but) and os.path.samefile(place, but):
+        if but is not None and os.path.samefile(place, but):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from clip_finetuning.retrieval import metrics
+from clip_finetuning.retrieval import metrics, ranking
+from clip_finetuning.retrieval.pairs import pair_values
+from clip_finetuning.retrieval.positives import from_pairs
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 KS = (1, 3, 5)
@@ -40,8 +42,8 @@ def case(seed, queries=20, items=12, values=None):
 
 def ours(scores, right):
     """Our numbers where the items' embeddings are the axes: a query's scores are its own numbers."""
-    positives = metrics.from_pairs(*np.nonzero(right), len(right))
-    return metrics.summarize(metrics.rank_positives(scores, np.eye(scores.shape[1], dtype=np.float32), positives), KS)
+    positives = from_pairs(*np.nonzero(right), len(right))
+    return metrics.summarize(ranking.rank_positives(scores, np.eye(scores.shape[1], dtype=np.float32), positives), KS)
 
 
 @pytest.mark.parametrize("values", [None, 3, 1])
@@ -91,7 +93,7 @@ def test_the_turns_of_equal_captions_average_to_what_pair_says_at_once(agreement
     text_of = np.array([0, 1, 2, 1, 3, 2, 3, 3])
     random = np.random.default_rng(3)
     images, texts = (random.normal(size=(count, 4)).astype(np.float32) for count in (8, 4))
-    values = metrics.pair_values(images, texts, text_of, KS)["image_to_text"]
+    values = pair_values(images, texts, text_of, KS)["image_to_text"]
     hits = []
     for turn in agreement.in_turns(text_of):
         order = np.argsort(-(images[turn] @ texts[text_of[turn]].T), axis=1, kind="stable")

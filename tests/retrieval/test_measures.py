@@ -9,6 +9,7 @@ import torch
 from clip_finetuning.retrieval import metrics, protocols, ranking
 from clip_finetuning.retrieval import positives as lists
 from clip_finetuning.retrieval.names import DIRECTIONS_OF, STANDARD
+from clip_finetuning.retrieval.pairs import pair_values
 from tests.helpers import embedded_catalogue
 from tests.retrieval.test_ranking import case, scores_of
 
@@ -89,7 +90,7 @@ def test_the_expected_recall_of_pairs_is_that_of_random_orders():
     texts, text_of = random.integers(-1, 2, (5, 3)), np.array([0, 0, 0, 1, 1, 2, 3, 4])
     images = random.integers(-1, 2, (8, 3))
     images[1] = images[0]
-    values = metrics.pair_values(images, texts, text_of, (1, 2, 4))
+    values = pair_values(images, texts, text_of, (1, 2, 4))
     scores = (texts[text_of] @ images.T).astype(float)
     for way, matrix in (("text_to_image", scores), ("image_to_text", scores.T)):
         drawn = matrix + 1e-6 * random.random((4000, *matrix.shape))

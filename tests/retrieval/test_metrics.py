@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clip_finetuning.retrieval import intervals, metrics, tiles
+from clip_finetuning.retrieval import intervals, metrics, ranking, tiles
+from clip_finetuning.retrieval.pairs import pair_values
+from clip_finetuning.retrieval.positives import Positives, by_group, one_to_one, transposed
 
 
 def naive(queries, gallery, positives):
@@ -17,7 +19,7 @@ def naive(queries, gallery, positives):
         mine = set(positives.items[positives.offsets[query] : positives.offsets[query + 1]].tolist())
         order = sorted(range(len(row)), key=lambda item: (-row[item], item in mine))
         ranks = [rank for rank, item in enumerate(order, 1) if item in mine]
-        best.append(ranks[0] if ranks else metrics.NEVER)
+        best.append(ranks[0] if ranks else ranking.NEVER)
         precision.append(np.mean([number / rank for number, rank in enumerate(ranks, 1)]) if ranks else 0.0)
     return np.array(best), np.array(precision)
 
@@ -27,7 +29,7 @@ def random_case(seed, queries=37, gallery=53, groups=9, size=8, levels=None):
     a, b = random.normal(size=(queries, size)), random.normal(size=(gallery, size))
     if levels:  # few distinct values: many exact ties
         a, b = np.round(a * levels) / levels, np.round(b * levels) / levels
-    positives = metrics.by_group(random.integers(0, groups, queries), random.integers(0, groups, gallery))
+    positives = by_group(random.integers(0, groups, queries), random.integers(0, groups, gallery))
     return a.astype(np.float32), b.astype(np.float32), positives
 
 
@@ -38,7 +40,7 @@ def test_blocks_equal_the_full_matrix(block_rows, levels, groups):
     """Ragged positives (many, few, none), ties, any block size."""
     for seed in range(5):
         queries, gallery, positives = random_case(seed, groups=groups, levels=levels)
-        ranks = metrics.rank_positives(
+        ranks = ranking.rank_positives(
             queries, gallery, positives, shape=block_rows and tiles.Shape(block_rows, 10 * block_rows)
         )
         best, precision = naive(queries, gallery, positives)
@@ -50,9 +52,9 @@ def test_duplicated_captions_and_images():
     queries, gallery, _ = random_case(1)
     queries, gallery = np.concatenate([queries, queries]), np.concatenate([gallery, gallery, gallery])
     random = np.random.default_rng(2)
-    positives = metrics.by_group(random.integers(0, 20, len(queries)), random.integers(0, 20, len(gallery)))
+    positives = by_group(random.integers(0, 20, len(queries)), random.integers(0, 20, len(gallery)))
     best, _ = naive(queries, gallery, positives)
-    assert metrics.rank_positives(queries, gallery, positives).best.tolist() == best.tolist()
+    assert ranking.rank_positives(queries, gallery, positives).best.tolist() == best.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -60,26 +62,26 @@ def test_other_float_types_are_computed_in_float32(dtype):
     queries, gallery, positives = random_case(3)
     queries, gallery = torch.tensor(queries, dtype=dtype), torch.tensor(gallery, dtype=dtype)
     best, _ = naive(queries, gallery, positives)
-    assert metrics.rank_positives(queries, gallery, positives, shape=tiles.Shape(7, 9)).best.tolist() == best.tolist()
+    assert ranking.rank_positives(queries, gallery, positives, shape=tiles.Shape(7, 9)).best.tolist() == best.tolist()
 
 
 def test_a_model_that_maps_everything_to_one_point_scores_zero():
     rows = np.ones((30, 4), np.float32)
-    ranks = metrics.rank_positives(rows, rows, metrics.one_to_one(30))
+    ranks = ranking.rank_positives(rows, rows, one_to_one(30))
     assert metrics.summarize(ranks, (1, 5, 10))["recall@10"] == 0
     assert set(ranks.best.tolist()) == {30}
 
 
 def test_perfect_embeddings_score_one():
     rows = np.eye(12, dtype=np.float32)
-    numbers = metrics.summarize(metrics.rank_positives(rows, rows, metrics.one_to_one(12)), (1, 5))
+    numbers = metrics.summarize(ranking.rank_positives(rows, rows, one_to_one(12)), (1, 5))
     assert (numbers["recall@1"], numbers["mrr"], numbers["map"], numbers["median_rank"]) == (1, 1, 1, 1)
 
 
 def test_numbers_worked_out_by_hand():
     """One query; gallery scores 4, 3, 2, 1, positives in second and fourth place."""
-    ranks = metrics.rank_positives(
-        np.array([[1.0]]), np.array([[4.0], [3.0], [2.0], [1.0]]), metrics.Positives(np.array([0, 2]), np.array([1, 3]))
+    ranks = ranking.rank_positives(
+        np.array([[1.0]]), np.array([[4.0], [3.0], [2.0], [1.0]]), Positives(np.array([0, 2]), np.array([1, 3]))
     )
     numbers = metrics.summarize(ranks, (1, 2))
     assert (numbers["recall@1"], numbers["recall@2"], numbers["mean_rank"], numbers["mrr"]) == (0, 1, 2, 0.5)
@@ -89,8 +91,8 @@ def test_numbers_worked_out_by_hand():
 def test_random_embeddings_score_chance_within_the_interval():
     random = np.random.default_rng(0)
     rows = random.normal(size=(2, 600, 16)).astype(np.float32)
-    positives = metrics.one_to_one(600)
-    ranks = metrics.rank_positives(rows[0], rows[1], positives)
+    positives = one_to_one(600)
+    ranks = ranking.rank_positives(rows[0], rows[1], positives)
     sums, counts, _ = intervals.product_sums(metrics.query_values(ranks, (10,)), np.arange(600))
     low, high = intervals.bootstrap(sums, counts)["recall@10"]
     assert low <= metrics.chance(positives, 600, (10,))["recall@10"] <= high
@@ -98,22 +100,22 @@ def test_random_embeddings_score_chance_within_the_interval():
 
 def test_chance_is_that_of_a_random_order():
     """Three positives among 10, k = 4: 1 - C(7, 4) / C(10, 4)."""
-    positives = metrics.Positives(np.array([0, 3]), np.array([0, 1, 2]))
+    positives = Positives(np.array([0, 3]), np.array([0, 1, 2]))
     assert metrics.chance(positives, 10, (4,))["recall@4"] == pytest.approx(1 - math.comb(7, 4) / math.comb(10, 4))
     assert metrics.chance(positives, 10, (50,))["recall@50"] == 1
 
 
 def test_k_beyond_the_gallery_finds_everything():
     queries, gallery, _ = random_case(5, queries=6, gallery=6)
-    ranks = metrics.rank_positives(queries, gallery, metrics.one_to_one(6))
+    ranks = ranking.rank_positives(queries, gallery, one_to_one(6))
     assert metrics.summarize(ranks, (100,))["recall@100"] == 1
 
 
 def test_a_query_without_positive_is_no_hit_and_not_counted():
     rows = np.eye(3, dtype=np.float32)
-    positives = metrics.Positives(np.array([0, 1, 1, 2]), np.array([0, 2]))
-    ranks = metrics.rank_positives(rows, rows, positives)
-    assert ranks.best.tolist() == [1, metrics.NEVER, 1]
+    positives = Positives(np.array([0, 1, 1, 2]), np.array([0, 2]))
+    ranks = ranking.rank_positives(rows, rows, positives)
+    assert ranks.best.tolist() == [1, ranking.NEVER, 1]
     assert metrics.summarize(ranks, (1,))["recall@1"] == 1
 
 
@@ -122,19 +124,19 @@ def test_embeddings_that_are_not_finite_are_refused(bad):
     rows = np.ones((3, 2), np.float32)
     rows[1, 1] = bad
     with pytest.raises(ValueError, match="NaN or infinity"):
-        metrics.rank_positives(rows, np.ones((3, 2), np.float32), metrics.one_to_one(3))
+        ranking.rank_positives(rows, np.ones((3, 2), np.float32), one_to_one(3))
 
 
 def test_the_other_direction_has_the_same_pairs():
     _, _, positives = random_case(4)
-    back = metrics.transposed(positives, 53)
+    back = transposed(positives, 53)
     pairs = {(q, i) for q in range(37) for i in positives.items[positives.offsets[q] : positives.offsets[q + 1]]}
     assert pairs == {(q, i) for i in range(53) for q in back.items[back.offsets[i] : back.offsets[i + 1]]}
 
 
 def test_the_best_items_come_first():
     queries, gallery, _ = random_case(6)
-    items, scores = metrics.top_items(queries, gallery, 5, block_rows=4)
+    items, scores = ranking.top_items(queries, gallery, 5, block_rows=4)
     full = torch.tensor(queries) @ torch.tensor(gallery).T
     assert np.allclose(scores, full.sort(dim=1, descending=True).values[:, :5])
     assert np.allclose(np.take_along_axis(full.numpy(), items, 1), scores)
@@ -147,7 +149,7 @@ def test_equal_to_open_clips_own_metrics_on_pairs_without_ties():
     images = torch.nn.functional.normalize(texts + 0.5 * torch.tensor(random.normal(size=(200, 16))).float(), dim=1)
     theirs = train.get_clip_metrics(images, texts, torch.tensor(1.0))
     for name, queries, gallery in (("image_to_text", images, texts), ("text_to_image", texts, images)):
-        ours = metrics.summarize(metrics.rank_positives(queries, gallery, metrics.one_to_one(200)), (1, 5, 10))
+        ours = metrics.summarize(ranking.rank_positives(queries, gallery, one_to_one(200)), (1, 5, 10))
         for k in (1, 5, 10):
             assert ours[f"recall@{k}"] == pytest.approx(theirs[f"{name}_R@{k}"])
         assert ours["mean_rank"] == pytest.approx(theirs[f"{name}_mean_rank"])
@@ -168,7 +170,7 @@ def test_pairs_that_share_texts_have_open_clips_numbers_in_expectation():
     """get_clip_metrics sorts equal texts as they come: its mean over random orders, by shifts too small to matter else."""
     train = pytest.importorskip("open_clip_train.train")
     images, texts, text_of = shared_texts(1)
-    ours = metrics.pair_values(images, texts, text_of, (1, 5, 10))
+    ours = pair_values(images, texts, text_of, (1, 5, 10))
     random, theirs = np.random.default_rng(2), []
     for _ in range(100):
         order = torch.tensor(random.permutation(len(images))).float()[:, None]
@@ -186,7 +188,7 @@ def test_pairs_that_share_texts_by_the_definition():
     images, texts, text_of = shared_texts(3)
     images, texts = (images * 4).round() / 4, (texts * 4).round() / 4  # many exact ties
     for block_rows in (None, 1, 11):
-        values = metrics.pair_values(
+        values = pair_values(
             images, texts, text_of, (1, 4), shape=block_rows and tiles.Shape(block_rows, 3 * block_rows)
         )
         scores = (texts[text_of] @ images.T).numpy()
@@ -202,9 +204,9 @@ def test_pairs_that_share_texts_by_the_definition():
 
 def test_pairs_without_a_shared_text_are_ranked_one_to_one():
     queries, gallery, _ = random_case(9, queries=40, gallery=40, levels=2)
-    values = metrics.pair_values(queries, gallery, np.arange(40), (1, 5))
+    values = pair_values(queries, gallery, np.arange(40), (1, 5))
     for way, rows, columns in (("image_to_text", queries, gallery), ("text_to_image", gallery, queries)):
-        plain = metrics.query_values(metrics.rank_positives(rows, columns, metrics.one_to_one(40)), (1, 5))
+        plain = metrics.query_values(ranking.rank_positives(rows, columns, one_to_one(40)), (1, 5))
         assert all((values[way][name] == plain[name]).all() for name in plain)
 
 
@@ -213,7 +215,7 @@ def test_equal_to_clip_benchmarks_recall_on_pairs_without_ties():
     random = np.random.default_rng(8)
     texts = torch.tensor(random.normal(size=(150, 8)), dtype=torch.float32)
     images = texts + torch.tensor(random.normal(size=(150, 8))).float()
-    ranks = metrics.rank_positives(texts, images, metrics.one_to_one(150))
+    ranks = ranking.rank_positives(texts, images, one_to_one(150))
     for k in (1, 5, 10):
         expected = theirs.recall_at_k(texts @ images.T, torch.eye(150, dtype=torch.bool), k).float().mean()
         assert metrics.summarize(ranks, (k,))[f"recall@{k}"] == pytest.approx(float(expected))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from clip_finetuning.retrieval import metrics, ranking, results, tiles
+from clip_finetuning.retrieval import ranking, results, tiles
 from clip_finetuning.retrieval.names import STANDARD
+from clip_finetuning.retrieval.positives import by_group
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 from tests.helpers import embedded_catalogue, launch
@@ -37,7 +38,7 @@ def case():
     return (
         random.normal(size=(30, 8)).astype(np.float32),
         random.normal(size=(50, 8)).astype(np.float32),
-        metrics.by_group(np.arange(30) % 7, np.arange(50) % 7),
+        by_group(np.arange(30) % 7, np.arange(50) % 7),
     )
 
 

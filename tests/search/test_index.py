@@ -7,7 +7,8 @@ import sqlite3
 import numpy as np
 import pytest
 
-from clip_finetuning.retrieval import metrics
+from clip_finetuning.retrieval import ranking
+from clip_finetuning.retrieval.positives import by_group
 from clip_finetuning.search import build, folder, scan
 from clip_finetuning.search.database import Store, write_items
 from clip_finetuning.search.index import Index
@@ -58,7 +59,7 @@ def test_exact_is_the_evaluators_ranking_of_all_pictures(tmp_path, random):
     vectors[250:] = vectors[:50]  # equal scores, of other products
     queries = unit(random.normal(size=(7, DIMENSIONS)))
     index = make_index(tmp_path / "index", vectors)
-    wanted, scores = metrics.top_items(queries, unit(vectors), 300)
+    wanted, scores = ranking.top_items(queries, unit(vectors), 300)
     hits = index.search(queries, 300, exact=True, views=True)
     assert [[int(key) for key in keys(row)] for row in hits] == wanted.tolist()
     assert np.allclose([[hit.score for hit in row] for row in hits], scores, atol=1e-6)
@@ -68,8 +69,8 @@ def test_a_positive_stands_where_the_evaluator_ranks_it(tmp_path, random):
     vectors, queries = random.normal(size=(60, DIMENSIONS)), unit(random.normal(size=(5, DIMENSIONS)))
     products = [f"P{n // 3}" for n in range(60)]
     index = make_index(tmp_path / "index", vectors, products)
-    positives = metrics.by_group(np.arange(5), np.arange(60) // 3)  # of query n: the views of product n
-    ranks = metrics.rank_positives(queries, unit(vectors), positives).best
+    positives = by_group(np.arange(5), np.arange(60) // 3)  # of query n: the views of product n
+    ranks = ranking.rank_positives(queries, unit(vectors), positives).best
     hits = index.search(queries, 60, exact=True, views=True)
     assert [[hit.product_id for hit in row].index(f"P{n}") + 1 for n, row in enumerate(hits)] == ranks.tolist()
 
