@@ -262,7 +262,7 @@ def all_scores(queries: Rows, gallery: Rows) -> np.ndarray:
     scores = np.empty((len(rows), len(gallery)), np.float32)
     for first in range(0, len(gallery), shape.columns):
         part = slice(first, first + shape.columns)
-        scores[:, part] = multiply(rows, source.read(part)).numpy()
+        scores[:, part] = multiply.of(source.read(part))(rows).numpy()
     return scores
 
 

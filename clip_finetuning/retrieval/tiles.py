@@ -87,14 +87,20 @@ class Product:
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.fill = Shape(FILL, FILL) if device.type == "cpu" else shape
-        self._out = torch.empty(0, device=device)
+        self._out = self._gallery = torch.empty(0, device=device)
+        self._columns = 0
 
-    def __call__(self, queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
-        """(r, D) and (c, D) -> (r, c) scores, good until the next call."""
-        a, b = _filled(queries, self.fill.rows), _filled(gallery, self.fill.columns)
-        if self._out.shape != (len(a), len(b)):
-            self._out = torch.empty(len(a), len(b), device=a.device)
-        return torch.mm(a, b.T, out=self._out)[: len(queries), : len(gallery)]
+    def of(self, gallery: torch.Tensor) -> "Product":
+        """Itself, from now on with this gallery (c, D), which is filled up once for all queries."""
+        self._gallery, self._columns = _filled(gallery, self.fill.columns), len(gallery)
+        return self
+
+    def __call__(self, queries: torch.Tensor) -> torch.Tensor:
+        """(r, D) -> (r, c) scores, good until the next call."""
+        rows = _filled(queries, self.fill.rows)
+        if self._out.shape != (len(rows), len(self._gallery)):
+            self._out = torch.empty(len(rows), len(self._gallery), device=rows.device)
+        return torch.mm(rows, self._gallery.T, out=self._out)[: len(queries), : self._columns]
 
 
 def _filled(rows, multiple):
@@ -112,10 +118,10 @@ def blocks(queries: Source, gallery: Source, shape: Shape, first: int, last: int
     if len(gallery) > shape.columns:
         yield Streamed(first, last, queries, gallery, shape)
         return
-    multiply, items = Product(shape, queries.device), gallery.read(slice(None))
+    multiply = Product(shape, queries.device).of(gallery.read(slice(None)))
     for start in range(first, last, shape.rows):
         end = min(start + shape.rows, last)
-        yield Held(start, end, multiply(queries.read(slice(start, end)), items))
+        yield Held(start, end, multiply(queries.read(slice(start, end))))
 
 
 class Held:
@@ -160,7 +166,7 @@ class Streamed:
             scores = found[pairs.offsets[start] : pairs.offsets[end]]
             for column in range(0, len(items), self._shape.columns):
                 part = items[column : column + self._shape.columns]
-                product = multiply(self._rows(start, end), self._gallery.read(part))
+                product = multiply.of(self._gallery.read(part))(self._rows(start, end))
                 inside = np.flatnonzero((place >= column) & (place < column + len(part)))
                 at = _tensor(mine.queries()[inside], product), _tensor(place[inside] - column, product)
                 scores[inside] = product[at].cpu().numpy()
@@ -176,10 +182,11 @@ class Streamed:
         multiply = Product(self._shape, device)
         for column in range(0, len(self._gallery), step):
             chunk = self._gallery.read(slice(column, column + step))
+            multiply.of(chunk)
             part = None if weights is None else weights[column : column + len(chunk)]
             for start in range(0, queries, self._shape.rows):
                 end = min(start + self._shape.rows, queries)
-                product = multiply(self._rows(start, end), chunk)
+                product = multiply(self._rows(start, end))
                 if top:
                     best = _best_of(product, min(top, len(chunk)))
                     best = _better((items[start:end], scores[start:end]), (best[0].cpu() + column, best[1].cpu()))
