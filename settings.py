@@ -18,6 +18,7 @@ Positive = Annotated[float, "> 0"]
 NotNegative = Annotated[float, ">= 0"]
 Fraction = Annotated[float, ">= 0", "< 1"]
 InnerFraction = Annotated[float, "> 0", "< 1"]
+Share = Annotated[float, "> 0", "<= 1"]
 
 
 # ------------------------------------------------------------------------------------------ where things are
@@ -38,6 +39,9 @@ TRAIN_DATASET_PATTERN: str = ROOT + "webdataset_shards/clip_dataset_train.{00000
 
 VALID_DATASET_PATTERN: str = ROOT + "webdataset_shards/clip_dataset_valid.{000000..000006}.tar"
 """validation shards"""
+
+RETENTION_DATASET_PATTERN: str | None = None
+"""shards of what the model knew before; the training measures them beside the validation shards"""
 
 TEST_DATASET_PATTERN: str = ROOT + "webdataset_shards/clip_dataset_valid.{000007..000032}.tar"
 """test shards, for the last figure only"""
@@ -98,6 +102,15 @@ PRODUCT_KEY: str | None = None
 
 VIEWS: Literal["all", "random"] = "all"
 """an epoch shows every view of a product, or one drawn at random"""
+
+BATCHES: Literal["mixed", "category"] = "mixed"
+"""a batch is drawn from all products, or from one category at a time"""
+
+CROP_SCALE: Share = 0.9
+"""training shows a random crop of at least this share of a picture's area; 1: the whole picture, as in evaluation"""
+
+FLIP: bool = False
+"""training mirrors half of the pictures; not where a caption may name a side"""
 
 REDUCED_DECODE: bool = False
 """decode large JPEGs of the training data at a fraction of their size: faster, not the same pixels"""
@@ -163,6 +176,45 @@ EMA_DECAY: InnerFraction | None = None
 """keep an exponential moving average of the weights, and evaluate and save that"""
 
 
+# ------------------------------------------------------------------------------ weights that were trained before
+
+TUNE: Literal["full", "image", "text", "head", "lora"] = "full"
+"""what trains: all, one tower (the other is locked), the last projections (head), or low-rank additions (lora)"""
+
+LAYER_DECAY: Share = 1.0
+"""factor of the learning rate from each block of a tower to the one before it; 1: the same rate everywhere"""
+
+IMAGE_RATE: NotNegative = 1.0
+"""factor of the image tower's learning rate; 0 locks it"""
+
+TEXT_RATE: NotNegative = 1.0
+"""the same for the text tower"""
+
+LORA_RANK: AtLeast1 = 16
+"""rank of the additions of TUNE=lora"""
+
+LORA_ALPHA: Positive = 32.0
+"""the additions count alpha / rank times"""
+
+LORA_DROPOUT: Fraction = 0.0
+"""share of the inputs of the additions that is dropped in training"""
+
+LORA_TARGETS: str = "qkv,out,mlp"
+"""what gets additions: attention's inputs (qkv) and output (out), the two layers after it (mlp)"""
+
+ANCHOR: NotNegative | None = None
+"""weight of the loss that holds the model to its frozen start; none: 0 for random weights, else what measured best"""
+
+START_SHARE: Fraction | None = None
+"""share of the start in the weights that are evaluated and saved (WiSE-FT); none: 0 for random weights, else as ANCHOR"""
+
+FIT_TEMPERATURE: bool = False
+"""before the first step set the temperature to where the loss of a few batches is lowest"""
+
+WARM_STATISTICS: AtLeast0 = 0
+"""steps that fill the optimizer's moments before the first one that moves a weight"""
+
+
 # ------------------------------------------------------------------------- checkpoints, evaluation and logs
 
 CHECKPOINT_INTERVAL: AtLeast1 = 1000
@@ -176,6 +228,9 @@ RESUME: Annotated[str, "flag alone: auto"] = "none"
 
 EVAL_INTERVAL: AtLeast1 | None = 1000
 """steps between evaluations while training; none switches them off"""
+
+KEEP: Literal["gain", "both"] = "gain"
+"""best_checkpoint.pt is the best on the validation shards, or (both) the best mean of these and the retention shards"""
 
 PATIENCE: AtLeast1 | None = None
 """stop after this many evaluations without a better mean Recall@10"""

@@ -5,23 +5,34 @@ from typing import Any
 
 MODEL = ["MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR"]
 IMAGE = ["IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION"]
-PATTERNS = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN"]
+PATTERNS = ["TRAIN_DATASET_PATTERN", "VALID_DATASET_PATTERN", "RETENTION_DATASET_PATTERN"]
 DATA = [*PATTERNS, "NUM_WORKERS"]
+LORA = ["TUNE", "LORA_RANK", "LORA_ALPHA", "LORA_DROPOUT", "LORA_TARGETS"]
 # A resumed run with another value of one of these would no longer be the same training.
 MATHEMATICAL = [
     "BATCH_SIZE", "VIEWS", "REDUCED_DECODE", "SEED", "PRECISION", "LOSS", "OPTIMIZER", "LEARNING_RATE", "LR_SCHEDULE",
     "WARMUP_STEPS", "WEIGHT_DECAY", "BETA1", "BETA2", "EPS", "GRAD_CLIP_NORM", "EMA_DECAY", "CAPTION_KEY", "PRODUCT_KEY", *IMAGE,
+    "BATCHES", "CROP_SCALE", "FLIP", *LORA, "LAYER_DECAY", "IMAGE_RATE", "TEXT_RATE", "ANCHOR", "START_SHARE", "FIT_TEMPERATURE",
+    "WARM_STATISTICS",
 ]  # fmt: skip
 OTHERS = [
     "EPOCHS", "MAX_STEPS", "DEVICE", "MICRO_BATCH_SIZE", "GRAD_CHECKPOINTING", "CHECKPOINT_DIR", "CHECKPOINT_INTERVAL",
-    "KEEP_CHECKPOINTS", "RESUME", "EVAL_INTERVAL", "PATIENCE", "LOG_INTERVAL", "TENSORBOARD",
+    "KEEP_CHECKPOINTS", "KEEP", "RESUME", "EVAL_INTERVAL", "PATIENCE", "LOG_INTERVAL", "TENSORBOARD",
 ]  # fmt: skip
 ALL = [*MODEL, *DATA, *MATHEMATICAL, *OTHERS]
-FIXED = ["LOSS", "OPTIMIZER"]  # they decide what a checkpoint holds
+FIXED = ["LOSS", "OPTIMIZER", "TUNE"]  # they decide what a checkpoint holds
 # Must be the same for all processes; paths may differ between machines.
-SHARED = [*MATHEMATICAL, "EPOCHS", "MAX_STEPS", "MICRO_BATCH_SIZE", "EVAL_INTERVAL", "PATIENCE"]
+SHARED = [*MATHEMATICAL, "EPOCHS", "MAX_STEPS", "MICRO_BATCH_SIZE", "EVAL_INTERVAL", "PATIENCE", "KEEP"]
 # These values leave open what the run is to do: a new one decides, a resumed one does as its checkpoint says.
-OPEN = {"PRECISION": "auto", "OPTIMIZER": "auto", "LEARNING_RATE": None, "WARMUP_STEPS": None, **dict.fromkeys(IMAGE)}
+OPEN = {
+    "PRECISION": "auto",
+    "OPTIMIZER": "auto",
+    "LEARNING_RATE": None,
+    "WARMUP_STEPS": None,
+    "ANCHOR": None,
+    "START_SHARE": None,
+    **dict.fromkeys(IMAGE),
+}
 
 
 def contradictions(values: Mapping[str, Any], processes: int = 1) -> list[str]:
