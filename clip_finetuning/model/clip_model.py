@@ -41,26 +41,26 @@ def image_transform(clip_model: ClipModel, train: bool, reduced_decode: bool = F
     )
 
 
-def encode_images(clip_model: ClipModel, images: torch.Tensor) -> torch.Tensor:
+def encode_images(clip_model: ClipModel, images: torch.Tensor, fast: bool = False) -> torch.Tensor:
     """(B, 3, H, W) uint8 -> (B, D) float32 of unit length, on the model's device.
 
-    In training without what the last block computes for nobody; else exactly open_clip's embeddings.
+    In training, and if `fast`, without what the last block computes for nobody; else exactly open_clip's embeddings.
     """
     images = images.to(clip_model.device, non_blocking=True)
     pixels = normalize(images, clip_model.preprocess["mean"], clip_model.preprocess["std"])
     model = clip_model.model
-    features = fast_towers.encode_image(model, pixels) if model.training else model.encode_image(pixels)
+    features = fast_towers.encode_image(model, pixels) if fast or model.training else model.encode_image(pixels)
     return F.normalize(features.float(), dim=-1)
 
 
-def encode_texts(clip_model: ClipModel, tokens: torch.Tensor) -> torch.Tensor:
+def encode_texts(clip_model: ClipModel, tokens: torch.Tensor, fast: bool = False) -> torch.Tensor:
     """(B, context_length) int64 -> (B, D) float32 of unit length, on the model's device.
 
-    In training without the padding, which is faster and differs in the last bits; else exactly open_clip's embeddings.
+    In training, and if `fast`, without the padding, which differs in the last bits; else exactly open_clip's embeddings.
     """
     tokens = tokens.to(clip_model.device, non_blocking=True)
     model = clip_model.model
-    features = fast_towers.encode_text(model, tokens) if model.training else model.encode_text(tokens)
+    features = fast_towers.encode_text(model, tokens) if fast or model.training else model.encode_text(tokens)
     return F.normalize(features.float(), dim=-1)
 
 

@@ -13,7 +13,7 @@ from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 
 Embed = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[..., torch.Tensor]
 
 
 def backward(
@@ -26,14 +26,16 @@ def backward(
     *,
     micro_batch_size: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    teach: Embed | None = None,
 ) -> torch.Tensor:
     """Set `.grad` of all `parameters` to the gradient of the loss over the batches of all ranks -> loss (0-d, detached).
 
     embed(images, tokens) -> (image_embeddings, text_embeddings), each (n, D), under its own autocast.
-    loss(image_embeddings, text_embeddings, products) -> scalar, over the rows of all ranks.
+    loss(image_embeddings, text_embeddings, products, *taught) -> scalar, over the rows of all ranks.
     images (N, ...), tokens (N, L) and products (N, ...) are this rank's; N is the same on every rank.
     micro_batch_size: samples embedded at once; None or N and more take the direct path, one forward and no more.
     scaler: a GradScaler whose scale the gradients then carry.
+    teach(images, tokens) -> embeddings (n, D) of a teacher, which the loss then gets too; no gradient goes there.
 
     Dropout draws the same masks in both passes. A BatchNorm in training mode sees each micro-batch for itself, and
     twice. Raises torch.OutOfMemoryError, with all gradients None again, on every rank if on any.
@@ -42,10 +44,10 @@ def backward(
         parameter.grad = None
     try:
         if micro_batch_size is None or micro_batch_size >= len(images):
-            value = _direct(embed, loss, images, tokens, products, scaler)
+            value = _direct(embed, loss, images, tokens, products, scaler, teach)
         else:
             parts = list(zip(images.split(micro_batch_size), tokens.split(micro_batch_size)))
-            value = _sliced(embed, loss, parts, products, scaler)
+            value = _sliced(embed, loss, parts, products, scaler, teach)
         # With the loss, so that whether a step is finite is seen alike everywhere.
         distributed.average([*(p.grad for p in parameters if p.grad is not None), value])
     except torch.OutOfMemoryError:
@@ -65,6 +67,7 @@ def backward_with_retry(
     *,
     micro_batch_size: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    teach: Embed | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[torch.Tensor, int | None]:
     """`backward`, but out of memory it halves the micro-batch and redoes the step -> (loss, micro-batch size that fits).
@@ -76,8 +79,9 @@ def backward_with_retry(
         size = min(micro_batch_size or len(images), len(images))
         try:
             value = backward(
-                embed, loss, images, tokens, products, parameters, micro_batch_size=micro_batch_size, scaler=scaler
-            )
+                embed, loss, images, tokens, products, parameters,
+                micro_batch_size=micro_batch_size, scaler=scaler, teach=teach,
+            )  # fmt: skip
             return value, micro_batch_size
         except torch.OutOfMemoryError as error:
             if size == 1:
@@ -91,12 +95,17 @@ def backward_with_retry(
         devices.set_random_state(images.device, random_state)
 
 
-def _direct(embed, loss, images, tokens, products, scaler):
-    gathered = _gathered(lambda: embed(images, tokens), products)
+def _direct(embed, loss, images, tokens, products, scaler, teach):
+    gathered = _gathered(lambda: embed(images, tokens), lambda: [products, *_taught(teach, [(images, tokens)])])
     return _loss_and_backward(loss, gathered, scaler)
 
 
-def _sliced(embed, loss, parts, products, scaler):
+def _taught(teach, parts):
+    """The teacher's embeddings of all parts, [images (N, D), texts (N, D)]; [] without a teacher."""
+    return [] if teach is None else [torch.cat(rows) for rows in zip(*(teach(*part) for part in parts))]
+
+
+def _sliced(embed, loss, parts, products, scaler, teach):
     device = products.device
     random_states, embeddings = [], []
 
@@ -116,7 +125,7 @@ def _sliced(embed, loss, parts, products, scaler):
             pairs = [(e, g) for e, g in zip(embed(*part), gradient) if e.requires_grad]
             torch.autograd.backward([e for e, _ in pairs], [g for _, g in pairs])
 
-    gathered = _gathered(embed_without_graph, products)
+    gathered = _gathered(embed_without_graph, lambda: [products, *_taught(teach, parts)])
     torch.clear_autocast_cache()  # under an autocast around both passes, the second would reuse weights without a graph
     value = _loss_and_backward(loss, gathered, scaler)
     sizes = [len(images) for images, _ in parts]
@@ -124,18 +133,22 @@ def _sliced(embed, loss, parts, products, scaler):
     return value
 
 
-def _gathered(embed, products):
-    """(image embeddings, text embeddings, products) of all ranks, from embed() of this one; no rank may be missing here."""
+def _gathered(embed, know):
+    """(image embeddings, text embeddings, *known) of all ranks, from embed() and know() of this one.
+
+    No gradient goes to what is known. No rank may be missing here.
+    """
 
     def embedded_with_room():
-        own = [rows.contiguous() for rows in (*embed(), products)]
+        known = know()  # before the graph takes its memory
+        own = [rows.contiguous() for rows in (*embed(), *known)]
         return own, [distributed.room_for(rows) for rows in own]
 
-    (images, texts, products), rooms = distributed.on_all_ranks(embedded_with_room)
+    (images, texts, *known), rooms = distributed.on_all_ranks(embedded_with_room)
     return (
         distributed.gather_with_gradient(images, rooms[0]),
         distributed.gather_with_gradient(texts, rooms[1]),
-        distributed.gather(products, rooms[2]),
+        *map(distributed.gather, known, rooms[2:]),
     )
 
 

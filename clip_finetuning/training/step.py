@@ -14,6 +14,7 @@ from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
 from clip_finetuning.training import gradient_cache, losses
 from clip_finetuning.training import optimizer as optimizers
+from clip_finetuning.training.anchor import Anchor
 from clip_finetuning.training.plan import Plan
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
@@ -32,12 +33,14 @@ class Step(NamedTuple):
     learning_rate: float
     updated: bool  # False: the loss or its gradient was not finite, so the weights are as they were
     micro_batch_size: int  # that the device's memory held
+    anchor_loss: torch.Tensor | None = None  # what of the loss holds the model to its start
 
     @property
     def record(self) -> dict[str, torch.Tensor | float]:
         """The numbers for the log."""
         names = ("loss", "learning_rate", "grad_norm", "logit_scale")
-        return {name: getattr(self, name) for name in names}
+        numbers = {name: getattr(self, name) for name in names}
+        return numbers if self.anchor_loss is None else {**numbers, "anchor_loss": self.anchor_loss}
 
 
 def train_step(
@@ -51,11 +54,12 @@ def train_step(
     micro_batch_size: int,
     average: AveragedModel | None = None,
     learns_statistics: bool = False,
+    anchor: Anchor | None = None,
 ) -> Step:
     """Step number `step`, counted from 0, on this process's share of a batch: images, tokens and identities.
 
-    `average` follows the weights; `learns_statistics`: BatchNorm layers too learn from this batch. Raises TornUpdate for
-    an error after which the model is no more that of a whole step.
+    `average` follows the weights; `learns_statistics`: BatchNorm layers too learn from this batch; `anchor` adds its loss.
+    Raises TornUpdate for an error after which the model is no more that of a whole step.
     """
     model: Any = clip_model.model
     device = clip_model.device
@@ -66,9 +70,21 @@ def train_step(
         with devices.autocast(device, plan.precision):
             return clip.encode_images(clip_model, images), clip.encode_texts(clip_model, tokens)
 
-    def loss_of(image_embeddings, text_embeddings, identities):
+    def start_embeddings(images, tokens):
+        assert anchor is not None
+        with devices.autocast(device, plan.precision):
+            return anchor.targets(images, tokens)
+
+    anchor_loss: list[torch.Tensor] = []
+
+    def loss_of(image_embeddings, text_embeddings, identities, *start):
         bias = getattr(model, "logit_bias", None)
-        return loss_function(image_embeddings, text_embeddings, identities, model.logit_scale.exp(), bias)
+        loss = loss_function(image_embeddings, text_embeddings, identities, model.logit_scale.exp(), bias)
+        if anchor is None:
+            return loss
+        distance = anchor.loss(image_embeddings, text_embeddings, *start)
+        anchor_loss[:] = [distance.detach()]
+        return loss + distance
 
     # ---- what this step starts from: the rate, the mode, the random state, so that dropout repeats after a resume
     learning_rate = plan.learning_rate_at(step)
@@ -84,7 +100,7 @@ def train_step(
     with _torn_on_error(bool(statistics)), devices.training_attention(device, plan.precision):
         loss, fits = gradient_cache.backward_with_retry(
             embed, loss_of, images, tokens, identities, parameters,
-            micro_batch_size=micro_batch_size, scaler=scaler, say=warn,
+            micro_batch_size=micro_batch_size, scaler=scaler, say=warn, teach=None if anchor is None else start_embeddings,
         )  # fmt: skip
 
     with _torn_on_error():
@@ -104,7 +120,8 @@ def train_step(
             for buffer, before in statistics:
                 buffer.copy_(before)
         scaler.update()
-    return Step(loss, grad_norm, model.logit_scale.detach().exp(), learning_rate, finite, fits or len(images))
+    scale = model.logit_scale.detach().exp()
+    return Step(loss, grad_norm, scale, learning_rate, finite, fits or len(images), *anchor_loss)
 
 
 @contextlib.contextmanager
