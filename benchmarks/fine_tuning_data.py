@@ -86,16 +86,14 @@ class Kept:
     identities: torch.Tensor  # int64 (B, 1 + C)
 
 
-def batches(
-    pattern: str, clip_model: Any, count: int, seed: int, workers: int, views: str = "all", **image: Any
-) -> list[Kept]:
+def batches(pattern: str, clip_model: Any, count: int, seed: int, workers: int, **image: Any) -> list[Kept]:
     """The first `count` batches of a training on some shards: decoded and cropped once, seen alike by every contender."""
     import dBManagement
     import openClipManagement as clip
 
     transform = clip.image_transform(clip_model, train=True, **image)
     loader = dBManagement.train_loader(
-        pattern, transform, clip_model.tokenizer, batch_size=BATCH_SIZE, seed=seed, num_workers=workers, views=views
+        pattern, transform, clip_model.tokenizer, batch_size=BATCH_SIZE, seed=seed, num_workers=workers
     )
     kept, device = [], clip_model.device
     while len(kept) < count:
