@@ -104,15 +104,26 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
     plan = training.plan.resolve(args.settings, args.given, facts)
     if needs_bias and not untrained:
         training.siglip_start.set_scale_and_bias(clip_model, loader, plan.precision, plan.micro_batch_size)
+    start = None
+    if plan.anchor or plan.start_share:
+        image = model.image_recipe.image_settings(args)
+        start = (
+            training.start.of(clip_model)
+            if checkpoint is None
+            else training.start.resumed(clip_model, checkpoint, folder, args.model_cache_dir, image)
+        )
     model.tuning.apply(clip_model, plan.tuning)
     run = training.state.start_run(
-        plan, clip_model, loader, valid_loader, folder, tensorboard=args.tensorboard, learns_statistics=untrained
-    )
+        plan, clip_model, loader, valid_loader, folder,
+        tensorboard=args.tensorboard, learns_statistics=untrained, start=start,
+    )  # fmt: skip
     check_processes(run, facts.first_step)
     if checkpoint is not None:
         training.state.restore(run, checkpoint, args.force)
     elif run.is_main:
         folder.set_aside()
+    if start is not None and run.is_main:
+        training.start.keep(start, folder)
     # What the run goes by: each process may have found another checkpoint of that step.
     run.progress, run.micro_batch_size = runtime.distributed.agree((run.progress, run.micro_batch_size))
     return run
@@ -253,6 +264,7 @@ def train(run: Run, stop: StopSignals) -> str:
                 micro_batch_size=run.micro_batch_size,
                 average=run.average,
                 learns_statistics=progress.learns_statistics,
+                anchor=run.anchor,
             )
             run.micro_batch_size = done.micro_batch_size
             progress.count(done)
@@ -291,7 +303,7 @@ def evaluate(run: Run, stop: StopSignals) -> bool:
     """
     progress, clip_model = run.progress, run.clip_model
     if run.average is not None and progress.step > 0:
-        clip_model = replace(clip_model, model=run.average.module)
+        clip_model = replace(clip_model, model=run.average.evaluated(clip_model.model))
     runtime.distributed.broadcast(clip_model.model.buffers())  # BatchNorm's, which may differ between processes
     try:
         results = retrieval.results.measure(clip_model, run.valid_loader, run.plan.precision, wished=stop.wished)

@@ -17,6 +17,9 @@ from clip_finetuning.training import knobs
 from clip_finetuning.training import optimizer as optimizers
 
 MAX_DEFAULT_WARMUP = 500
+# For weights that were trained before, until the laboratory has measured more.
+USUAL_ANCHOR = 0.0
+USUAL_START_SHARE = 0.0
 
 
 class Facts(NamedTuple):
@@ -57,13 +60,19 @@ class Plan:
     patience: int | None
     settings: Mapping[str, Any]  # every knob of the run as it was resolved, for the checkpoint
     tuning: Tuning = FULL  # what trains
+    anchor: float = 0.0  # weight of the loss that holds the model to its start
+    start_share: float = 0.0  # of the start in what is evaluated and saved
+    fit_temperature: bool = False
+    warm_statistics: int = 0  # the first steps, which move no weight; they count as steps
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
+        """The learning rate of step `step`, counted from 0; 0 while the optimizer's statistics fill."""
+        if step < self.warm_statistics:
+            return 0.0
         return optimizers.learning_rate_at(
-            step,
+            step - self.warm_statistics,
             peak=self.learning_rate,
-            total_steps=self.total_steps,
+            total_steps=self.total_steps - self.warm_statistics,
             warmup_steps=self.warmup_steps,
             schedule=self.schedule,
         )
@@ -103,11 +112,21 @@ def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -
     if values["LEARNING_RATE"] is None:
         values["LEARNING_RATE"] = optimizers.usual_learning_rate(facts.untrained)
     total_steps = _total_steps(values["EPOCHS"], values["MAX_STEPS"], facts.batches)
+    for name, usual in (("ANCHOR", USUAL_ANCHOR), ("START_SHARE", USUAL_START_SHARE)):
+        if values[name] is None:
+            values[name] = 0.0 if facts.untrained else usual
+    moving_steps = total_steps - values["WARM_STATISTICS"]
     if values["WARMUP_STEPS"] is None:
-        values["WARMUP_STEPS"] = min(MAX_DEFAULT_WARMUP, total_steps // 10)
+        values["WARMUP_STEPS"] = min(MAX_DEFAULT_WARMUP, max(0, moving_steps) // 10)
     complaints = knobs.contradictions(values, facts.processes)
     if facts.first_step < total_steps:  # else there is nothing left to warm up for
-        complaints += optimizers.warmup_complaints(values["WARMUP_STEPS"], total_steps)
+        if moving_steps < 1:
+            complaints.append(
+                f"WARM_STATISTICS={values['WARM_STATISTICS']} steps move no weight, and this training has {total_steps}: "
+                "lower it, or train longer"
+            )
+        else:
+            complaints += optimizers.warmup_complaints(values["WARMUP_STEPS"], moving_steps)
     if complaints:
         raise ValueError("; ".join(complaints))
     share = facts.batch_size // facts.processes
@@ -133,6 +152,10 @@ def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -
         patience=values["PATIENCE"],
         settings=values,
         tuning=of_settings(values),
+        anchor=values["ANCHOR"],
+        start_share=values["START_SHARE"],
+        fit_temperature=values["FIT_TEMPERATURE"],
+        warm_statistics=values["WARM_STATISTICS"],
     )
 
 

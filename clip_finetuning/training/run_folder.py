@@ -3,6 +3,7 @@
 checkpoint_00001000.pt   every CHECKPOINT_INTERVAL steps, the newest KEEP_CHECKPOINTS of them
 best_checkpoint.pt       the best mean Recall@10 on the validation shards so far
 final_checkpoint.pt      the end of the training
+start.pt                 the weights it began with, where the training is held to them or they are mixed in
 metrics.jsonl            one JSON object a line: everything that was logged
 training_curves.png      the same as a picture
 """
@@ -24,6 +25,7 @@ from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 from clip_finetuning.runtime.console import warn
 
 FINAL, BEST = "final_checkpoint.pt", "best_checkpoint.pt"
+START = "start.pt"
 METRICS, CURVES = "metrics.jsonl", "training_curves.png"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -177,7 +179,14 @@ class CheckpointFolder:
         """Move an earlier run's files into a folder of their own, so that a new run neither mixes with nor loses them."""
         names = [FINAL, BEST, METRICS, CURVES, *(path.name for path in self._periodic_files())]
         events = self.path.glob("events.out.tfevents.*")  # TensorBoard's
-        self._move_aside([*(self.path / name for name in names if (self.path / name).exists()), *events])
+        present = [*(self.path / name for name in names if (self.path / name).exists()), *events]
+        if present and (self.path / START).exists():  # alone it is that of a run which has not done a step
+            present.append(self.path / START)
+        self._move_aside(present)
+
+    def set_aside_start(self) -> None:
+        """Move the start of another run out of the way of this one's."""
+        self._move_aside([self.path / START])
 
     def set_aside_after(self, step: int) -> None:
         """Move checkpoints of later steps out of the way of a run that goes on from this one."""

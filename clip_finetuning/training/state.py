@@ -1,12 +1,11 @@
 """What changes while a run goes on, what a checkpoint holds of it, and how a resumed run gets it back."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.model import tuning
@@ -15,16 +14,22 @@ from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.runtime.version import version
+from clip_finetuning.training import average as averages
 from clip_finetuning.training import knobs
 from clip_finetuning.training import log as training_log
 from clip_finetuning.training import optimizer as optimizers
+from clip_finetuning.training.anchor import Anchor
 from clip_finetuning.training.plan import Plan
 from clip_finetuning.training.run_folder import CheckpointFolder
+from clip_finetuning.training.start import Start
 from clip_finetuning.training.step import Step
 
 MAX_SKIPPED_IN_A_ROW = 10
 # What a training did before these were settings.
-WITHOUT_A_CHOICE = {"TUNE": "full", "LAYER_DECAY": 1.0, "IMAGE_RATE": 1.0, "TEXT_RATE": 1.0}
+WITHOUT_A_CHOICE = {
+    "OPTIMIZER": "adamw", "TUNE": "full", "LAYER_DECAY": 1.0, "IMAGE_RATE": 1.0, "TEXT_RATE": 1.0,
+    "ANCHOR": 0.0, "START_SHARE": 0.0, "FIT_TEMPERATURE": False, "WARM_STATISTICS": 0,
+}  # fmt: skip
 
 
 @dataclass
@@ -82,7 +87,7 @@ class Run:
     valid_loader: Any | None
     optimizer: torch.optim.Optimizer | optimizers.CombinedOptimizer
     scaler: torch.amp.GradScaler
-    average: AveragedModel | None
+    average: averages.Average | None
     folder: CheckpointFolder
     recorder: training_log.Recorder
     progress: Progress
@@ -91,6 +96,9 @@ class Run:
     first_evaluation: dict[str, Any] | None = (
         None  # by product, before the first step: what later ones are compared with
     )
+    start: Start | None = None  # what ANCHOR and START_SHARE go by
+    anchor: Anchor | None = None
+    remarks: dict[str, str] = field(default_factory=dict)  # further lines of the start block, by name
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -131,11 +139,10 @@ def start_run(
     *,
     tensorboard: bool,
     learns_statistics: bool,
+    start: Start | None = None,
 ) -> Run:
-    """A run before its first step."""
-    average = None
-    if plan.ema_decay is not None:  # buffers are copied: the attention mask's -inf has no average
-        average = AveragedModel(clip_model.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
+    """A run before its first step; `start` is for a plan with an anchor or a share of the start."""
+    began: Any = None if start is None else start.clip_model.model
     is_main = distributed.rank() == 0
     return Run(
         plan=plan,
@@ -144,12 +151,14 @@ def start_run(
         valid_loader=valid_loader,
         optimizer=planned_optimizer(plan, clip_model),
         scaler=torch.amp.GradScaler(clip_model.device.type, enabled=plan.precision == "fp16"),
-        average=average,
+        average=averages.create(clip_model.model, plan.ema_decay, began, plan.start_share),
         folder=folder,
         recorder=training_log.Recorder(folder if is_main else None, tensorboard),
         progress=Progress(learns_statistics=learns_statistics),
         micro_batch_size=plan.micro_batch_size,
         is_main=is_main,
+        start=start,
+        anchor=Anchor(start.clip_model, plan.anchor) if start is not None and plan.anchor else None,
     )
 
 
@@ -173,7 +182,7 @@ def find_checkpoint(resume: str, folder: CheckpointFolder) -> dict | None:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
     _check_fields(path, checkpoint)
     # What checkpoints did not say before there was a choice.
-    settings = {"OPTIMIZER": "adamw", **WITHOUT_A_CHOICE, **checkpoint["settings"]}
+    settings = {**WITHOUT_A_CHOICE, **checkpoint["settings"]}
     progress = {"evaluated_step": checkpoint["step"], "learns_statistics": True, **checkpoint["progress"]}
     return {**checkpoint, "path": str(path), "settings": settings, "progress": progress}
 
@@ -204,11 +213,7 @@ def restore(run: Run, checkpoint: Mapping[str, Any], force: bool) -> None:
     if changed := run.loader.changed_order(checkpoint["data"]):
         warn(changed)
     # ---- weights and their average, moments, loss scale
-    if "raw_state_dict" in checkpoint:
-        # `state_dict` holds the average, which `load_model` put into the model that the average was copied from.
-        run.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])
-        if run.average is not None:
-            run.average.n_averaged.fill_(checkpoint["averaged_steps"])
+    averages.restore(run.average, run.clip_model.model, checkpoint)
     spared = optimizers.load_state(run.optimizer, run.clip_model.model, checkpoint["optimizer"])
     if spared:
         print(f"no longer with weight decay, which is for matrices alone: {', '.join(spared)}")
@@ -262,7 +267,7 @@ def _check_settings(run, checkpoint, force):
 
 def checkpoint_fields(run: Run) -> dict[str, Any]:
     """What a checkpoint holds beside the weights of the model."""
-    progress, model = run.progress, run.clip_model.model
+    progress = run.progress
     content = {
         "step": progress.step,
         "epoch": progress.epoch,
@@ -278,10 +283,10 @@ def checkpoint_fields(run: Run) -> dict[str, Any]:
         "metrics": run.recorder.last,
         "first_evaluation": run.first_evaluation,
     }
+    if run.start is not None:
+        content["start"] = run.start.record
     if run.average is not None:
-        content["state_dict"] = run.average.module.state_dict()
-        content["raw_state_dict"] = model.state_dict()
-        content["averaged_steps"] = int(run.average.n_averaged)
+        content |= run.average.checkpoint_fields(run.clip_model.model)
     return content
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.runtime import device as devices
@@ -15,6 +14,7 @@ from clip_finetuning.runtime.console import warn
 from clip_finetuning.training import gradient_cache, losses
 from clip_finetuning.training import optimizer as optimizers
 from clip_finetuning.training.anchor import Anchor
+from clip_finetuning.training.average import Average
 from clip_finetuning.training.plan import Plan
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
@@ -52,7 +52,7 @@ def train_step(
     *,
     step: int,
     micro_batch_size: int,
-    average: AveragedModel | None = None,
+    average: Average | None = None,
     learns_statistics: bool = False,
     anchor: Anchor | None = None,
 ) -> Step:
@@ -86,6 +86,8 @@ def train_step(
         anchor_loss[:] = [distance.detach()]
         return loss + distance
 
+    moves = step >= plan.warm_statistics
+
     # ---- what this step starts from: the rate, the mode, the random state, so that dropout repeats after a resume
     learning_rate = plan.learning_rate_at(step)
     optimizers.set_learning_rate(optimizer, learning_rate)
@@ -110,7 +112,8 @@ def train_step(
         finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
         # ---- the update
         if finite:
-            scaler.step(optimizer)  # type: ignore[arg-type]
+            scaler.step(optimizer)  # type: ignore[arg-type] - at rate 0 it fills the moments alone
+        if finite and moves:
             with torch.no_grad():
                 # SigLIP's paper does not bound the scale, and published ones are above 100.
                 model.logit_scale.clamp_(0, MAX_LOGIT_SCALE if plan.loss == "clip" else None)

@@ -1,0 +1,136 @@
+"""The weights that a run begins with, kept as long as the run: what ANCHOR and START_SHARE measure and mix by.
+
+`start.pt` is written once, before the first step, and is a checkpoint like any other. Every checkpoint of the run holds
+the start's fingerprint, so that a resumed run has the very same start, also on a machine that never saw MODEL_PRETRAINED.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clip_finetuning.model import building
+from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model.weights import load_weights, read_checkpoint
+from clip_finetuning.runtime import distributed
+from clip_finetuning.runtime.text import printable
+from clip_finetuning.training.anchor import frozen
+from clip_finetuning.training.run_folder import START, CheckpointFolder
+
+TEMPERATURE = ("logit_scale", "logit_bias")  # FIT_TEMPERATURE and LOSS=siglip set them anew before the first step
+
+
+@dataclass(frozen=True)
+class Start:
+    """The frozen model of before the first step."""
+
+    clip_model: clip.ClipModel
+    fingerprint: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What every checkpoint says of it."""
+        numbers = {name: float(value) for name in TEMPERATURE if (value := _tensor(self.clip_model, name)) is not None}
+        return {"fingerprint": self.fingerprint, **numbers}
+
+
+def of(clip_model: clip.ClipModel) -> Start:
+    """The start of a new run: a model as it is now."""
+    start = frozen(clip_model)
+    return Start(start, fingerprint(start.model))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of all weights and buffers but the temperature, to the bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in TEMPERATURE:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def keep(start: Start, folder: CheckpointFolder) -> None:
+    """Write `start.pt`, unless it is there."""
+    path = folder.path / START
+    if path.is_file():
+        if read_checkpoint(path, mapped=True).get("start") == start.record:
+            return
+        folder.set_aside_start()
+    folder.save(path, start.clip_model, needed=True, start=start.record)
+
+
+def resumed(
+    clip_model: clip.ClipModel,
+    checkpoint: Mapping[str, Any],
+    folder: CheckpointFolder,
+    cache_dir: str | None = None,
+    image: dict | None = None,
+) -> Start:
+    """The start of the run that goes on from a checkpoint; `clip_model` is that checkpoint's, whole.
+
+    It is `start.pt` beside the checkpoint, or in the folder; else the weights that the run was told to begin with, if they
+    still are what they were. Raises ValueError, on every rank, if it is none of them.
+    """
+    start, complaint, mark = frozen(clip_model), "", ""
+    if distributed.rank() == 0:  # the file may be on this machine alone
+        try:
+            mark = _fill(start, checkpoint, folder, cache_dir, image)
+        except (ValueError, OSError) as error:
+            complaint = str(error)
+    complaint, mark = distributed.agree((complaint, mark))
+    if complaint:
+        raise ValueError(complaint)
+    distributed.broadcast([*start.model.parameters(), *start.model.buffers()])
+    return Start(start, mark)
+
+
+def _fill(start, checkpoint, folder, cache_dir, image):
+    """Give a model the weights of a run's start -> their fingerprint; ValueError if they are not to be had."""
+    record = checkpoint.get("start")
+    record = record if isinstance(record, dict) else {}
+    wanted, refused = record.get("fingerprint"), []
+    # ---- the file that the run wrote
+    for path in dict.fromkeys((Path(checkpoint["path"]).parent / START, folder.path / START)):
+        if wanted is None or not path.is_file():
+            continue
+        load_weights(start, read_checkpoint(path, mapped=True), path)
+        if fingerprint(start.model) == wanted:
+            return wanted
+        refused.append(f"{path} holds another start")
+    # ---- the weights that the run was told to begin with
+    if not refused:
+        refused.append(f"there is no {folder.path / START}")
+    try:
+        found: Any = building.create_start(start, dict(checkpoint), cache_dir, image).model
+    except (ValueError, OSError) as error:
+        refused.append(str(error))
+    else:
+        temperature = {name: torch.tensor(record[name]) for name in TEMPERATURE if name in record}
+        own = {name: _tensor(start, name) for name in TEMPERATURE}
+        weights = {
+            name: value for name, value in {**own, **found.state_dict(), **temperature}.items() if value is not None
+        }
+        shaped = {
+            name: value.reshape(own[name].shape) if name in TEMPERATURE else value for name, value in weights.items()
+        }
+        start.model.load_state_dict(shaped)
+        mark = fingerprint(start.model)
+        if wanted in (None, mark):
+            print(printable(f"the start: {checkpoint['pretrained']}, for {'; '.join(refused)}"))
+            return mark
+        refused.append(f"{checkpoint['pretrained']} is no longer what this run began with")
+    raise ValueError(
+        printable(
+            f"{checkpoint['path']} needs the weights that its run began with (ANCHOR, START_SHARE), but {'; '.join(refused)}: "
+            f"put that file back, or go on without them by --anchor=0 --start-share=0 --force"
+        )
+    )
+
+
+def _tensor(clip_model, name):
+    value = getattr(clip_model.model, name, None)
+    return value.detach() if isinstance(value, torch.Tensor) else None
