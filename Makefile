@@ -9,7 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
-PARALLEL ?= -n 2 --dist loadfile
+# A worker that dies ends the suite: without that, its file would be waited for without end.
+PARALLEL ?= -n 2 --dist loadfile --max-worker-restart 0
 # The oldest Python that pyproject.toml allows, where there is one; pyenv hides those that it is not asked for.
 LOWEST_PYTHON ?= $(shell PYENV_VERSION=3.10 python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
