@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model import tuning
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
@@ -66,9 +67,18 @@ def train_step(
     parameters = [p for p in model.parameters() if p.requires_grad]
     loss_function = {"clip": losses.clip_loss, "siglip": losses.siglip_loss}[plan.loss]
 
+    locked, kept = tuning.locked_towers(model), {}
+
+    def encoded(tower, encode, rows):
+        if tower not in locked:
+            return encode(clip_model, rows)
+        if id(rows) not in kept:  # micro-batches come twice, and a locked tower embeds them alike
+            kept[id(rows)] = rows, encode(clip_model, rows)
+        return kept[id(rows)][1]
+
     def embed(images, tokens):
         with devices.autocast(device, plan.precision):
-            return clip.encode_images(clip_model, images), clip.encode_texts(clip_model, tokens)
+            return encoded("image", clip.encode_images, images), encoded("text", clip.encode_texts, tokens)
 
     def start_embeddings(images, tokens):
         assert anchor is not None

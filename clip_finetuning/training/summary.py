@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 
 from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model import tuning
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
 from clip_finetuning.training import curves
@@ -16,12 +17,14 @@ def announce(run: Run) -> None:
     """One block that says what will happen."""
     plan, clip_model, processes = run.plan, run.clip_model, distributed.world_size()
     everything, trainable = clip.count_parameters(clip_model.model)
+    tuned = tuning.summary(clip_model.model, plan.tuning)
     number, size = _checkpoints(run, everything)
     free = shutil.disk_usage(run.folder.path).free
     together = f", {processes} processes" if processes > 1 else ""
     lines = {
         "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
         "parameters": f"{everything:,}, trainable {trainable:,}",
+        **({"tuning": tuned} if tuned else {}),
         "device": f"{clip_model.device}, {plan.precision}{together}",
         "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
         "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
@@ -31,6 +34,8 @@ def announce(run: Run) -> None:
         "checkpoints": f"{number} of {size / 2**20:,.0f} MiB in {run.folder.path}, {free / 2**20:,.0f} MiB free",
     }
     print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)
+    if plan.tuning.tune != "full" and clip.is_untrained(clip_model.model):
+        warn(f"TUNE={plan.tuning.tune} locks weights that are random, and learns around them: TUNE=full trains all")
     if (number + 1) * size > free:  # the one that is being written lies beside the older ones
         warn(
             f"{number} checkpoints of {size / 2**20:,.0f} MiB, and one more while writing, may not fit into {run.folder.path}: "
