@@ -1,6 +1,8 @@
 """Trainings that are held to their start, or keep a share of it: what is saved, and what a resumed run has."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,64 +60,71 @@ def assert_same(found, expected):
         assert all(torch.equal(found["optimizer"]["state"][number][key], value) for key, value in moments.items())
 
 
-def stopped_at(step, monkeypatch):
-    """An error in the step of that number, once."""
+def interrupted(data, run, **changes):
+    """A run that an error ended after three of its four steps."""
     real_step = training_step.train_step
 
     def train_step(*arguments, **options):
-        if options["step"] == step:
-            monkeypatch.undo()
+        if options["step"] == 3:
             raise ValueError("the machine is gone")
         return real_step(*arguments, **options)
 
-    monkeypatch.setattr(training_step, "train_step", train_step)
-
-
-def interrupted(data, run, monkeypatch, **changes):
-    stopped_at(3, monkeypatch)
-    with pytest.raises(ValueError, match="the machine is gone"):
-        train(data, run, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_step, "train_step", train_step)
+        with pytest.raises(ValueError, match="the machine is gone"):
+            train(data, run, **changes)
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The last checkpoint of an undisturbed run."""
+    return train(data, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def broken_off(data, tmp_path_factory):
+    return interrupted(data, tmp_path_factory.mktemp("broken off"))
+
+
+@pytest.fixture
+def run(broken_off, tmp_path):
+    """A copy of a run that was interrupted."""
+    return Path(shutil.copytree(broken_off, tmp_path / "run"))
 
 
 # --------------------------------------------------------------------------------------------- what a run leaves
 
 
-def test_a_share_of_the_start_is_in_what_is_saved(data, tmp_path, capsys):
-    done = train(data, tmp_path, anchor=0)
+@pytest.mark.parametrize(("ema_decay", "mixed"), [(None, "raw_state_dict"), (0.9, "average_state_dict")])
+def test_a_share_of_the_start_is_in_what_is_saved(data, tmp_path, capsys, ema_decay, mixed):
+    """Of the moving average, where there is one."""
+    average = {} if ema_decay is None else {"ema_decay": ema_decay}
+    done = train(data, tmp_path, max_steps=2, anchor=0, **average)
     start = clip.read_checkpoint(data / "trained.pt")["state_dict"]
-    raw = done["raw_state_dict"]
-    assert not torch.allclose(raw["visual.proj"], start["visual.proj"], atol=1e-4)
+    assert not torch.allclose(done["raw_state_dict"]["visual.proj"], start["visual.proj"], atol=1e-4)
+    assert ("average_state_dict" in done) == (ema_decay is not None)
     for name, value in start.items():
         if value.is_floating_point() and torch.isfinite(value).all():
-            assert torch.allclose(done["state_dict"][name], 0.25 * value + 0.75 * raw[name], atol=1e-6), name
+            expected = 0.25 * value + 0.75 * done[mixed][name]
+            assert torch.allclose(done["state_dict"][name], expected, atol=1e-6), name
     told = capsys.readouterr().out
     assert f"         start  25% of what is evaluated and saved; kept in {tmp_path / 'start.pt'}" in told
 
 
-def test_the_share_is_taken_of_the_moving_average_where_there_is_one(data, tmp_path):
-    done = train(data, tmp_path, anchor=0, ema_decay=0.9)
-    start, name = clip.read_checkpoint(data / "trained.pt")["state_dict"], "visual.proj"
-    average = done["average_state_dict"][name]
-    assert not torch.allclose(average, done["raw_state_dict"][name], atol=1e-5)
-    assert torch.allclose(done["state_dict"][name], 0.25 * start[name] + 0.75 * average, atol=1e-6)
-
-
 def test_what_is_saved_is_what_was_evaluated(data, tmp_path):
-    train(data, tmp_path, anchor=0, learning_rate=1e-2, eval_interval=4, start_share=0.999999)
+    train(data, tmp_path, anchor=0, learning_rate=1e-2, max_steps=2, eval_interval=2, start_share=0.999999)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     scores = [line["mean_recall@10"] for line in lines if "mean_recall@10" in line]
     assert scores == [scores[0]] * 2  # nearly all of it is the start
 
 
-def test_an_anchor_holds_the_weights_nearer_to_the_start_and_is_logged(data, tmp_path):
-    start = clip.read_checkpoint(data / "trained.pt")["state_dict"]["visual.proj"]
-    free, held = (train(data, tmp_path / f"{weight}", anchor=weight, start_share=0) for weight in (0, 30))
-    ways = [(done["state_dict"]["visual.proj"] - start).norm() for done in (free, held)]
-    assert ways[1] < 0.8 * ways[0]
-    lines = [json.loads(line) for line in (tmp_path / "30" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0]["anchor_loss"] == pytest.approx(0, abs=1e-5)  # the first step is taken at the start
-    assert all(line["anchor_loss"] > 1e-5 for line in lines[1:])
+def test_an_anchor_is_logged_from_the_first_step_on(whole, data, tmp_path):
+    done = train(data, tmp_path, max_steps=2, anchor=30)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["anchor_loss"] == pytest.approx(0, abs=1e-5)  # it is taken at the start
+    assert lines[1]["anchor_loss"] > 1e-4
+    assert not torch.equal(done["raw_state_dict"]["visual.proj"], whole["raw_state_dict"]["visual.proj"])
 
 
 def test_without_either_a_run_keeps_no_start(data, tmp_path):
@@ -133,69 +142,63 @@ def test_random_weights_are_no_start_to_be_held_to(data, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------- a resumed run
 
 
+def test_a_resumed_run_is_the_same_to_the_bit_without_the_weights_it_was_told_of(data, run, whole):
+    (data / "trained.pt").rename(data / "away.pt")
+    try:
+        assert_same(train(data, run, "--resume"), whole)
+    finally:
+        (data / "away.pt").rename(data / "trained.pt")
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"ema_decay": 0.9}, {"precision": "fp16", "micro_batch_size": 3}, {"loss": "siglip", "anchor": 0}]
+    "changes",
+    [
+        {"ema_decay": 0.9, "optimizer": "muon", "warm_statistics": 3, "fit_temperature": "true"},
+        {"precision": "fp16", "micro_batch_size": 3, "loss": "siglip", "warm_statistics": 1},
+    ],
 )
-def test_a_resumed_run_is_the_same_to_the_bit_without_the_weights_it_was_told_of(
-    data, tmp_path, monkeypatch, changes
-):
-    (tmp_path / "trained.pt").write_bytes((data / "trained.pt").read_bytes())
-    named = {"model_pretrained": tmp_path / "trained.pt", **changes}
-    whole = train(data, tmp_path / "whole", **named)
-    run = interrupted(data, tmp_path / "run", monkeypatch, **named)
-    (tmp_path / "trained.pt").unlink()
-    assert_same(train(data, run, "--resume", **named), whole)
+def test_so_is_one_with_everything_else(data, tmp_path, changes):
+    expected = train(data, tmp_path / "whole", **changes)
+    assert_same(train(data, interrupted(data, tmp_path / "run", **changes), "--resume", **changes), expected)
 
 
-def test_where_the_start_is_gone_it_is_read_again_if_it_is_the_same(data, tmp_path, monkeypatch, capsys):
-    whole = train(data, tmp_path / "whole", fit_temperature="true")
-    run = interrupted(data, tmp_path / "run", monkeypatch, fit_temperature="true")
+def test_where_the_start_is_gone_it_is_read_again_if_it_is_the_same(data, run, whole, capsys):
     (run / "start.pt").write_bytes(b"damaged")
-    assert_same(train(data, run, "--resume", fit_temperature="true"), whole)
+    assert_same(train(data, run, "--resume"), whole)
     assert f"the start of this run is read again from {data / 'trained.pt'}" in capsys.readouterr().out
     assert clip.read_checkpoint(run / "start.pt")["start"] == whole["start"]
 
 
-def test_a_start_that_is_not_to_be_had_is_named_in_one_line(data, tmp_path, monkeypatch):
-    run = interrupted(data, tmp_path / "run", monkeypatch)
+def test_a_start_that_is_not_to_be_had_is_named_in_one_line(data, run):
     (run / "start.pt").unlink()
-    other = clip.read_checkpoint(data / "trained.pt")
-    clip_model = clip.load_model(data / "trained.pt")
-    torch.nn.init.constant_(clip_model.model.ln_final.bias, 0.2)
+    (data / "trained.pt").rename(data / "away.pt")
     try:
+        clip_model = clip.load_model(data / "away.pt")
+        torch.nn.init.constant_(clip_model.model.ln_final.bias, 0.2)
         clip.save_checkpoint(data / "trained.pt", clip_model)
         with pytest.raises(ValueError, match="no longer, what the run began with") as caught:
             train(data, run, "--resume")
-        assert "start.pt does not exist" in str(caught.value) and "\n" not in str(caught.value)
-        assert "--anchor=0 --start-share=0 --force" in str(caught.value)
-        train(data, run, "--resume", "--force", anchor=0, start_share=0)
     finally:
-        torch.save(other, data / "trained.pt")
+        (data / "away.pt").replace(data / "trained.pt")
+    assert "start.pt does not exist" in str(caught.value) and "\n" not in str(caught.value)
+    assert "--anchor=0 --start-share=0 --force" in str(caught.value)
 
 
-def test_the_start_of_another_run_is_not_taken(data, tmp_path, monkeypatch, capsys):
-    """It goes on in a folder that holds another run's; that one is moved aside, its own is brought along."""
-    whole = train(data, tmp_path / "whole")
-    run = interrupted(data, tmp_path / "run", monkeypatch)
+def test_the_start_of_another_run_is_not_taken(data, run, whole, tmp_path):
+    """A folder that holds another run's, which is moved aside for that of the run that goes on there."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    other = clip.create_model(str(data / "tiny-test.json"), seed=5)
-    clip.save_checkpoint(elsewhere / "start.pt", other)
-    done = train(data, elsewhere, f"--resume={run / 'checkpoint_00000002.pt'}")
-    assert_same(done, whole)
+    clip.save_checkpoint(elsewhere / "start.pt", clip.create_model(str(data / "tiny-test.json"), seed=5))
+    assert_same(train(data, elsewhere, f"--resume={run / 'checkpoint_00000002.pt'}"), whole)
     assert (elsewhere / "earlier_run_1" / "start.pt").exists()
     assert clip.read_checkpoint(elsewhere / "start.pt")["start"] == whole["start"]
 
 
-def test_a_new_run_sets_the_start_of_the_earlier_one_aside(data, tmp_path):
-    first = train(data, tmp_path)
-    second = train(data, tmp_path, model_pretrained=tmp_path / "final_checkpoint.pt")
-    kept = [clip.read_checkpoint(path / "start.pt")["start"] for path in (tmp_path / "earlier_run_1", tmp_path)]
-    assert kept == [first["start"], second["start"]] and first["start"] != second["start"]
-
-
-def test_an_anchor_that_begins_late_holds_to_what_the_run_began_with(data, tmp_path, monkeypatch):
-    run = interrupted(data, tmp_path, monkeypatch, anchor=0, start_share=0)
-    train(data, run, "--resume", "--force", start_share=0)
+def test_a_run_can_do_without_and_take_it_up_again(data, run):
+    """What the training went on with is the raw weights; what it began with is in `pretrained`."""
+    (run / "start.pt").unlink()
+    without = train(data, run, "--resume", "--force", anchor=0, start_share=0)
+    assert "raw_state_dict" not in without
+    train(data, run, "--resume", "--force", max_steps=5)
     start = clip.read_checkpoint(run / "start.pt")["state_dict"]["visual.proj"]
     assert torch.equal(start, clip.read_checkpoint(data / "trained.pt")["state_dict"]["visual.proj"])
