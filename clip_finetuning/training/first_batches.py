@@ -23,14 +23,17 @@ def embedded(
     loader.dataset.set_epoch(0)
     number = math.ceil(SAMPLES / loader.batch_size)
     own = [
-        _embedded(clip_model, batch, precision, micro_batch_size)
+        embed(clip_model, batch, precision, micro_batch_size)
         for batch in itertools.islice(loader.dataset, min(number, len(loader)))
     ]
     shares = distributed.gather_objects(own)  # (world size, batches, 3)
     return [[torch.cat(column) for column in zip(*batch)] for batch in zip(*shares)]
 
 
-def _embedded(clip_model, batch, precision, micro_batch_size):
+def embed(
+    clip_model: clip.ClipModel, batch: Any, precision: str, micro_batch_size: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(image embeddings (N, D), text embeddings (N, D), identities (N, 1 + C)) of a training batch, on the CPU."""
     clip_model.model.eval()
 
     def all_of(encode, rows):
@@ -40,4 +43,4 @@ def _embedded(clip_model, batch, precision, micro_batch_size):
         return torch.cat(encoded)
 
     with torch.no_grad(), devices.autocast(clip_model.device, precision):
-        return all_of(clip.encode_images, batch.images), all_of(clip.encode_texts, batch.tokens), batch.identities
+        return all_of(clip.encode_images, batch.images), all_of(clip.encode_texts, batch.tokens), batch.identities.cpu()

@@ -5,6 +5,7 @@ trained ones ask for another scale and bias, and a fine-tuning rate of 1e-5 woul
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def set_scale_and_bias(
     return scale, bias
 
 
-def best_scale_and_bias(batches: list, scales: tuple[float, float] = SCALES) -> tuple[float, float]:
+def best_scale_and_bias(
+    batches: Sequence[Sequence[torch.Tensor]], scales: tuple[float, float] = SCALES
+) -> tuple[float, float]:
     """The scale within `scales` and the bias that minimise the mean `siglip_loss` of batches -> two floats.
 
     batches: of (image embeddings (N, D), text embeddings (N, D), products (N,) or (N, 1 + C)). The loss is convex in both: logistic

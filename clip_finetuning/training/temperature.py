@@ -6,6 +6,7 @@ sure. The right temperature is known without a step.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,13 +18,19 @@ from clip_finetuning.training import first_batches, losses, siglip_start
 SCALES = {"clip": (1.0, 100.0), "siglip": (1.0, 200.0)}  # the softmax loss is trained within its bounds
 HALVINGS = 30
 
+Batches = Sequence[Sequence[torch.Tensor]]  # as `first_batches.embedded` returns them
+
 
 def fit(clip_model: clip.ClipModel, loader: Any, loss: str, precision: str, micro_batch_size: int | None = None) -> str:
-    """Set the model's logit scale, and the sigmoid loss's bias, to what minimises the loss of the first batches -> what to say.
+    """`fit_to` the first batches of a training; the loader stays where it is."""
+    return fit_to(clip_model, first_batches.embedded(clip_model, loader, precision, micro_batch_size), loss)
 
-    The same on every rank; the loader stays where it is.
+
+def fit_to(clip_model: clip.ClipModel, batches: Batches, loss: str) -> str:
+    """Set the model's logit scale, and the sigmoid loss's bias, to what minimises the mean loss of batches -> what to say.
+
+    The same on every rank.
     """
-    batches = first_batches.embedded(clip_model, loader, precision, micro_batch_size)
     model: Any = clip_model.model
     before = model.logit_scale.exp().item(), _item(getattr(model, "logit_bias", None))
     found = None
@@ -45,7 +52,7 @@ def fit(clip_model: clip.ClipModel, loader: Any, loss: str, precision: str, micr
     return f"{names}: the loss of the first {many} goes from {were:.4g} to {are:.4g}{bound}"
 
 
-def best(batches: list, loss: str, device: torch.device | str = "cpu") -> tuple[float, float | None]:
+def best(batches: Batches, loss: str, device: torch.device | str = "cpu") -> tuple[float, float | None]:
     """The scale, and for `siglip` the bias, else None, that minimise the mean loss of batches of `first_batches.embedded`."""
     if loss == "siglip":
         return siglip_start.best_scale_and_bias(batches, SCALES["siglip"])
@@ -60,7 +67,9 @@ def best(batches: list, loss: str, device: torch.device | str = "cpu") -> tuple[
     return math.exp((low + high) / 2), None
 
 
-def mean_loss(batches: list, loss: str, scale: float, bias: float | None, device: torch.device | str = "cpu") -> float:
+def mean_loss(
+    batches: Batches, loss: str, scale: float, bias: float | None, device: torch.device | str = "cpu"
+) -> float:
     """The mean loss of batches of `first_batches.embedded` at a temperature."""
     function = {"clip": losses.clip_loss, "siglip": losses.siglip_loss}[loss]
     numbers = [torch.tensor(0.0 if value is None else value, device=device) for value in (scale, bias)]
