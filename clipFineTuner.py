@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clip_finetuning.runtime.distributed import Ranks
     from clip_finetuning.training.run_folder import CheckpointFolder
     from clip_finetuning.training.state import Run
+    from clip_finetuning.training.step import Step
     from clip_finetuning.training.stop_signals import StopSignals
 
 
@@ -102,21 +103,21 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
         first_step=checkpoint["step"] if checkpoint else 0,
     )
     plan = training.plan.resolve(args.settings, args.given, facts)
-    if needs_bias and not untrained:
+    for doubt in training.plan.doubts(plan, untrained):
+        console.warn(doubt)
+    fitted = None
+    if plan.fit_temperature and checkpoint is None:
+        fitted = training.temperature.fit(clip_model, loader, plan.loss, plan.precision, plan.micro_batch_size)
+    elif needs_bias and not untrained:
         training.siglip_start.set_scale_and_bias(clip_model, loader, plan.precision, plan.micro_batch_size)
-    start = None
-    if plan.anchor or plan.start_share:
-        image = model.image_recipe.image_settings(args)
-        start = (
-            training.start.of(clip_model)
-            if checkpoint is None
-            else training.start.resumed(clip_model, checkpoint, folder, args.model_cache_dir, image)
-        )
+    image = model.image_recipe.image_settings(args)
+    start = training.start.of_run(plan, clip_model, checkpoint, folder, args.model_cache_dir, image)
     model.tuning.apply(clip_model, plan.tuning)
     run = training.state.start_run(
         plan, clip_model, loader, valid_loader, folder,
         tensorboard=args.tensorboard, learns_statistics=untrained, start=start,
     )  # fmt: skip
+    run.fitted = fitted
     check_processes(run, facts.first_step)
     if checkpoint is not None:
         training.state.restore(run, checkpoint, args.force)
@@ -267,6 +268,8 @@ def train(run: Run, stop: StopSignals) -> str:
                 anchor=run.anchor,
             )
             run.micro_batch_size = done.micro_batch_size
+            if progress.step == 0 and not progress.learns_statistics:
+                say_first_loss(run, done, batch)
             progress.count(done)
             # ---- its numbers
             clock.step_done(len(batch.keys) * runtime.distributed.world_size())
@@ -294,6 +297,14 @@ def train(run: Run, stop: StopSignals) -> str:
                     return "stopped"
             clock.restart()
     return "ended"
+
+
+def say_first_loss(run: Run, done: Step, batch: Any) -> None:
+    """Warn where weights that were trained before do worse than guessing on the first batch."""
+    contrastive = done.loss if done.anchor_loss is None else done.loss - done.anchor_loss
+    remark = training.first_loss.remark(contrastive.item(), batch.identities, done.logit_scale.item(), run.plan)
+    if remark:
+        console.warn(remark)
 
 
 def evaluate(run: Run, stop: StopSignals) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from clip_finetuning.model import clip_model as clip
 
@@ -50,8 +51,12 @@ class Anchor:
 
 
 def frozen(clip_model: clip.ClipModel) -> clip.ClipModel:
-    """A copy of a model as it is now, for evaluation alone, whose weights do not train."""
-    model = copy.deepcopy(clip_model.model).eval().requires_grad_(False)
+    """A copy of a model as it is now, for evaluation alone, whose weights do not train; parametrizations are worked in."""
+    model = copy.deepcopy(clip_model.model).eval()
+    for module in [module for module in model.modules() if parametrize.is_parametrized(module)]:
+        for name in list(module.parametrizations):
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    model.requires_grad_(False)
     if hasattr(model, "set_grad_checkpointing"):
         model.set_grad_checkpointing(False)  # there is no backward pass to save memory for
     return replace(clip_model, model=model)

@@ -6,6 +6,7 @@ arXiv:2109.01903). Both leave the training as it is.
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+LOW_RANK_B = re.compile(r"\.parametrizations\.\w+\.\d+\.B\w*$")
 
 
 @dataclass
@@ -59,12 +62,17 @@ def create(model: nn.Module, ema_decay: float | None, start: nn.Module | None, s
 
 
 def mixed(model: nn.Module, start: nn.Module, share: float) -> nn.Module:
-    """A copy of a model whose parameters are share x the start's + (1 - share) x its own, by name."""
+    """A copy of a model whose parameters are share x the start's + (1 - share) x its own, by name.
+
+    Low-rank additions are at their start where B is zero, whatever A is: B alone goes back, and the product with it.
+    """
     theirs, result = dict(start.named_parameters()), copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in result.named_parameters():
             if name in theirs:
                 parameter.lerp_(theirs[name].to(parameter), share)
+            elif LOW_RANK_B.search(name):
+                parameter.mul_(1 - share)
     return result
 
 

@@ -83,6 +83,7 @@ class Recorder:
             f"logit scale {numbers['logit_scale']:.2f}"
         )
         parts = [f"epoch {progress.epoch + 1}{f'/{epochs}' if epochs else ''}"]
+        parts += [f"anchor {numbers['anchor_loss']:.4f}"] if "anchor_loss" in numbers else []
         parts += [f"{numbers['samples_per_second']:.0f} samples/s", f"data wait {numbers['data_wait']:.0%}"]
         parts += [] if seconds_left is None else [f"{timedelta(seconds=round(seconds_left))} left"]
         parts += [] if progress.best_score is None else [f"best Recall@10 {progress.best_score:.4f}"]

@@ -84,6 +84,17 @@ def positives(products: torch.Tensor) -> torch.Tensor:
     return right
 
 
+def sigmoid_pairs(products: torch.Tensor, rows: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the positive pairs, all pairs that count) of `siglip_loss`, bool (R, N) each: the images of some rows, all texts."""
+    own = products[rows]
+    if products.ndim == 1:
+        same = own[:, None] == products[None, :]
+        return same, torch.ones_like(same)
+    same = own[:, None, 0] == products[None, :, 0]
+    shared = (own[:, 1:, None] == products[None, None, :, 1]).any(1)
+    return same, same | ~shared
+
+
 def _same_product(products):
     products = products if products.ndim == 1 else products[:, 0]
     return products[:, None] == products[None, :]  # (N, N)

@@ -159,6 +159,20 @@ def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -
     )
 
 
+def doubts(plan: Plan, untrained: bool) -> list[str]:
+    """A sentence for each setting that means trained weights, where the run begins with random ones."""
+    if not untrained:
+        return []
+    found = []
+    if plan.anchor:
+        found.append(f"ANCHOR={plan.anchor:g} holds the training to random weights, which know nothing: set it to 0")
+    if plan.start_share:
+        found.append(f"START_SHARE={plan.start_share:g} mixes random weights into what is saved: set it to 0")
+    if plan.fit_temperature:
+        found.append("FIT_TEMPERATURE=true goes by what random weights tell apart, which is nothing: leave it off")
+    return found
+
+
 def _total_steps(epochs, max_steps, batches):
     steps = batches * epochs if epochs else max_steps
     return min(steps, max_steps or steps)

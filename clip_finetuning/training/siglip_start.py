@@ -4,17 +4,16 @@ SigLIP's own start, scale 10 and bias -10 (Zhai et al. 2023, section 3.2), is fo
 trained ones ask for another scale and bias, and a fine-tuning rate of 1e-5 would take the whole training to get there.
 """
 
-import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from clip_finetuning.model import clip_model as clip
-from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
+from clip_finetuning.training import first_batches, losses
 
-SAMPLES = 1024  # the pairs of as many are looked at
 # From SigLIP's start to CLIP's bound: pairs that a scale separates perfectly want an infinite one.
 SCALES = (10.0, 100.0)
 BINS = 20_000  # similarities are counted in steps of 1e-4
@@ -28,14 +27,9 @@ def set_scale_and_bias(
 
     The same on every rank. The loader's next epoch and its counts of lost samples stay as they are.
     """
-    loader.dataset.set_epoch(0)
-    number = math.ceil(SAMPLES / loader.batch_size)
-    own = [
-        _embedded(clip_model, batch, precision, micro_batch_size)
-        for batch in itertools.islice(loader.dataset, min(number, len(loader)))
+    batches = [
+        (*pair, ids[:, 0]) for *pair, ids in first_batches.embedded(clip_model, loader, precision, micro_batch_size)
     ]
-    shares = distributed.gather_objects(own)  # (world size, batches, 3)
-    batches = [[torch.cat(column) for column in zip(*batch)] for batch in zip(*shares)]
     scale, bias = distributed.agree(best_scale_and_bias(batches) if distributed.rank() == 0 else None)
     model: Any = clip_model.model
     print(
@@ -48,24 +42,12 @@ def set_scale_and_bias(
     return scale, bias
 
 
-def _embedded(clip_model, batch, precision, micro_batch_size):
-    """(image embeddings, text embeddings, products) of a batch, on the CPU."""
-    clip_model.model.eval()
-
-    def all_of(encode, rows):
-        encoded = []
-        for part in rows.split(micro_batch_size or len(rows)):
-            encoded += devices.in_halves(lambda half: encode(clip_model, half).cpu(), part, clip_model.device)
-        return torch.cat(encoded)
-
-    with torch.no_grad(), devices.autocast(clip_model.device, precision):
-        return all_of(clip.encode_images, batch.images), all_of(clip.encode_texts, batch.tokens), batch.products
-
-
-def best_scale_and_bias(batches: list, scales: tuple[float, float] = SCALES) -> tuple[float, float]:
+def best_scale_and_bias(
+    batches: Sequence[Sequence[torch.Tensor]], scales: tuple[float, float] = SCALES
+) -> tuple[float, float]:
     """The scale within `scales` and the bias that minimise the mean `siglip_loss` of batches -> two floats.
 
-    batches: of (image embeddings (N, D), text embeddings (N, D), products (N,)). The loss is convex in both: logistic
+    batches: of (image embeddings (N, D), text embeddings (N, D), products (N,) or (N, 1 + C)). The loss is convex in both: logistic
     regression on the similarities of all pairs. For each scale one bias is best, where the derivative passes zero; the
     derivative of the loss along these biases passes zero at the best scale.
     """
@@ -87,12 +69,14 @@ def best_scale_and_bias(batches: list, scales: tuple[float, float] = SCALES) -> 
 
 
 def _count_similarities(images, texts, products):
-    """(all pairs, pairs of one product), each (BINS,): how many of every similarity."""
+    """(pairs that count, pairs of one product), each (BINS,): how many of every similarity."""
     pairs, positives = (torch.zeros(BINS, dtype=torch.int64) for _ in range(2))
-    for rows, own in zip(images.split(ROWS_AT_ONCE), products.split(ROWS_AT_ONCE)):
-        bins = ((rows.float() @ texts.float().T + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
-        pairs += torch.bincount(bins.flatten(), minlength=BINS)
-        positives += torch.bincount(bins[own[:, None] == products[None, :]], minlength=BINS)
+    for first in range(0, len(images), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        bins = ((images[rows].float() @ texts.float().T + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
+        same, counts = losses.sigmoid_pairs(products, rows)
+        pairs += torch.bincount(bins[counts], minlength=BINS)
+        positives += torch.bincount(bins[same], minlength=BINS)
     return pairs, positives
 
 

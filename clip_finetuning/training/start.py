@@ -4,6 +4,7 @@
 the start's fingerprint, so that a resumed run has the very same start, also on a machine that never saw MODEL_PRETRAINED.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from clip_finetuning.model.weights import load_weights, read_checkpoint
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.training.anchor import frozen
+from clip_finetuning.training.plan import Plan
 from clip_finetuning.training.run_folder import START, CheckpointFolder
 
 TEMPERATURE = ("logit_scale", "logit_bias")  # FIT_TEMPERATURE and LOSS=siglip set them anew before the first step
@@ -37,8 +39,19 @@ class Start:
         return {"fingerprint": self.fingerprint, **numbers}
 
 
-def of(clip_model: clip.ClipModel) -> Start:
-    """The start of a new run: a model as it is now."""
+def of_run(
+    plan: Plan,
+    clip_model: clip.ClipModel,
+    checkpoint: Mapping[str, Any] | None,
+    folder: CheckpointFolder,
+    cache_dir: str | None = None,
+    image: dict | None = None,
+) -> Start | None:
+    """The start of a run, or None where nothing asks for it: a new run's model as it is now, a resumed run's as it was."""
+    if not (plan.anchor or plan.start_share):
+        return None
+    if checkpoint is not None:
+        return resumed(clip_model, checkpoint, folder, cache_dir, image)
     start = frozen(clip_model)
     return Start(start, fingerprint(start.model))
 
@@ -57,8 +70,9 @@ def keep(start: Start, folder: CheckpointFolder) -> None:
     """Write `start.pt`, unless it is there."""
     path = folder.path / START
     if path.is_file():
-        if read_checkpoint(path, mapped=True).get("start") == start.record:
-            return
+        with contextlib.suppress(ValueError):  # a damaged one is replaced too
+            if read_checkpoint(path, mapped=True).get("start") == start.record:
+                return
         folder.set_aside_start()
     folder.save(path, start.clip_model, needed=True, start=start.record)
 
@@ -93,40 +107,36 @@ def _fill(start, checkpoint, folder, cache_dir, image):
     record = checkpoint.get("start")
     record = record if isinstance(record, dict) else {}
     wanted, refused = record.get("fingerprint"), []
-    # ---- the file that the run wrote
-    for path in dict.fromkeys((Path(checkpoint["path"]).parent / START, folder.path / START)):
-        if wanted is None or not path.is_file():
+    # ---- the file that the run wrote, if it wrote one
+    places = dict.fromkeys((Path(checkpoint["path"]).parent / START, folder.path / START)) if wanted else ()
+    for path in places:
+        try:
+            load_weights(start, read_checkpoint(path, mapped=True), path)
+        except (ValueError, OSError) as error:
+            refused.append(str(error))
             continue
-        load_weights(start, read_checkpoint(path, mapped=True), path)
         if fingerprint(start.model) == wanted:
             return wanted
-        refused.append(f"{path} holds another start")
+        refused.append(f"{path} is the start of another run")
     # ---- the weights that the run was told to begin with
-    if not refused:
-        refused.append(f"there is no {folder.path / START}")
     try:
         found: Any = building.create_start(start, dict(checkpoint), cache_dir, image).model
     except (ValueError, OSError) as error:
         refused.append(str(error))
     else:
-        temperature = {name: torch.tensor(record[name]) for name in TEMPERATURE if name in record}
-        own = {name: _tensor(start, name) for name in TEMPERATURE}
-        weights = {
-            name: value for name, value in {**own, **found.state_dict(), **temperature}.items() if value is not None
-        }
-        shaped = {
-            name: value.reshape(own[name].shape) if name in TEMPERATURE else value for name, value in weights.items()
-        }
-        start.model.load_state_dict(shaped)
+        start.model.load_state_dict({**start.model.state_dict(), **found.state_dict()})
+        for name in TEMPERATURE:
+            if isinstance(record.get(name), float):
+                getattr(start.model, name).fill_(record[name])
         mark = fingerprint(start.model)
         if wanted in (None, mark):
-            print(printable(f"the start: {checkpoint['pretrained']}, for {'; '.join(refused)}"))
+            print(printable(f"the start of this run is read again from {checkpoint['pretrained']}"))
             return mark
-        refused.append(f"{checkpoint['pretrained']} is no longer what this run began with")
+        refused.append(f"{checkpoint['pretrained']} is not, or no longer, what the run began with")
     raise ValueError(
         printable(
-            f"{checkpoint['path']} needs the weights that its run began with (ANCHOR, START_SHARE), but {'; '.join(refused)}: "
-            f"put that file back, or go on without them by --anchor=0 --start-share=0 --force"
+            f"{checkpoint['path']} cannot be resumed with ANCHOR or START_SHARE, which need the weights that its run began with: "
+            f"{'; '.join(refused)}; put {START} back, or go on without by --anchor=0 --start-share=0 --force"
         )
     )
 

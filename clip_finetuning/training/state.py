@@ -1,7 +1,7 @@
 """What changes while a run goes on, what a checkpoint holds of it, and how a resumed run gets it back."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class Run:
     )
     start: Start | None = None  # what ANCHOR and START_SHARE go by
     anchor: Anchor | None = None
-    remarks: dict[str, str] = field(default_factory=dict)  # further lines of the start block, by name
+    fitted: str | None = None  # what FIT_TEMPERATURE did
 
     @property
     def is_out_of_patience(self) -> bool:

@@ -9,7 +9,7 @@ from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
 from clip_finetuning.training import curves
 from clip_finetuning.training import optimizer as optimizers
-from clip_finetuning.training.run_folder import CURVES
+from clip_finetuning.training.run_folder import CURVES, START
 from clip_finetuning.training.state import Run
 
 
@@ -31,6 +31,7 @@ def announce(run: Run) -> None:
         "steps": f"{plan.total_steps:,} of {plan.batch_size} samples, {run.micro_batch_size} on the device at once",
         "learning rate": f"{plan.learning_rate:g} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "
         f"then {plan.schedule}",
+        **_start(run),
         "checkpoints": f"{number} of {size / 2**20:,.0f} MiB in {run.folder.path}, {free / 2**20:,.0f} MiB free",
     }
     print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)
@@ -43,9 +44,27 @@ def announce(run: Run) -> None:
         )
 
 
+def _start(run):
+    """What is done with the weights that the run began with, for the start block."""
+    plan, told = run.plan, []
+    if plan.anchor:
+        told.append(f"held to by ANCHOR={plan.anchor:g}")
+    if plan.start_share:
+        told.append(f"{plan.start_share:.0%} of what is evaluated and saved")
+    lines = {"start": f"{', '.join(told)}; kept in {run.folder.path / START}"} if told else {}
+    if run.fitted:
+        lines["temperature"] = run.fitted
+    if plan.warm_statistics:
+        lines["statistics"] = (
+            f"the first {plan.warm_statistics} of the steps fill the optimizer's moments and move no weight"
+        )
+    return lines
+
+
 def _checkpoints(run, parameters):
     """(how many checkpoints there will be at most, bytes of one)."""
-    copies = 1 if run.average is None else 2
+    average = run.average
+    copies = 1 if average is None else 2 + (average.moving is not None and average.start is not None)
     size = 4 * (parameters * copies + optimizers.count_moments(run.optimizer))
     periodic = min(run.folder.keep, (run.plan.total_steps - 1) // run.plan.checkpoint_interval)
     return periodic + 1 + (run.valid_loader is not None), size

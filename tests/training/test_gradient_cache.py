@@ -38,11 +38,12 @@ class Towers(torch.nn.Module):
         features = self.image(images), self.text(tokens).mean(1)
         return [torch.nn.functional.normalize(f.float(), dim=-1) for f in features]
 
-    def loss(self, images, texts, products):
+    def loss(self, images, texts, products, *taught):
         if self.losses_left_to_fail:
             self.losses_left_to_fail -= 1
             raise torch.OutOfMemoryError("injected")
-        return clip_loss(images, texts, products, self.logit_scale.exp())
+        value = clip_loss(images, texts, products, self.logit_scale.exp())
+        return value + sum((own - other).square().sum() for own, other in zip((images, texts), taught))
 
     def gradients(self):
         return [p.grad.clone() for p in self.parameters()]
@@ -64,12 +65,25 @@ def assert_equal(found, expected, tolerance=1e-6):
         torch.testing.assert_close(gradient, reference, atol=tolerance, rtol=1e-5)
 
 
-def plain_gradients(towers, sizes, seed=3):
+class Teacher:
+    """Other towers, whose embeddings the loss gets too."""
+
+    def __init__(self):
+        self.towers = Towers(dropout=0.0)
+        with torch.no_grad():
+            self.towers.image[0].weight.neg_()
+
+    def __call__(self, images, tokens):
+        with torch.no_grad():
+            return self.towers.embed(images, tokens)
+
+
+def plain_gradients(towers, sizes, seed=3, teach=None):
     """The loss and gradients of one graph over the whole batch, embedded in slices so that dropout draws alike."""
     images, tokens, products = batch()
     torch.manual_seed(seed)
     parts = [towers.embed(*part) for part in zip(images.split(sizes), tokens.split(sizes))]
-    value = towers.loss(*map(torch.cat, zip(*parts)), products)
+    value = towers.loss(*map(torch.cat, zip(*parts)), products, *(teach(images, tokens) if teach else ()))
     return value.detach(), torch.autograd.grad(value, list(towers.parameters()))
 
 
@@ -83,6 +97,24 @@ def test_gradient_equals_the_full_batch(micro_batch_size, dropout):
     assert_equal(towers.gradients(), expected)
     if not dropout:
         assert_equal(towers.gradients(), plain_gradients(towers, N)[1])
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_a_teacher_sees_every_sample_once_and_gets_no_gradient(micro_batch_size):
+    towers, teach = Towers(), Teacher()
+    value, expected = plain_gradients(towers, micro_batch_size or N, teach=Teacher())
+    found = run(towers, micro_batch_size=micro_batch_size, teach=teach)
+    torch.testing.assert_close(found, value)
+    assert_equal(towers.gradients(), expected)
+    assert sum(teach.towers.passes) == N
+    assert all(p.grad is None for p in teach.towers.parameters())
+
+
+def test_a_teacher_that_runs_out_of_memory_halves_the_micro_batch_too():
+    towers, teach = Towers(dropout=0.0), Teacher()
+    teach.towers.largest = 3
+    assert run(towers, backward_with_retry, teach=teach, say=lambda line: None)[1] == 3
+    assert_equal(towers.gradients(), plain_gradients(towers, N, teach=Teacher())[1])
 
 
 def test_random_state_goes_on_as_after_one_pass():
@@ -244,6 +276,8 @@ JOBS = {
     "one rank out of memory for all embeddings": 3,
     "one rank out of memory for all products": 3,
     "one rank out of memory for the exchange of gradients": 3,
+    "taught": None,
+    "taught in slices": 2,
 }
 
 
@@ -273,11 +307,13 @@ def test_two_processes_equal_one(tmp_path):
     """Wherever memory ends on one of them: both do the step again, in smaller parts."""
     finished = launch(__file__, str(tmp_path))
     assert finished.returncode == 0, finished.stderr
-    value, expected = plain_gradients(Towers(dropout=0.0), N)
+    plain = plain_gradients(Towers(dropout=0.0), N)
+    taught = plain_gradients(Towers(dropout=0.0), N, teach=Teacher())
     for rank in range(2):
         seen = torch.load(tmp_path / f"{rank}.pt")
         assert seen.keys() == JOBS.keys()
         for job, micro_batch_size in JOBS.items():
+            value, expected = taught if "taught" in job else plain
             torch.testing.assert_close(seen[job]["loss"], value)
             assert_equal(seen[job]["gradients"], expected)
             assert (job, seen[job]["micro_batch_size"]) == (job, micro_batch_size)
@@ -296,8 +332,10 @@ def worker(folder):
         parameters = list(towers.parameters())
         with MemoryEnds(TOO_LARGE.get(job) if rank == 1 else None):
             value, micro_batch_size = backward_with_retry(
-                towers.embed, towers.loss, *half, parameters, micro_batch_size=2 if job == "sliced" else None
-            )
+                towers.embed, towers.loss, *half, parameters,
+                micro_batch_size=2 if "slice" in job else None,
+                teach=Teacher() if "taught" in job else None,
+            )  # fmt: skip
         seen[job] = {"loss": value, "gradients": towers.gradients(), "micro_batch_size": micro_batch_size}
     torch.save(seen, Path(folder, f"{rank}.pt"))
 

@@ -91,3 +91,14 @@ def test_a_plan_is_frozen_and_gives_the_rate():
     assert [found.learning_rate_at(step) for step in range(3)] == [0.5, 1.0, 1.0]
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.learning_rate = 2.0
+
+
+def test_what_holds_to_the_start_is_for_weights_that_were_trained_before(monkeypatch):
+    monkeypatch.setattr(plan, "USUAL_ANCHOR", 0.5)
+    monkeypatch.setattr(plan, "USUAL_START_SHARE", 0.25)
+    trained, untrained, asked = resolve(), resolve(untrained=True), resolve(anchor=2.0, start_share=0.0)
+    assert (trained.anchor, trained.start_share) == (0.5, 0.25)
+    assert (trained.settings["ANCHOR"], trained.settings["START_SHARE"]) == (0.5, 0.25)
+    assert (untrained.anchor, untrained.start_share) == (0.0, 0.0)
+    assert (asked.anchor, asked.start_share) == (2.0, 0.0)
+    assert plan.doubts(trained, untrained=False) == [] and len(plan.doubts(trained, untrained=True)) == 2
