@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from clip_finetuning.model import fast_towers
 from clip_finetuning.model.fast_towers import OpenClip
+from clip_finetuning.model.lora import Added
 from clip_finetuning.model.preprocessing import ImageTransform, normalize
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
@@ -25,6 +26,7 @@ class ClipModel:
     pretrained: str  # tag or file of the starting weights, empty for random ones
     device: torch.device
     config: dict  # the architecture, as open_clip's config files have it
+    lora: Added | None = None  # the low-rank additions that its towers have
 
 
 # ---------------------------------------------------------------------------------------------------------- embeddings
