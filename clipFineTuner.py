@@ -104,6 +104,7 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
     plan = training.plan.resolve(args.settings, args.given, facts)
     if needs_bias and not untrained:
         training.siglip_start.set_scale_and_bias(clip_model, loader, plan.precision, plan.micro_batch_size)
+    model.tuning.apply(clip_model, plan.tuning)
     run = training.state.start_run(
         plan, clip_model, loader, valid_loader, folder, tensorboard=args.tensorboard, learns_statistics=untrained
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -23,8 +24,11 @@ def create_optimizer(
     betas: tuple[float, float],
     eps: float,
     kind: str = "adamw",
+    rates: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer | CombinedOptimizer:
     """The optimizer of a model's trainable parameters; `kind` is "adamw", or "muon" for Muon and AdamW side by side.
+
+    rates: {parameter name: factor of the learning rate}, as `model.tuning` has them; without it the same rate everywhere.
 
     AdamW comes in its fused form where the device has one, which does all parameters in one call; the default one is 8
     times slower for small models on the CPU. Muon takes the `hidden_matrices`, AdamW what is left, with weight decay on
@@ -37,16 +41,27 @@ def create_optimizer(
     decay = {id(p) for p in decaying(model)}
     for_muon = [(name, p) for name, p in named if id(p) in chosen]
     rest = [(name, p) for name, p in named if id(p) not in chosen]
+    factors = rates or {}
     groups = [  # the names go into the checkpoint
-        {"params": [(name, p) for name, p in rest if id(p) in decay], "weight_decay": weight_decay},
-        {"params": [(name, p) for name, p in rest if id(p) not in decay], "weight_decay": 0.0},
+        *_by_rate([(name, p) for name, p in rest if id(p) in decay], factors, weight_decay=weight_decay),
+        *_by_rate([(name, p) for name, p in rest if id(p) not in decay], factors, weight_decay=0.0),
     ]
     fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") and p.is_floating_point() for _, p in rest)
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, eps=eps, fused=fused)
-    if not for_muon:
-        return adamw
-    muon = Muon([{"params": for_muon, "rate": MUON_RATE}], lr=MUON_RATE * learning_rate, weight_decay=weight_decay)
-    return CombinedOptimizer(muon, adamw)
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+    optimizer = adamw
+    if for_muon:
+        muon = Muon(_by_rate(for_muon, factors, MUON_RATE), lr=learning_rate, weight_decay=weight_decay)
+        optimizer = CombinedOptimizer(muon, adamw)
+    set_learning_rate(optimizer, learning_rate)
+    return optimizer
+
+
+def _by_rate(named, factors, times=1, **options):
+    """A group of parameters for each rate, the highest first; the rate stands in units of the learning rate."""
+    groups: dict[float, list] = {}
+    for name, parameter in named:
+        groups.setdefault(times * factors.get(name, 1), []).append((name, parameter))
+    return [{"params": groups[rate], "rate": rate, **options} for rate in sorted(groups, reverse=True)]
 
 
 def decaying(model: nn.Module) -> list[nn.Parameter]:
@@ -171,9 +186,9 @@ def count_moments(optimizer: torch.optim.Optimizer | CombinedOptimizer) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer | CombinedOptimizer, learning_rate: float) -> None:
-    """Muon's groups move at `MUON_RATE` times the learning rate."""
+    """Each group moves at its `rate` times the learning rate; `MUON_RATE` is in that of Muon's groups."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("rate", 1)
+        group["lr"] = learning_rate * group["rate"]
 
 
 def learning_rate_at(step: int, *, peak: float, total_steps: int, warmup_steps: int, schedule: str = "cosine") -> float:

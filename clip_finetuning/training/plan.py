@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from clip_finetuning.model.tuning import FULL, Tuning, of_settings
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 from clip_finetuning.training import knobs
@@ -55,6 +56,7 @@ class Plan:
     eval_interval: int | None  # None: no evaluation
     patience: int | None
     settings: Mapping[str, Any]  # every knob of the run as it was resolved, for the checkpoint
+    tuning: Tuning = FULL  # what trains
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""
@@ -130,6 +132,7 @@ def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -
         eval_interval=values["EVAL_INTERVAL"] if facts.validation else None,
         patience=values["PATIENCE"],
         settings=values,
+        tuning=of_settings(values),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model import tuning
 from clip_finetuning.model.weights import read_checkpoint
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
@@ -22,6 +23,8 @@ from clip_finetuning.training.run_folder import CheckpointFolder
 from clip_finetuning.training.step import Step
 
 MAX_SKIPPED_IN_A_ROW = 10
+# What a training did before these were settings.
+WITHOUT_A_CHOICE = {"TUNE": "full", "LAYER_DECAY": 1.0, "IMAGE_RATE": 1.0, "TEXT_RATE": 1.0}
 
 
 @dataclass
@@ -115,6 +118,7 @@ def planned_optimizer(plan: Plan, clip_model: clip.ClipModel) -> torch.optim.Opt
         betas=plan.betas,
         eps=plan.eps,
         kind=plan.optimizer,
+        rates=tuning.rates_of(clip_model.model, plan.tuning),
     )
 
 
@@ -169,7 +173,7 @@ def find_checkpoint(resume: str, folder: CheckpointFolder) -> dict | None:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
     _check_fields(path, checkpoint)
     # What checkpoints did not say before there was a choice.
-    settings = {"OPTIMIZER": "adamw", **checkpoint["settings"]}
+    settings = {"OPTIMIZER": "adamw", **WITHOUT_A_CHOICE, **checkpoint["settings"]}
     progress = {"evaluated_step": checkpoint["step"], "learns_statistics": True, **checkpoint["progress"]}
     return {**checkpoint, "path": str(path), "settings": settings, "progress": progress}
 
