@@ -61,6 +61,16 @@ class Added:
     base: Base
     counts: Mapping[tuple[str, str], int]  # of matrices, by tower and target
 
+    def __str__(self) -> str:
+        """What was added to what, and what was not found."""
+        towers = []
+        for tower in ("image", "text"):
+            there = [f"{count} {target}" for (where, target), count in self.counts.items() if where == tower]
+            missing = [target for target in self.settings.chosen if (tower, target) not in self.counts]
+            none = f" (it has no {' or '.join(missing)})" if missing and there else ""
+            towers.append(f"{', '.join(there) or 'nothing'} in the {tower} tower{none}")
+        return f"rank {self.settings.rank}, alpha {self.settings.alpha:g}, added to {'; '.join(towers)}"
+
 
 def add(clip_model: Any, lora: Lora, seed: int = 0) -> Added:
     """Give a ClipModel additions, which train with the scalars of the loss while all else is locked; its output stays.

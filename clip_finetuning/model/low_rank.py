@@ -93,14 +93,18 @@ def attach(
 # ------------------------------------------------------------------------------------------- in a state dict and a file
 
 
+def is_addition(name: str) -> bool:
+    """Whether a parametrized model's parameter of that name is an addition."""
+    return PLACE in name and not name.endswith(".original")
+
+
 def additions(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The additions of a parametrized model's state dict, named by the weight that they belong to: WEIGHT.A, WEIGHT.Bq..."""
     found = {}
-    for key, value in state_dict.items():
-        module, parametrized, rest = key.rpartition(PLACE)
-        weight, _, name = rest.partition(".")
-        if parametrized and name != "original":
-            found[f"{module}.{weight}.{name.removeprefix('0.')}"] = value
+    for key in filter(is_addition, state_dict):
+        module, _, rest = key.rpartition(PLACE)
+        weight, name = rest.split(".0.")
+        found[f"{module}.{weight}.{name}"] = state_dict[key]
     return found
 
 

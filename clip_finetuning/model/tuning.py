@@ -12,6 +12,8 @@ from typing import Any
 from clip_finetuning.model import towers
 from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.model.fast_towers import OpenClip
+from clip_finetuning.model.lora import add
+from clip_finetuning.model.low_rank import Lora, is_addition
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Tuning:
     layer_decay: float = 1.0
     image_rate: float = 1.0
     text_rate: float = 1.0
-    lora: Any | None = None  # clip_finetuning.model.lora.Lora, with tune="lora" alone
+    lora: Lora | None = None  # with tune="lora" alone
 
 
 FULL = Tuning()
@@ -30,12 +32,20 @@ FULL = Tuning()
 
 def of_settings(settings: Mapping[str, Any]) -> Tuning:
     """The tuning of a run's settings, {knob: value}."""
-    return Tuning(settings["TUNE"], settings["LAYER_DECAY"], settings["IMAGE_RATE"], settings["TEXT_RATE"])
+    lora = None
+    if settings["TUNE"] == "lora":
+        lora = Lora(settings["LORA_RANK"], settings["LORA_ALPHA"], settings["LORA_DROPOUT"], settings["LORA_TARGETS"])
+    return Tuning(settings["TUNE"], settings["LAYER_DECAY"], settings["IMAGE_RATE"], settings["TEXT_RATE"], lora)
 
 
-def apply(clip_model: ClipModel, tuning: Tuning) -> dict[str, float]:
-    """Lock what does not train -> `rates`; ValueError if nothing is left."""
+def apply(clip_model: ClipModel, tuning: Tuning, seed: int = 0) -> dict[str, float]:
+    """Lock what does not train, after low-rank additions, drawn from `seed`, where they do -> `rates`.
+
+    ValueError if nothing is left to train, or nothing is found to add to.
+    """
     model = clip_model.model
+    if tuning.lora is not None:
+        add(clip_model, tuning.lora, seed)
     factors = rates_of(model, tuning)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(factors[name] > 0)
@@ -59,14 +69,16 @@ def rates(
     """{name of each parameter of the model: factor of the learning rate, 0 for those that are locked}."""
     of_tower = {"image": image_rate, "text": text_rate, "decoder": text_rate, "both": 1.0}
     return {
-        name: of_tower[place.tower] * _decay(place, tune, layer_decay) if _trains(place, tune) else 0.0
+        name: of_tower[place.tower] * _decay(place, tune, layer_decay) if _trains(name, place, tune) else 0.0
         for name, place in towers.places(model).items()
     }
 
 
-def _trains(place, tune):
+def _trains(name, place, tune):
     if tune == "full" or place.tower == "both":
         return True
+    if tune == "lora":
+        return is_addition(name)
     return place.is_head if tune == "head" else place.tower == tune
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_finetuning.model import clip_model as clip
-from clip_finetuning.model import tuning
+from clip_finetuning.model import lora_file, tuning
 from clip_finetuning.model.weights import read_checkpoint
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
@@ -204,6 +204,7 @@ def restore(run: Run, checkpoint: Mapping[str, Any], force: bool) -> None:
     if changed := run.loader.changed_order(checkpoint["data"]):
         warn(changed)
     # ---- weights and their average, moments, loss scale
+    checkpoint = lora_file.whole(run.clip_model.model, checkpoint)
     if "raw_state_dict" in checkpoint:
         # `state_dict` holds the average, which `load_model` put into the model that the average was copied from.
         run.clip_model.model.load_state_dict(checkpoint["raw_state_dict"])
