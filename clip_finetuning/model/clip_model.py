@@ -78,6 +78,10 @@ def checkpoint_gradients(clip_model: ClipModel) -> None:
     """Let both towers compute their activations again in the backward pass: less memory, slower."""
     model: Any = clip_model.model
     model.set_grad_checkpointing()
+    encoder = getattr(getattr(model, "text", None), "transformer", None)
+    if hasattr(encoder, "gradient_checkpointing_enable"):
+        # The kind that transformers took before 5.0 sees no gradient behind inputs that need none: locked embeddings.
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def is_finite(model: torch.nn.Module) -> bool:
