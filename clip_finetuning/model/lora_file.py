@@ -51,7 +51,7 @@ def read(path: object, checkpoint: Mapping[str, Any]) -> Saved:
             type(settings.rank) is int
             and settings.rank > 0
             and 0 < float(settings.alpha) < float("inf")
-            and all(isinstance(value, str) for value in asdict(base).values())
+            and all(isinstance(value, str) for value in (settings.targets, *asdict(base).values()))
             and all(isinstance(value, torch.Tensor) and value.is_floating_point() for value in additions.values())
             and all(_is_whole(pairs, settings.rank) for pairs in _pairs(additions).values())
         )
