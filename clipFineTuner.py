@@ -112,10 +112,13 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
         training.siglip_start.set_scale_and_bias(clip_model, loader, plan.precision, plan.micro_batch_size)
     image = model.image_recipe.image_settings(args)
     start = training.start.of_run(plan, clip_model, checkpoint, folder, args.model_cache_dir, image)
-    model.tuning.apply(clip_model, plan.tuning)
+    model.tuning.apply(clip_model, plan.tuning, plan.seed)
+    if checkpoint is not None and plan.tuning.lora is not None and "lora" in checkpoint:
+        model.lora_file.resume(clip_model, checkpoint, checkpoint["path"])
+    learns_statistics = untrained and plan.tuning.lora is None  # LoRA's checkpoints hold no statistics
     run = training.state.start_run(
         plan, clip_model, loader, valid_loader, folder,
-        tensorboard=args.tensorboard, learns_statistics=untrained, start=start,
+        tensorboard=args.tensorboard, learns_statistics=learns_statistics, start=start,
     )  # fmt: skip
     run.fitted = fitted
     check_processes(run, facts.first_step)
@@ -159,14 +162,18 @@ def load_start(args: argparse.Namespace, checkpoint: dict[str, Any] | None, devi
     """The model that MODEL_NAME and MODEL_PRETRAINED name, or that of the checkpoint to go on from."""
     image = model.image_recipe.image_settings(args)
     if checkpoint is None:
+        if args.tune == "lora":
+            model.building.check_base(args.model_name, args.model_pretrained)
         return model.building.create_model(
             args.model_name, args.model_pretrained, args.model_cache_dir, device, args.seed, image
         )
     saved = checkpoint["settings"].get("MODEL_NAME", args.model_name)
     named = args.model_name if "MODEL_NAME" in args.given and saved != args.model_name else None
-    clip_model = model.building.load_model(
-        checkpoint["path"], device, args.model_cache_dir, named, args.model_name, checkpoint, image
-    )
+    path, cache_dir = checkpoint["path"], args.model_cache_dir
+    if "lora" in checkpoint:  # its additions follow
+        clip_model = model.building.load_base(path, checkpoint, device, cache_dir, named, args.model_name, image)
+    else:
+        clip_model = model.building.load_model(path, device, cache_dir, named, args.model_name, checkpoint, image)
     start = checkpoint.get("pretrained", clip_model.pretrained)
     return replace(clip_model, pretrained=runtime.text.printable(start))
 

@@ -11,6 +11,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 
-from clip_finetuning.model import hub
+from clip_finetuning.model import hub, lora_file
 from clip_finetuning.model.architecture import (
     Architecture,
     check_architecture,
@@ -27,7 +28,7 @@ from clip_finetuning.model.architecture import (
     is_architecture,
     least_parameters,
 )
-from clip_finetuning.model.clip_model import ClipModel
+from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.image_recipe import assume, plain, with_activation_of, with_image_settings
 from clip_finetuning.model.weights import load_weights, quiet, read_checkpoint
 from clip_finetuning.runtime.text import printable
@@ -103,22 +104,85 @@ def create_start(
     if not isinstance(pretrained, str):
         raise ValueError("the checkpoint does not say which weights it began with")
     architecture = Architecture(clip_model.name, clip_model.config)
-    if pretrained and _is_tag(clip_model.name, pretrained) and open_clip.get_model_config(clip_model.name):
-        start = _build(architecture, pretrained, cache_dir, clip_model.device)
-        return with_image_settings(start, image)
-    if _is_fetched(clip_model.name):
-        return with_image_settings(_build(architecture, "", cache_dir, clip_model.device), image)
+    return _begun(architecture, pretrained, cache_dir, clip_model.device, image)
+
+
+def _begun(architecture, pretrained, cache_dir, device, image=None):
+    """The model of an architecture with the weights that a checkpoint names as its start."""
+    if pretrained and _is_tag(architecture.name, pretrained) and open_clip.get_model_config(architecture.name):
+        return with_image_settings(_build(architecture, pretrained, cache_dir, device), image)
+    if _is_fetched(architecture.name):
+        return with_image_settings(_build(architecture, "", cache_dir, device), image)
     if not pretrained:
         raise ValueError("the checkpoint began with random weights, which had nothing to forget")
     if not Path(pretrained).is_file():
         raise ValueError(f"the weights that the checkpoint began with are not there: {printable(pretrained)[:200]}")
     weights = read_checkpoint(pretrained, mapped=True)
     architecture = _agreed(pretrained, weights, architecture, None, cache_dir)
-    return _load(pretrained, weights, architecture, cache_dir, clip_model.device, image)
+    return _load(pretrained, weights, architecture, cache_dir, device, image)
+
+
+def load_base(
+    path: str | Path,
+    checkpoint: dict,
+    device: Device = "cpu",
+    cache_dir: str | None = None,
+    name: str | None = None,
+    default_name: str | None = None,
+    image: dict | None = None,
+) -> ClipModel:
+    """The model that the LoRA additions of a checkpoint are to be added to; arguments as for `load_model`.
+
+    The weights are those that the checkpoint names, or a file of that name beside it. Raises ValueError if they are not to
+    be had, or are others than it was trained on.
+    """
+    named = None if name is None else _named(name, cache_dir)
+    architecture = _agreed(path, checkpoint, named, default_name, cache_dir)
+    return with_image_settings(_base(path, checkpoint, architecture, cache_dir, device), image)
+
+
+def check_base(name: str, pretrained: str | None) -> None:
+    """ValueError unless LoRA's checkpoints can name MODEL_PRETRAINED as their base."""
+    if not pretrained and not _is_fetched(name):
+        raise ValueError(
+            "TUNE=lora adds to weights that its checkpoints name, and random ones have no name: set MODEL_PRETRAINED, or "
+            "train them with TUNE=full"
+        )
+    if pretrained and Path(pretrained).is_file() and lora_file.is_alone(read_checkpoint(pretrained, mapped=True)):
+        raise ValueError(
+            f"MODEL_PRETRAINED={pretrained} holds LoRA additions alone, and TUNE=lora cannot add to additions: take the "
+            "merged weights of that run, in its best_checkpoint.pt or final_checkpoint.pt"
+        )
+
+
+def _base(path, checkpoint, architecture, cache_dir, device):
+    saved = lora_file.read(path, checkpoint)
+    pretrained = saved.base.pretrained
+    beside = Path(path).parent / Path(pretrained).name
+    if pretrained and not _is_tag(architecture.name, pretrained) and not Path(pretrained).exists() and beside.is_file():
+        pretrained = str(beside)
+    try:
+        if Path(pretrained).is_file() and lora_file.is_alone(read_checkpoint(pretrained, mapped=True)):
+            raise ValueError(f"{printable(pretrained)} has no weights but additions itself")
+        base = _begun(architecture, pretrained, cache_dir, device)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} holds LoRA additions alone, and the weights that they add to are not to be had ({error}); put that file "
+            "back where it was, or beside this one"
+        ) from error
+    lora_file.check_base(base.model, saved, path)
+    size = base.preprocess["size"]
+    if "logit_bias" in saved.additions:
+        add_logit_bias(base)
+    return replace(base, preprocess=check_preprocess(checkpoint.get("preprocess"), path, size), pretrained=str(path))
 
 
 def _load(path, checkpoint, architecture, cache_dir, device, image):
     """The model of an architecture with the weights and the preprocessing of a checkpoint."""
+    if lora_file.is_alone(checkpoint):
+        clip_model = _base(path, checkpoint, architecture, cache_dir, device)
+        lora_file.merge(clip_model.model, lora_file.read(path, checkpoint), path)
+        return with_image_settings(clip_model, image)
     known, recipe = checkpoint.get("preprocess"), None
     if known is None:
         architecture, recipe = assume(path, architecture)
@@ -317,7 +381,7 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
         own = _read_config(default_name)
     config = check_architecture(config, path, own)
     held = _bytes_held(checkpoint["state_dict"])
-    if least_parameters(config) > held:
+    if least_parameters(config) > held and not lora_file.is_alone(checkpoint):  # its base says the same of itself
         raise ValueError(
             f"{path} says that it holds a model of {least_parameters(config):,} parameters, but has {held:,} bytes of them"
         )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from clip_finetuning.model import fast_towers, tuning
 from clip_finetuning.model.fast_towers import OpenClip
+from clip_finetuning.model.lora import Added
 from clip_finetuning.model.preprocessing import ImageTransform, normalize
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
@@ -25,6 +26,7 @@ class ClipModel:
     pretrained: str  # tag or file of the starting weights, empty for random ones
     device: torch.device
     config: dict  # the architecture, as open_clip's config files have it
+    lora: Added | None = None  # the low-rank additions that its towers have
 
 
 # ---------------------------------------------------------------------------------------------------------- embeddings
@@ -76,6 +78,10 @@ def checkpoint_gradients(clip_model: ClipModel) -> None:
     """Let both towers compute their activations again in the backward pass: less memory, slower."""
     model: Any = clip_model.model
     model.set_grad_checkpointing()
+    encoder = getattr(getattr(model, "text", None), "transformer", None)
+    if hasattr(encoder, "gradient_checkpointing_enable"):
+        # The kind that transformers took before 5.0 sees no gradient behind inputs that need none: locked embeddings.
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def is_finite(model: torch.nn.Module) -> bool:

@@ -20,6 +20,7 @@ import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch.nn import functional
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.checkpoint import checkpoint
 
 OpenClip: TypeAlias = (
@@ -160,8 +161,8 @@ def _is_plain(block: Any) -> bool:
     """Whether a block is one whose arithmetic is that of the functions here."""
     return (
         type(block) is ResidualAttentionBlock
-        and type(block.attn) is torch.nn.MultiheadAttention
-        and block.attn.in_proj_weight is not None
+        and type_before_parametrizations(block.attn) is torch.nn.MultiheadAttention
+        and block.attn._qkv_same_embed_dim  # its in_proj_weight is used, which is not looked at: LoRA's would be computed
         and block.attn.dropout == 0
     )
 

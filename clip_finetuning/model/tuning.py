@@ -13,6 +13,8 @@ from torch import nn
 
 from clip_finetuning.model import towers
 from clip_finetuning.model.fast_towers import OpenClip
+from clip_finetuning.model.lora import add
+from clip_finetuning.model.low_rank import Lora, is_addition
 
 TOWERS = ("image", "text")
 
@@ -25,7 +27,7 @@ class Tuning:
     layer_decay: float = 1.0
     image_rate: float = 1.0
     text_rate: float = 1.0
-    lora: Any | None = None  # clip_finetuning.model.low_rank.Lora, with tune="lora" alone
+    lora: Lora | None = None  # with tune="lora" alone
 
 
 FULL = Tuning()
@@ -33,12 +35,20 @@ FULL = Tuning()
 
 def of_settings(settings: Mapping[str, Any]) -> Tuning:
     """The tuning of a run's settings, {knob: value}."""
-    return Tuning(settings["TUNE"], settings["LAYER_DECAY"], settings["IMAGE_RATE"], settings["TEXT_RATE"])
+    lora = None
+    if settings["TUNE"] == "lora":
+        lora = Lora(settings["LORA_RANK"], settings["LORA_ALPHA"], settings["LORA_DROPOUT"], settings["LORA_TARGETS"])
+    return Tuning(settings["TUNE"], settings["LAYER_DECAY"], settings["IMAGE_RATE"], settings["TEXT_RATE"], lora)
 
 
-def apply(clip_model: Any, tuning: Tuning) -> dict[str, float]:
-    """Lock what does not train of a ClipModel -> `rates_of` it; ValueError if no tower has anything left to train."""
+def apply(clip_model: Any, tuning: Tuning, seed: int = 0) -> dict[str, float]:
+    """Lock what does not train of a ClipModel, after low-rank additions, drawn from `seed`, where they do -> `rates_of` it.
+
+    ValueError if no tower has anything left to train, or nothing is found to add to.
+    """
     model = clip_model.model
+    if tuning.lora is not None:
+        add(clip_model, tuning.lora, seed)
     factors = rates_of(model, tuning)
     if not any(factor and towers.tower_of(name) in TOWERS for name, factor in factors.items()):
         raise ValueError(f"TUNE={tuning.tune} leaves nothing of {clip_model.name} to train: choose another TUNE")
@@ -73,14 +83,16 @@ def rates(
     factors = dict.fromkeys(places, 0.0)
     for name, parameter in model.named_parameters():
         place = places[name]
-        if parameter.requires_grad and _trains(place, tune) and of_tower[place.tower]:
+        if parameter.requires_grad and _trains(name, place, tune) and of_tower[place.tower]:
             factors[name] = of_tower[place.tower] * _decay(model, place, 1.0 if tune == "head" else layer_decay)
     return factors
 
 
-def _trains(place, tune):
-    if tune in ("full", "lora") or place.tower == "both":
+def _trains(name, place, tune):
+    if tune == "full" or place.tower == "both":
         return True
+    if tune == "lora":
+        return is_addition(name)
     return place.is_head if tune == "head" else place.tower == tune
 
 

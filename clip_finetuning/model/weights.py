@@ -14,11 +14,15 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 
+from clip_finetuning.model import lora_file
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
+from clip_finetuning.model.lora import merged
+from clip_finetuning.model.low_rank import additions
 from clip_finetuning.model.open_clip_call import open_clip_calls
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.version import version
@@ -28,15 +32,25 @@ def save_checkpoint(
     path: str | os.PathLike,
     clip_model: ClipModel,
     state_dict: Mapping[str, torch.Tensor] | None = None,
-    **fields: object,
+    alone: bool = False,
+    **fields: Any,
 ) -> None:
     """Write a checkpoint whole or not at all: weights, architecture, preprocessing, and `fields` (plain data, tensors).
 
     `state_dict` replaces the model's current weights (an average of them, for example). A logit bias that the
-    architecture does not have goes beside the weights, so that open_clip can load them.
+    architecture does not have goes beside the weights, so that open_clip can load them. Of a model with low-rank
+    additions the merged weights and the additions are written, or `alone` the additions.
     """
     weights = dict(clip_model.model.state_dict() if state_dict is None else state_dict)
     extra = {}
+    if clip_model.lora is not None and additions(weights):
+        fields = {name: lora_file.trained(v) if name.endswith("_state_dict") else v for name, v in fields.items()}
+        extra["lora"] = lora_file.content(clip_model.lora, weights)
+        if alone:
+            _write(path, {"version": version(), **_head(clip_model), **extra, **fields})
+            print(f"{path} holds LoRA additions alone, to {clip_model.name} with {clip_model.lora.base.pretrained}")
+            return
+        weights = merged({name: weight.cpu() for name, weight in weights.items()}, clip_model.lora.settings.scale)
     if clip_model.config.get("init_logit_bias") is None and "logit_bias" in weights:
         extra["logit_bias"] = weights.pop("logit_bias")
     name, config, preprocess = clip_model.name, clip_model.config, clip_model.preprocess
@@ -44,28 +58,40 @@ def save_checkpoint(
     content = {
         "version": version(),
         "state_dict": weights,
-        "model_name": name,
-        "model_config": config,
-        "pretrained": clip_model.pretrained,
-        "preprocess": preprocess,
+        **_head(clip_model),
         "open_clip_model": model_call,
         "open_clip_tokenizer": tokenizer_call,
         **extra,
         **fields,
     }
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # what torch's zip writer makes of a full disk
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+    _write(path, content)
     padding = preprocess["fill_color"] if preprocess["resize_mode"] == "longest" else 0
     but = f" (but it pads pictures with 0, this suite with {padding})" if padding else ""
     print(f"plain open_clip loads {path} with{but}:\n  {model_call}\n  {tokenizer_call}")
 
 
+def _head(clip_model):
+    """What every checkpoint says of its model."""
+    return {
+        "model_name": clip_model.name,
+        "model_config": clip_model.config,
+        "pretrained": clip_model.pretrained,
+        "preprocess": clip_model.preprocess,
+    }
+
+
+def _write(path, content):
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch's zip writer makes of a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
 def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
     """A checkpoint file as a dictionary with at least `state_dict`, on the CPU, without running code from it.
 
+    `state_dict` is empty if the file has LoRA's additions alone.
     Takes this suite's files, open_clip_train's, files with `model_state_dict` or `model`, bare state dicts and safetensors.
     `mapped` reads a tensor only when it is looked at, out of pages that all processes share: for whoever needs a few
     numbers of gigabytes, or copies each tensor once. Until the last of them is gone the file must not be written to.
@@ -88,6 +114,8 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds no weights: expected a dictionary, found {type(content).__name__}")
+    if isinstance(content.get("lora"), dict) and "state_dict" not in content:  # additions alone
+        return {**content, "state_dict": {}}
     found = next(
         (key for key in ("state_dict", "model_state_dict", "model") if isinstance(content.get(key), dict)), None
     )

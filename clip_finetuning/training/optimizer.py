@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from clip_finetuning.model.low_rank import LowRank
 from clip_finetuning.training.muon import CombinedOptimizer, Muon
 
 MUON_RATE = 20  # Muon's rate in units of the learning rate: its usual 0.02 where AdamW's is the usual 1e-3
@@ -81,6 +82,8 @@ def decaying(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _is_multiplied(module, name, parameter):
+    if isinstance(module, LowRank):
+        return True
     if isinstance(module, KERNELS):
         return name == "weight"
     if isinstance(module, (nn.Embedding, *NORMS)):
@@ -101,11 +104,11 @@ def _token_embeddings(model):
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable matrices that activations are multiplied by: of linear layers, attention, and the two projections.
+    """The trainable matrices that activations are multiplied by: of linear layers, attention, LoRA, and the two projections.
 
     Not those of which rows are looked up or added (token and position embeddings, queries of a pooling), and no kernels.
     """
-    layers = (nn.Linear, nn.MultiheadAttention)
+    layers = (nn.Linear, nn.MultiheadAttention, LowRank)
     return [
         parameter
         for module in model.modules()

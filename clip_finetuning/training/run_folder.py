@@ -4,6 +4,8 @@ checkpoint_00001000.pt   every CHECKPOINT_INTERVAL steps, the newest KEEP_CHECKP
 best_checkpoint.pt       the best mean Recall@10 on the validation shards so far
 final_checkpoint.pt      the end of the training
 start.pt                 the weights it began with, where the training is held to them or they are mixed in
+best_lora.pt             with TUNE=lora the additions of these two alone, as the periodic ones hold them
+final_lora.pt
 metrics.jsonl            one JSON object a line: everything that was logged
 training_curves.png      the same as a picture
 """
@@ -26,6 +28,7 @@ from clip_finetuning.runtime.console import warn
 
 FINAL, BEST = "final_checkpoint.pt", "best_checkpoint.pt"
 START = "start.pt"
+ADDITIONS = {BEST: "best_lora.pt", FINAL: "final_lora.pt"}
 METRICS, CURVES = "metrics.jsonl", "training_curves.png"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -72,12 +75,16 @@ class CheckpointFolder:
 
         One that is `needed` makes room for itself, and raises NeededCheckpointFailed if that does not help.
         """
-        failure = _failure(save_checkpoint, path, clip_model, **fields)
+        beside = ADDITIONS.get(path.name)
+        options = {"alone": beside is None, **fields}
+        failure = _failure(save_checkpoint, path, clip_model, **options)
         if needed and failure and failure.errno in NO_ROOM:
             self._make_room()
-            failure = _failure(save_checkpoint, path, clip_model, **fields)
+            failure = _failure(save_checkpoint, path, clip_model, **options)
         if failure is None:
             self._prune(path)
+            if beside and clip_model.lora is not None:
+                self.save(path.with_name(beside), clip_model, state_dict=fields.get("state_dict"))
             return True
         what = f"{path} could not be written ({failure.strerror or failure}{self._free_space()})"
         if needed:
@@ -177,7 +184,7 @@ class CheckpointFolder:
 
     def set_aside(self) -> None:
         """Move an earlier run's files into a folder of their own, so that a new run neither mixes with nor loses them."""
-        names = [FINAL, BEST, METRICS, CURVES, *(path.name for path in self._periodic_files())]
+        names = [FINAL, BEST, *ADDITIONS.values(), METRICS, CURVES, *(path.name for path in self._periodic_files())]
         events = self.path.glob("events.out.tfevents.*")  # TensorBoard's
         present = [*(self.path / name for name in names if (self.path / name).exists()), *events]
         if present and (self.path / START).exists():  # alone it is that of a run which has not done a step

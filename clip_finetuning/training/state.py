@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clip_finetuning.model import clip_model as clip
-from clip_finetuning.model import tuning
+from clip_finetuning.model import lora_file, tuning
 from clip_finetuning.model.weights import read_checkpoint
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
@@ -213,6 +213,7 @@ def restore(run: Run, checkpoint: Mapping[str, Any], force: bool) -> None:
     if changed := run.loader.changed_order(checkpoint["data"]):
         warn(changed)
     # ---- weights and their average, moments, loss scale
+    checkpoint = lora_file.whole(run.clip_model.model, checkpoint)
     averages.restore(run.average, run.clip_model.model, checkpoint)
     spared = optimizers.load_state(run.optimizer, run.clip_model.model, checkpoint["optimizer"])
     if spared:

@@ -5,6 +5,7 @@ from collections import Counter
 
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.model import tuning
+from clip_finetuning.model.low_rank import low_ranks
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
 from clip_finetuning.training import curves
@@ -18,13 +19,15 @@ def announce(run: Run) -> None:
     plan, clip_model, processes = run.plan, run.clip_model, distributed.world_size()
     everything, trainable = clip.count_parameters(clip_model.model)
     tuned = tuning.summary(clip_model.model, plan.tuning)
-    number, size = _checkpoints(run, everything)
+    sizes = _checkpoints(run, everything)
+    number = ", ".join(f"{count} of {size / 2**20:,.0f} MiB" for size, count in Counter(sizes).items())
     free = shutil.disk_usage(run.folder.path).free
     together = f", {processes} processes" if processes > 1 else ""
     lines = {
         "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
         "parameters": f"{everything:,}, trainable {trainable:,}",
         **({"tuning": tuned} if tuned else {}),
+        **({"LoRA": str(clip_model.lora)} if clip_model.lora else {}),
         "device": f"{clip_model.device}, {plan.precision}{together}",
         "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
         "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
@@ -32,14 +35,14 @@ def announce(run: Run) -> None:
         "learning rate": f"{plan.learning_rate:g} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "
         f"then {plan.schedule}",
         **_start(run),
-        "checkpoints": f"{number} of {size / 2**20:,.0f} MiB in {run.folder.path}, {free / 2**20:,.0f} MiB free",
+        "checkpoints": f"{number} in {run.folder.path}, {free / 2**20:,.0f} MiB free",
     }
     print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)
     if plan.tuning.tune != "full" and clip.is_untrained(clip_model.model):
         warn(f"TUNE={plan.tuning.tune} locks weights that are random, and learns around them: TUNE=full trains all")
-    if (number + 1) * size > free:  # the one that is being written lies beside the older ones
+    if sum(sizes) + max(sizes) > free:  # the one that is being written lies beside the older ones
         warn(
-            f"{number} checkpoints of {size / 2**20:,.0f} MiB, and one more while writing, may not fit into {run.folder.path}: "
+            f"checkpoints, {number}, and one more while writing, may not fit into {run.folder.path}: "
             "free some space, or lower KEEP_CHECKPOINTS"
         )
 
@@ -62,12 +65,17 @@ def _start(run):
 
 
 def _checkpoints(run, parameters):
-    """(how many checkpoints there will be at most, bytes of one)."""
+    """Bytes of each checkpoint that there will be at most."""
     average = run.average
     copies = 1 if average is None else 2 + (average.moving is not None and average.start is not None)
-    size = 4 * (parameters * copies + optimizers.count_moments(run.optimizer))
+    moments = optimizers.count_moments(run.optimizer)
     periodic = min(run.folder.keep, (run.plan.total_steps - 1) // run.plan.checkpoint_interval)
-    return periodic + 1 + (run.valid_loader is not None), size
+    others = 1 + (run.valid_loader is not None)
+    if run.clip_model.lora is None:
+        return [4 * (parameters * copies + moments)] * (periodic + others)
+    added = sum(p.numel() for low_rank in low_ranks(run.clip_model.model) for p in low_rank.parameters())
+    small = 4 * (added * copies + moments)
+    return [small] * periodic + [small + 4 * parameters, 4 * added] * others  # merged, and the additions beside it
 
 
 def conclude(run: Run, lost: Counter[str]) -> None:
