@@ -169,7 +169,7 @@ def find_checkpoint(resume: str, folder: CheckpointFolder) -> dict | None:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
     _check_fields(path, checkpoint)
     # What checkpoints did not say before there was a choice.
-    settings = {"OPTIMIZER": "adamw", **checkpoint["settings"]}
+    settings = {"OPTIMIZER": "adamw", "BATCHES": "mixed", "CROP_SCALE": 0.9, "FLIP": False, **checkpoint["settings"]}
     progress = {"evaluated_step": checkpoint["step"], "learns_statistics": True, **checkpoint["progress"]}
     return {**checkpoint, "path": str(path), "settings": settings, "progress": progress}
 
