@@ -706,7 +706,7 @@ def send_sigterm_at(number, monkeypatch):
         {"ema_decay": 0.9},
         {"precision": "bf16", "loss": "siglip", "ema_decay": 0.5},
         {"precision": "fp16", "grad_checkpointing": "true", "micro_batch_size": 3},
-        {"crop_scale": 1, "flip": "true"},
+        {"crop_scale": 1, "flip": "true", "batches": "category"},
     ],
 )
 def test_whatever_a_run_consists_of_goes_on_to_the_bit(data, tmp_path, monkeypatch, changes):

@@ -23,7 +23,8 @@ def announce(run: Run) -> None:
         "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
         "parameters": f"{everything:,}, trainable {trainable:,}",
         "device": f"{clip_model.device}, {plan.precision}{together}",
-        "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
+        "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch"
+        + (f"; {run.loader.arrangement}" if run.loader.arrangement else ""),
         "pictures": run.loader.dataset.transform.what_it_does,
         "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
         "steps": f"{plan.total_steps:,} of {plan.batch_size} samples, {run.micro_batch_size} on the device at once",
