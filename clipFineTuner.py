@@ -154,8 +154,22 @@ def look_for_shards(args: argparse.Namespace) -> None:
     """FileNotFoundError or ValueError for shards that do not serve: known before a model is built or downloaded."""
     fields = loading.sample.Fields(args.caption_key, args.product_key)
     loading.first_look.check_contrast(args.train_dataset_pattern, fields)
+    if args.batches == "category":
+        loading.first_look.check_categories(args.train_dataset_pattern, fields)
+    if args.flip:
+        warn_of_sides(args.train_dataset_pattern, fields)
     if args.eval_interval is not None and "VALID_DATASET_PATTERN" in args.given:
         loading.first_look.check_shards(args.valid_dataset_pattern)
+
+
+def warn_of_sides(pattern: str, fields: Any) -> None:
+    """Warn where captions that name a side would be shown with mirrored pictures; says how many of which."""
+    found = loading.sides.look(pattern, fields)
+    if runtime.distributed.rank() == 0 and found.naming:
+        console.warn(
+            f"FLIP: {found.naming:,} of {found.samples:,} samples that were looked at have captions that may name a side "
+            f"({', '.join(found.examples)}), which is the wrong one on a mirrored picture"
+        )
 
 
 def load_start(args: argparse.Namespace, checkpoint: dict[str, Any] | None, device: Any) -> ClipModel:
@@ -185,11 +199,14 @@ def load_data(args: argparse.Namespace, ranks: Ranks, clip_model: ClipModel) -> 
     mine |= {"caption_key": args.caption_key, "product_key": args.product_key}
     loader = loading.loader.train_loader(
         args.train_dataset_pattern,
-        model.clip_model.image_transform(clip_model, train=True, reduced_decode=args.reduced_decode),
+        model.clip_model.image_transform(
+            clip_model, train=True, reduced_decode=args.reduced_decode, crop_scale=args.crop_scale, flip=args.flip
+        ),
         clip_model.tokenizer,
         batch_size=size,
         seed=args.seed,
         views=args.views,
+        batches=args.batches,
         **mine,
     )
     if args.eval_interval is None:

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.verify:
         return verify(shard_set, args.num_workers)
     mapping = catalogue.mapping.read_mapping(args.json, args.image_key, args.caption_key)
+    mapping.check_weights(args.json)
     samples = [shards.plan.make_sample(entry, args.data_dir) for entry in mapping.entries]
     seed, pictures = None if args.no_shuffle else args.seed, picture_settings(args)
     whole_plan = shards.plan.plan_shards(samples, args.shard_size, seed, pictures)

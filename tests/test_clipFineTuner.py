@@ -193,6 +193,21 @@ def test_the_start_says_the_truth_about_the_batch(data, tmp_path, capsys):
     assert f"2 of {PRODUCTS} samples, {PRODUCTS} on the device at once" in capsys.readouterr().out
 
 
+def test_the_start_says_what_becomes_of_a_picture_and_which_captions_mirroring_makes_wrong(data, tmp_path, capsys):
+    samples = [catalogue_sample(number, number) for number in range(12)]
+    samples[5]["000000005.txt"] = b"Tasche auf der linken Seite"
+    write_shard(tmp_path / "sides.000000.tar", samples)
+    changes = {"train_dataset_pattern": tmp_path / "sides.000000.tar", "max_steps": 1, "eval_interval": "none"}
+    train(data, tmp_path / "a", flip="true", crop_scale=1, **changes)
+    console = capsys.readouterr()
+    assert "pictures  whole, its middle to 32 x 32 as in evaluation, half of them mirrored\n" in console.out
+    assert "FLIP: 1 of 12 samples that were looked at have captions that may name a side" in console.err
+    assert "'Tasche auf der linken Seite'" in console.err
+    train(data, tmp_path / "b", **changes)
+    console = capsys.readouterr()
+    assert "pictures  a random crop of 0.9 to 1 of the area, to 32 x 32\n" in console.out and "FLIP" not in console.err
+
+
 def test_the_learning_rate_fits_the_weights_and_stays_that_of_the_run(data, tmp_path, finished):
     common = {"learning_rate": None, "warmup_steps": 0, "eval_interval": "none"}
     fresh = train(data, tmp_path / "random", max_steps=2, **common)
@@ -482,7 +497,12 @@ def test_a_checkpoint_from_before_there_was_muon_goes_on_with_adamw(data, tmp_pa
     content = torch.load(run / "final_checkpoint.pt", weights_only=True)
     for part, name in (("settings", "OPTIMIZER"), ("progress", "evaluated_step"), ("progress", "learns_statistics")):
         del content[part][name]
-    del content["total_steps"]
+    del (
+        content["total_steps"],
+        content["settings"]["CROP_SCALE"],
+        content["settings"]["FLIP"],
+        content["settings"]["BATCHES"],
+    )
     torch.save(content, run / "final_checkpoint.pt")
     (run / "best_checkpoint.pt").unlink()
     with pytest.raises(ValueError, match="OPTIMIZER was adamw, is muon"):
@@ -490,6 +510,7 @@ def test_a_checkpoint_from_before_there_was_muon_goes_on_with_adamw(data, tmp_pa
     train(data, run, "--resume", max_steps=6, eval_interval=2)
     checkpoint = clip.read_checkpoint(run / "final_checkpoint.pt")
     assert (checkpoint["step"], checkpoint["settings"]["OPTIMIZER"]) == (6, "adamw")
+    assert (checkpoint["settings"]["CROP_SCALE"], checkpoint["settings"]["FLIP"]) == (0.9, False)
     assert checkpoint["progress"]["learns_statistics"] is True
     assert [step for step, _ in records(run, "step", "mean_recall@10")] == [0, 2, 4, 6]
 
@@ -685,6 +706,7 @@ def send_sigterm_at(number, monkeypatch):
         {"ema_decay": 0.9},
         {"precision": "bf16", "loss": "siglip", "ema_decay": 0.5},
         {"precision": "fp16", "grad_checkpointing": "true", "micro_batch_size": 3},
+        {"crop_scale": 1, "flip": "true", "batches": "category"},
     ],
 )
 def test_whatever_a_run_consists_of_goes_on_to_the_bit(data, tmp_path, monkeypatch, changes):

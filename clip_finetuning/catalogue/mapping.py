@@ -18,6 +18,7 @@ from clip_finetuning.catalogue.rows import Attributes, Row, Source, caption_id, 
 from clip_finetuning.catalogue.skips import check_skipped
 from clip_finetuning.catalogue.summary import Summary
 from clip_finetuning.runtime.atomic_write import atomic_write
+from clip_finetuning.runtime.caption_weights import RULE, fault_of
 from clip_finetuning.runtime.text import attribute_text, printable, text_of
 
 File = TypeVar("File", str, Path)
@@ -37,6 +38,7 @@ class Entry(NamedTuple):
     image_name: str
     attributes: Attributes = ()
     languages: tuple[str, ...] = ()  # of the alternatives, or of the caption where there are none, one each, or nothing
+    weights: tuple[float, ...] = ()  # of the alternatives, one each, or nothing: how often training draws them
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -53,11 +55,15 @@ class SkippedEntry(NamedTuple):
 
 
 class Mapping(NamedTuple):
-    """What a file holds. `no_text` counts, by field, the values that are there and hold no text, such as NaN."""
+    """What a file holds. `no_text` counts, by field, the values that are there and hold no text, such as NaN.
+
+    `wrong_weights` are entries whose caption_weights count as none, with the reasons.
+    """
 
     entries: list[Entry]
     skipped: list[SkippedEntry]
     no_text: Counter[str]
+    wrong_weights: list[SkippedEntry]
 
     def remarks(self) -> list[str]:
         """What was made of entries that are used though they say less than they should, a line each."""
@@ -68,7 +74,19 @@ class Mapping(NamedTuple):
         without_id = sum(is_caption_id(entry.product_id) for entry in self.entries)
         if without_id:
             lines.append(f"{without_id:,} entries have no product_id: equal captions are one product")
+        if self.wrong_weights:
+            lines.append(f"{self._wrong_weights()}; they count as none")
         return lines
+
+    def check_weights(self, path: str | os.PathLike) -> None:
+        """ValueError for caption_weights that cannot be used: one that is mistaken would train something else unsaid."""
+        if self.wrong_weights:
+            raise ValueError(f"{path}: {self._wrong_weights()}; {RULE}")
+
+    def _wrong_weights(self) -> str:
+        first, count = self.wrong_weights[0], len(self.wrong_weights)
+        where = f"first of entry {first.number} ({first.name})"
+        return f"caption_weights of {count:,} {'entry' if count == 1 else 'entries'} cannot be used, {where}: {first.reason}"
 
 
 def write_mappings(sources: dict[File, Source], max_skipped: float | None = None) -> dict[File, Summary]:
@@ -123,13 +141,15 @@ def read_mapping(path: str | os.PathLike, image_key: str = "image_path", caption
 
 def check_entries(values: Sequence[object], image_key: str = "image_path", caption_key: str = "caption") -> Mapping:
     """The Mapping of the values of a list: an entry is an object with a picture's path and a caption, both strings."""
-    mapping = Mapping([], [], Counter())
+    mapping = Mapping([], [], Counter(), [])
     for number, value in enumerate(values):
         fields = value if isinstance(value, dict) else {}
         path, caption = (_string(fields, key) for key in (image_key, caption_key))
         if path and text_of(caption):
             mapping.entries.append(_entry(path, text_of(caption), fields))
             mapping.no_text.update(_fields_without_text(fields))
+            if fault := _weights(fields)[1]:
+                mapping.wrong_weights.append(SkippedEntry(number, printable(path), fault))
             continue
         reason = f"no {caption_key if path else image_key}" if isinstance(value, dict) else "not an object"
         mapping.skipped.append(SkippedEntry(number, printable(path) or f"entry {number}", reason))
@@ -145,7 +165,15 @@ def _entry(image_path: str, caption: str, value: dict) -> Entry:
     texts["product_id"] = texts["product_id"] or caption_id(caption)
     named = tuple(languages) if any(languages) else ()
     alternatives = tuple(filter(None, alternatives))
-    return Entry(image_path, caption, alternatives, **texts, attributes=_attributes(value), languages=named)
+    return Entry(
+        image_path,
+        caption,
+        alternatives,
+        **texts,
+        attributes=_attributes(value),
+        languages=named,
+        weights=_weights(value)[0],
+    )
 
 
 def _attributes(value: dict) -> Attributes:
@@ -162,6 +190,19 @@ def _languages(value: dict) -> list[str] | None:
     if not isinstance(languages, list) or len(languages) != count or any(map(_means_no_text, languages)):
         return None
     return list(map(text_of, languages))
+
+
+def _weights(value: dict) -> tuple[tuple[float, ...], str]:
+    """(the weights of those of `captions` that hold text, what is wrong with `caption_weights`), blank where there are none."""
+    weights, captions = value.get("caption_weights"), value.get("captions")
+    if weights in (None, []):
+        return (), ""
+    if not isinstance(captions, list) or not captions:
+        return (), fault_of(weights, 1)
+    if fault := fault_of(weights, len(captions)):
+        return (), fault
+    with_text = [weight for text, weight in zip(captions, weights) if text_of(text)]
+    return (tuple(with_text), "") if any(with_text) else ((), "all of it is 0 but for captions without text")
 
 
 def _string(value: dict, key: str) -> str:

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from clip_finetuning.loading import named_fields
+from clip_finetuning.loading import first_look, named_fields
 from clip_finetuning.loading.failure import Failure, failures_as_values
 from clip_finetuning.loading.local import LocalBatches
 from clip_finetuning.loading.sample import (
     LANGUAGES_DO_NOT_FIT,
+    WEIGHTS_DO_NOT_FIT,
     Attributes,
     ShardSample,
+    drawn,
     parse_sample,
     product_hash,
     wordings,
@@ -100,6 +102,8 @@ class ClipDataset(IterableDataset):
     ) -> None:
         super().__init__()
         shards = expand_pattern(pattern)
+        if options.batches == "category":
+            first_look.check_categories(pattern, options.fields)
         kind = StreamedBatches if any(is_url(shard) for shard in shards) else LocalBatches
         self.source: Source = kind(shards, options)
         named_fields.check(pattern, shards, self.source, options.fields)
@@ -186,10 +190,11 @@ class ClipDataset(IterableDataset):
         except (ValueError, OSError) as error:
             return Skipped(1, reason_of(error), source.name(sample), source.identity(sample))
         found, do_not_fit = wordings(raw, parsed, self.options.fields) if self.options.wordings else ([], False)
-        guess = parsed.guess or (LANGUAGES_DO_NOT_FIT if do_not_fit else None)
+        caption, fit = drawn(raw, parsed, seed, self.options.fields) if self.train else (parsed.captions[0], True)
+        guess = parsed.guess or (LANGUAGES_DO_NOT_FIT if do_not_fit else None) or (None if fit else WEIGHTS_DO_NOT_FIT)
         guessed = Guessed(1, guess, source.name(sample), source.identity(sample)) if guess else None
         look = self.options.look(parsed.picture) if self.options.look else None
-        return Loaded(image, parsed, parsed.captions[seed % len(parsed.captions)], guessed, found, look)
+        return Loaded(image, parsed, caption, guessed, found, look)
 
     def _collate(
         self, images: torch.Tensor, rows: list[Loaded], skipped: list[Skipped], guessed: list[Guessed]

@@ -8,11 +8,13 @@ field that says `NaN` or the like, as pandas writes it, is a missing one (`text.
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from clip_finetuning.runtime.caption_weights import fault_of
 from clip_finetuning.runtime.text import attribute_text, text_of
 
 # What Pillow reads, alone or with a plugin; the first of them counts where a sample has several.
@@ -33,6 +35,7 @@ DAMAGED_JSON, DAMAGED_JSON_ALONE = (
 NO_NAMED_CAPTION = "no text in the .json under CAPTION_KEY"
 NO_NAMED_PRODUCT = "no id in the .json under PRODUCT_KEY, so the product is told by its caption"
 LANGUAGES_DO_NOT_FIT = "languages that are not those of the captions, one each, which count as none"
+WEIGHTS_DO_NOT_FIT = "caption_weights that are not one number >= 0 for each of its captions, which count as none"
 FURTHER_FILES = "several pictures or texts under its name, of which the first is used"
 FURTHER = "__further__"  # in a raw sample: it has such files
 
@@ -62,7 +65,7 @@ class ShardSample(NamedTuple):
 
     key: str
     picture: bytes  # encoded
-    captions: list[str]  # the first one is used in evaluation, one is drawn in training
+    captions: list[str]  # the first one is used in evaluation, one is `drawn` in training
     product_id: str  # where the shard names none: the first caption
     category: str
     subcategory: str
@@ -133,6 +136,31 @@ def wordings(raw: Mapping[str, Any], sample: ShardSample, names: Fields = USUAL)
     fits = isinstance(languages, list) and len(languages) in (0, len(listed))
     by_line = {line: text_of(code) for text, code in zip(listed, languages) for line in _lines([text])} if fits else {}
     return [(caption, by_line.get(caption, "")) for caption in sample.captions], not fits
+
+
+def drawn(raw: Mapping[str, Any], sample: ShardSample, seed: int, names: Fields = USUAL) -> tuple[str, bool]:
+    """(the caption of a sample that `seed`, of 64 bits, draws; whether its `caption_weights`, if any, are those of its captions).
+
+    All are drawn alike where there are no weights. A caption that is not in the list that they weigh has the weight 1.
+    """
+    count = len(sample.captions)
+    fields = record_of(raw.get("json")) if count > 1 else {}
+    weights = fields.get("caption_weights")
+    if weights is None:
+        return sample.captions[seed % count], True
+    listed = value_at(fields, names.caption or "captions")
+    listed = listed if isinstance(listed, list) else []
+    if fault_of(weights, len(listed)):
+        return sample.captions[seed % count], False
+    by_line: dict[str, float] = {}
+    for text, weight in zip(listed, weights):
+        for line in _lines([text]):
+            by_line[line] = by_line.get(line, 0) + weight
+    ends = list(itertools.accumulate(by_line.get(caption, 1) for caption in sample.captions))
+    if not ends[-1]:
+        return sample.captions[seed % count], False
+    place = (seed >> 11) / 2**53 * ends[-1]  # below the last end
+    return next(caption for caption, end in zip(sample.captions, ends) if place < end), True
 
 
 def value_at(fields: Mapping[str, Any], name: str) -> Any:

@@ -18,6 +18,7 @@ class Options:
     train: bool
     seed: int = 0
     views: str = "all"
+    batches: str = "mixed"  # or "category", see `category_batches`
     rank: int = 0
     world_size: int = 1
     max_samples: int | None = None  # the first ones alone; in evaluation
@@ -45,6 +46,7 @@ class Source(Protocol):
     most_captions: int  # of any sample (at most)
     skipped: list[Skipped]  # what is known to be unusable from the start, the same on every rank
     guessed: list[Guessed]  # what is known to be guessed from the start, likewise
+    arrangement: str  # in words, how the batches of a training are made of categories; blank where they are not
 
     @property
     def products(self) -> np.ndarray | None:
@@ -76,4 +78,8 @@ class Source(Protocol):
 
     def fingerprint(self) -> Any:
         """Plain data that is another one for other samples."""
+        ...
+
+    def categories_fingerprint(self) -> str | None:
+        """Likewise for the categories that batches are made by; None where they are not."""
         ...

@@ -11,14 +11,14 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from clip_finetuning.loading import kept_index
 from clip_finetuning.loading.kept_index import Contents
-from clip_finetuning.loading.sample import USUAL, Fields
+from clip_finetuning.loading.sample import USUAL, Fields, is_picture
 from clip_finetuning.loading.sizes import expected_sizes
 from clip_finetuning.loading.tar_contents import (
     ShardReadError,
@@ -62,6 +62,11 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self.products)
 
+    def shards(self) -> Iterator[tuple[str, tuple[int, int], int]]:
+        """(path, stamp, usable samples) of each shard, in order."""
+        for path, shard in zip(self.paths, self._shards):
+            yield path, shard.stamp, len(shard.columns.products)
+
     def key(self, i: int) -> str:
         shard, sample = self._place(i)
         return key_of(self._shards[shard].columns, sample)
@@ -70,16 +75,19 @@ class TarIndex:
         """What a message calls sample i."""
         return f"{os.path.basename(self.paths[self._place(i)[0]])}: {self.key(i)}"
 
-    def read(self, i: int) -> dict[str, Any]:
-        """The raw sample i: suffix -> bytes, with `__key__` and `__url__`. Raises ShardReadError."""
+    def read(self, i: int, pictures: bool = True) -> dict[str, Any]:
+        """The raw sample i: suffix -> bytes, with `__key__` and `__url__`. Raises ShardReadError.
+
+        Without `pictures` their bytes are blank, and not read.
+        """
         shard, sample = self._place(i)
         path = self.paths[shard]
         try:
-            files = self._read(shard, sample)
+            files = self._read(shard, sample, pictures)
         except OSError as error:  # a handle goes stale when a network file system's server starts anew
             self._close(path)
             try:
-                files = self._read(shard, sample)
+                files = self._read(shard, sample, pictures)
             except OSError as still:
                 self._close(path)
                 reason = f"shard cannot be read: {still.strerror or type(still).__name__}"
@@ -96,15 +104,17 @@ class TarIndex:
         shard = bisect.bisect_right(self._ends, i)
         return shard, i - (self._ends[shard - 1] if shard else 0)
 
-    def _read(self, shard, sample):
+    def _read(self, shard, sample, pictures):
         file, contents = self._open(self.paths[shard]), self._shards[shard]
         columns = contents.columns
         files, check = {}, 0
         for member in range(columns.firsts[sample], columns.firsts[sample + 1]):
+            suffix = contents.suffixes[columns.suffixes[member]]
+            wanted = int(columns.sizes[member]) if pictures or not is_picture(suffix) else 0
             file.seek(int(columns.offsets[member]) - BLOCK)
-            data = read_exactly(file, BLOCK + int(columns.sizes[member]))
+            data = read_exactly(file, BLOCK + wanted)
             check = check_of(data[:BLOCK], check)
-            files[contents.suffixes[columns.suffixes[member]]] = data[BLOCK:]
+            files[suffix] = data[BLOCK:]
         if check != columns.checks[sample]:
             raise ShardReadError(CHANGED)
         return files

@@ -32,15 +32,16 @@ class ClipModel:
 # ---------------------------------------------------------------------------------------------------------- embeddings
 
 
-def image_transform(clip_model: ClipModel, train: bool, reduced_decode: bool = False) -> ImageTransform:
-    """The picture pipeline of the model, encoded bytes -> (3, H, W) uint8; a random crop only if `train`.
+def image_transform(
+    clip_model: ClipModel, train: bool, reduced_decode: bool = False, *, crop_scale: float = 0.9, flip: bool = False
+) -> ImageTransform:
+    """The picture pipeline of the model, encoded bytes -> (3, H, W) uint8; a random crop, or a mirrored one, only if `train`.
 
-    `reduced_decode` lets training decode large JPEGs at a fraction of their size.
+    `reduced_decode` lets training decode large JPEGs at a fraction of their size; for the others see `ImageTransform`.
     """
     wanted = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
-    return ImageTransform(
-        **{key: clip_model.preprocess[key] for key in wanted}, train=train, reduced_decode=reduced_decode
-    )
+    config = {key: clip_model.preprocess[key] for key in wanted}
+    return ImageTransform(**config, train=train, crop_scale=crop_scale, flip=flip, reduced_decode=reduced_decode)
 
 
 def encode_images(clip_model: ClipModel, images: torch.Tensor, fast: bool = False) -> torch.Tensor:

@@ -33,10 +33,11 @@ class ImageTransform:
     """A picture's bytes -> uint8 tensor (3, H, W), in memory (H, W, 3).
 
     Keywords are those of open_clip's preprocessing config; `size` is one number or (height, width). In training: a
-    random crop of `scale` of the area, resized by bicubic interpolation with antialiasing, as torchvision's
-    RandomResizedCrop in open_clip. In evaluation: "shortest" (resize, cut the middle out), "longest" (resize, pad
-    with `fill_color`) or "squash". `reduced_decode` lets training decode large JPEGs at 1/2, 1/4 or 1/8 of their size,
-    never below twice the model's: much faster for photos, not the same pixels.
+    random crop of at least `crop_scale` of the area, resized by bicubic interpolation with antialiasing, as torchvision's
+    RandomResizedCrop in open_clip. In evaluation, and in training with `crop_scale=1`: "shortest" (resize, cut the middle
+    out), "longest" (resize, pad with `fill_color`) or "squash". `flip` lets training mirror half of the pictures.
+    `reduced_decode` lets training decode large JPEGs at 1/2, 1/4 or 1/8 of their size, never below twice the model's: much
+    faster for photos, not the same pixels.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class ImageTransform:
         fill_color: int = 0,
         *,
         train: bool,
-        scale: tuple[float, float] = (0.9, 1.0),
+        crop_scale: float = 0.9,
+        flip: bool = False,
         reduced_decode: bool = False,
     ):
         if resize_mode not in ("shortest", "longest", "squash"):
@@ -59,22 +61,43 @@ class ImageTransform:
         self.mean, self.std = mean, std
         self.resize_mode, self.fill_color = resize_mode, fill_color
         # open_clip trains with bicubic whatever the config says, and so it does for "shortest" to a size that is no square
-        always_bicubic = train or (resize_mode == "shortest" and self.size[0] != self.size[1])
+        self.crops = train and crop_scale < 1
+        always_bicubic = self.crops or (resize_mode == "shortest" and self.size[0] != self.size[1])
         self.interpolation = "bilinear" if interpolation == "bilinear" and not always_bicubic else "bicubic"
-        self.train, self.scale = train, scale
+        self.crop_scale = crop_scale
+        self.flips = train and flip
         self.reduced_decode = reduced_decode and train
 
     def __call__(self, data: bytes, seed: int | None = None) -> torch.Tensor:
-        """`seed` fixes the training crop (None: a fresh one). Raises pictures.PictureError."""
+        """`seed` fixes the training crop and the mirroring (None: fresh ones). Raises pictures.PictureError."""
         smallest = 2 * max(self.size) if self.reduced_decode else None
         pixels = decode(data, smallest)
+        if not (self.crops or self.flips):
+            return self._whole(pixels)
+        chance = random.Random(seed)
+        image = self._crop(pixels, chance) if self.crops else self._whole(pixels)
+        return _mirrored(image) if self.flips and chance.random() < 0.5 else image
+
+    def _crop(self, pixels: np.ndarray, chance: random.Random) -> torch.Tensor:
         height, width, _ = pixels.shape
-        if self.train:
-            top, left, height, width = random_crop_box(height, width, self.scale, random.Random(seed))
-            return self._resize(pixels[top : top + height, left : left + width], self.size)
+        top, left, height, width = random_crop_box(height, width, (self.crop_scale, 1.0), chance)
+        return self._resize(pixels[top : top + height, left : left + width], self.size)
+
+    def _whole(self, pixels: np.ndarray) -> torch.Tensor:
         if self.resize_mode == "squash":
             return self._resize(pixels, self.size)
-        return self._center(self._resize(pixels, self._whole_size(height, width)))
+        return self._center(self._resize(pixels, self._whole_size(*pixels.shape[:2])))
+
+    @property
+    def what_it_does(self) -> str:
+        """What becomes of a picture, in a line."""
+        (height, width), whole = self.size, {"squash": "squashed", "longest": "padded", "shortest": "its middle"}
+        if self.crops:
+            done = f"a random crop of {self.crop_scale:g} to 1 of the area, to {height} x {width}"
+        else:
+            done = f"whole, {whole[self.resize_mode]} to {height} x {width} as in evaluation"
+        decoded = ", decoded at a fraction of its size where it is large" if self.reduced_decode else ""
+        return f"{done}{', half of them mirrored' if self.flips else ''}{decoded}"
 
     def _whole_size(self, height: int, width: int) -> tuple[int, int]:
         """What the whole picture is resized to before its middle is taken; rounding as in torchvision and timm."""
@@ -96,11 +119,11 @@ class ImageTransform:
         return torch.nn.functional.interpolate(image, size, mode=self.interpolation, antialias=True)[0]
 
     def _height_first(self, size: tuple[int, ...], new_size: tuple[int, int]) -> bool:
-        """Evaluation does as Pillow does. Training takes the faster way: left alone, torch resizes the width first, which
+        """Evaluation does as Pillow does. Crops take the faster way: left alone, torch resizes the width first, which
         takes a quarter longer for photos; rounding in between makes 0.14 levels of difference on the average.
         """
         (height, width), (new_height, new_width) = size, new_size
-        if self.train:
+        if self.crops:
             return height > 2 * new_height
         return HEIGHT_MAY_BE_FIRST and height - new_height > 2 * max(0, width - new_width)
 
@@ -114,6 +137,11 @@ class ImageTransform:
             image = torch.nn.functional.pad(image, edges, value=self.fill_color)
         top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
         return image[:, top : top + height, left : left + width]
+
+
+def _mirrored(image: torch.Tensor) -> torch.Tensor:
+    """(3, H, W) with left and right changed; in memory (H, W, 3) like the others."""
+    return image.permute(1, 2, 0).flip(1).permute(2, 0, 1)
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

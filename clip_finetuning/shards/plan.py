@@ -38,6 +38,8 @@ def make_sample(entry: Entry, data_dir: str | None = None) -> Sample:
     metadata: dict = {field: text for field in FIELDS if (text := getattr(entry, field))}
     if entry.alternatives:
         metadata["captions"] = entry.alternatives
+    if entry.weights:
+        metadata["caption_weights"] = entry.weights
     if entry.attributes:
         metadata["attributes"] = dict(entry.attributes)
     if entry.languages:

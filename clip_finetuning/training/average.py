@@ -15,8 +15,6 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from clip_finetuning.model.low_rank import low_ranks
-
 LOW_RANK_B = re.compile(r"\.parametrizations\.\w+\.\d+\.B\w*$")
 
 
@@ -73,9 +71,6 @@ def mixed(model: nn.Module, start: nn.Module, share: float) -> nn.Module:
         for name, parameter in result.named_parameters():
             if name in theirs:
                 parameter.lerp_(theirs[name].to(parameter), share)
-        for additions in low_ranks(result):  # W + B A with 1 - share of B is the mix of W + B A with W
-            for part in additions.parts:
-                getattr(additions, f"B{part}").mul_(1 - share)
             elif LOW_RANK_B.search(name):
                 parameter.mul_(1 - share)
     return result

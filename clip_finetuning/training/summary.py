@@ -29,7 +29,9 @@ def announce(run: Run) -> None:
         **({"tuning": tuned} if tuned else {}),
         **({"LoRA": str(clip_model.lora)} if clip_model.lora else {}),
         "device": f"{clip_model.device}, {plan.precision}{together}",
-        "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
+        "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch"
+        + (f"; {run.loader.arrangement}" if run.loader.arrangement else ""),
+        "pictures": run.loader.dataset.transform.what_it_does,
         "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
         "steps": f"{plan.total_steps:,} of {plan.batch_size} samples, {run.micro_batch_size} on the device at once",
         "learning rate": f"{plan.learning_rate:g} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "

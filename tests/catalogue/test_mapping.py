@@ -67,7 +67,7 @@ def test_both_refuse_the_same_files(tmp_path):
 def test_an_entry_is_clean_text():
     odd = {"product_id": 15970.0, "category": "TOPS\n", "image_name": None, "captions": ["A  hat", "", "Cap", 7, None]}
     entry = check_entries([{"image_path": "a b.png", "caption": " A\that "} | odd]).entries[0]
-    assert entry == ("a b.png", "A hat", ("A hat", "Cap", "7"), "15970", "TOPS", "", "", (), ())
+    assert entry == ("a b.png", "A hat", ("A hat", "Cap", "7"), "15970", "TOPS", "", "", (), (), ())
     assert entry.captions == ("A hat", "Cap", "7")
 
 

@@ -154,3 +154,56 @@ def test_reduced_decode_is_smaller_but_never_below_twice_the_model(with_simplejp
 def test_unknown_resize_mode():
     with pytest.raises(ValueError, match="resize_mode='middle'"):
         ImageTransform(224, resize_mode="middle", train=False)
+
+
+# ----------------------------------------------------------------------------------------------- what training does
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("size", [64, (64, 48)])
+def test_training_on_whole_pictures_sees_the_pixels_of_evaluation(resize_mode, size):
+    keywords = {"size": size, "resize_mode": resize_mode, "interpolation": "bilinear", "fill_color": 127}
+    whole, evaluation = (ImageTransform(train=train, crop_scale=1.0, **keywords) for train in (True, False))
+    crops = ImageTransform(train=True, **keywords)
+    for height, width in [(80, 80), (300, 90), (70, 200)]:
+        data = encode(photo(height, width), "JPEG")
+        assert torch.equal(whole(data, 7), evaluation(data))
+        assert not torch.equal(whole(data, 7), crops(data, 7))
+
+
+def test_a_smaller_crop_scale_shows_less_of_a_picture():
+    """Of a grey ramp, the range of what is shown."""
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 200, dtype=np.uint8)[:, None, None], (1, 200, 3)))
+    data = encode(ramp, "PNG")
+    shown = {}
+    for scale in (0.1, 0.9):
+        images = [ImageTransform(32, train=True, crop_scale=scale)(data, seed).int() for seed in range(30)]
+        shown[scale] = np.mean([(image.max() - image.min()).item() for image in images])
+    assert shown[0.1] < 0.8 * shown[0.9] < 255
+
+
+@pytest.mark.parametrize("crop_scale", [0.9, 1.0])
+def test_half_of_the_pictures_are_mirrored_and_their_crops_stay(crop_scale):
+    data = encode(photo(80, 60), "JPEG")
+    plain, flipping = (ImageTransform(32, train=True, crop_scale=crop_scale, flip=flip) for flip in (False, True))
+    mirrored = 0
+    for seed in range(200):
+        image, other = plain(data, seed), flipping(data, seed)
+        assert torch.equal(other, flipping(data, seed)) and other.permute(1, 2, 0).is_contiguous()
+        mirrored += torch.equal(other, image.flip(2))
+        assert torch.equal(other, image) or torch.equal(other, image.flip(2))
+    assert 70 < mirrored < 130
+    assert torch.equal(ImageTransform(32, train=False, flip=True)(data, 1), ImageTransform(32, train=False)(data))
+
+
+def test_what_training_does_to_a_picture_is_one_line():
+    def line(**options):
+        return ImageTransform(**{"size": (64, 48), "train": True, **options}).what_it_does
+
+    assert line() == "a random crop of 0.9 to 1 of the area, to 64 x 48"
+    assert (
+        line(crop_scale=1, resize_mode="longest", flip=True)
+        == "whole, padded to 64 x 48 as in evaluation, half of them mirrored"
+    )
+    assert line(train=False, flip=True, reduced_decode=True) == "whole, its middle to 64 x 48 as in evaluation"
+    assert "at a fraction of its size" in line(reduced_decode=True)
