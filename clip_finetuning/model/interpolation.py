@@ -37,7 +37,9 @@ class Line:
         0 is the start, 1 the fine-tuned one, both to the bit; whole numbers are the fine-tuned one's.
         """
         if not 0 <= share <= 1:
-            raise ValueError(f"a share of {share} is not allowed: it takes a number from 0 (the start) to 1 (fine-tuned)")
+            raise ValueError(
+                f"a share of {share} is not allowed: it takes a number from 0 (the start) to 1 (fine-tuned)"
+            )
         for name, tuned in self._tuned.items():
             keeps = name in self._kept or not tuned.is_floating_point()
             yield name, tuned if keeps else _between(self._start[name], tuned, share)
@@ -75,4 +77,6 @@ def _kind(weight):
 def _check_finite(weights, whose):
     broken = [name for name, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()]
     if broken:
-        raise ValueError(f"{len(broken):,} weights of the {whose} are not finite ({broken[0]} ...): there is no mix with it")
+        raise ValueError(
+            f"{len(broken):,} weights of the {whose} are not finite ({broken[0]} ...): there is no mix with it"
+        )

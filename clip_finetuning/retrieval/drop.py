@@ -30,6 +30,24 @@ def by_product(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"products": names, "hits": hits.tolist(), "queries": images["queries"]}
 
 
+def below(
+    first_score: float | None, first: Mapping[str, Any] | None, score: float, second: Mapping[str, Any] | None
+) -> str | None:
+    """How sure it is that a score is below the first one, in words; None if it is not, or by no more than chance.
+
+    `first` and `second` are the `by_product` of the two. Where no sample has an embedding, nothing is left to chance.
+    """
+    if first_score is None or score >= first_score:
+        return None
+    if second is None:
+        return ""
+    found = difference(first or {}, second)
+    if found is None or found[1][1] >= 0:
+        return None
+    gain, (low, high) = found
+    return f" ({gain:+.4f} [{low:+.4f}, {high:+.4f}])"
+
+
 def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, list[float]] | None:
     """(B - A, its paired 95 % interval [low, high]) of the mean Recall@10 of two `by_product`; None if of other products."""
     if any(first.get(column) != second[column] for column in ("products", "queries")):
