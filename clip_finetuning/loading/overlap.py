@@ -20,8 +20,7 @@ def check(called: str, pattern: str, others: Mapping[str, str], fields: Fields =
     """
     remarks = []
     for what, other in others.items():
-        if shared := in_common(pattern, other):
-            raise ValueError(f"{called}: {shared[0]} is one of the shards that the model is {what}, {REMEDY}")
+        check_names(called, pattern, what, other)
         twins, samples = count_twins(pattern, other, fields)
         if twins and twins == samples:
             raise ValueError(
@@ -33,6 +32,12 @@ def check(called: str, pattern: str, others: Mapping[str, str], fields: Fields =
                 "what it forgot is more than these numbers say"
             )
     return remarks
+
+
+def check_names(called: str, pattern: str, what: str, other: str) -> None:
+    """ValueError if a shard of a pattern is one of another's, by whatever path; `other` may be what a file says."""
+    if shared := in_common(pattern, other):
+        raise ValueError(f"{called}: {shared[0]} is one of the shards that the model is {what}, {REMEDY}")
 
 
 def count_twins(pattern: str, other: str, fields: Fields = USUAL) -> tuple[int, int]:

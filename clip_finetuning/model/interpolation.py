@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from clip_finetuning.model.clip_model import ClipModel
+
 Weights = Mapping[str, torch.Tensor]
 OF_LOSS = ("logit_scale", "logit_bias")  # what makes a loss of similarities; another loss, other values
 
@@ -15,16 +17,16 @@ OF_LOSS = ("logit_scale", "logit_bias")  # what makes a loss of similarities; an
 class Line:
     """The line between two state dicts of one architecture. Raises ValueError, in one line, if there is none.
 
-    `remark` says what stays the fine-tuned one's all along the line, if anything does. Both dicts are referred to, not copied.
+    `remarks` say what is not as one may think. Both dicts are referred to, not copied.
     """
 
     def __init__(self, start: Weights, tuned: Weights) -> None:
         one_bias = ("logit_bias" in start) != ("logit_bias" in tuned)
         self._kept = OF_LOSS if one_bias else ()
-        self.remark = (
-            "one of the two was trained with the sigmoid loss: the mixes have the logit scale and bias of the fine-tuned"
+        self.remarks = (
+            ["one of the two had the sigmoid loss: mixes have the fine-tuned model's logit scale and bias"]
             if one_bias
-            else ""
+            else []
         )
         _check_alike(*({name: w for name, w in part.items() if name not in self._kept} for part in (start, tuned)))
         _check_finite(start, "start")
@@ -50,6 +52,22 @@ class Line:
         places = model.state_dict()
         for name, weight in self.weights(share):
             places[name].copy_(weight)
+
+
+def line_between(start: ClipModel, tuned: ClipModel) -> Line:
+    """The line from one model to another; the second one may then be given the weights of its mixes. Raises as Line."""
+    if bool(start.config.get("quick_gelu")) != bool(tuned.config.get("quick_gelu")):
+        quick, plain = (start, tuned) if start.config.get("quick_gelu") else (tuned, start)
+        raise ValueError(
+            f"the two are no models of one architecture: {quick.pretrained or quick.name} computes with QuickGELU, "
+            f"{plain.pretrained or plain.name} with GELU; mix a model with the weights that it began with"
+        )
+    line = Line(start.model.state_dict(), {name: w.clone() for name, w in tuned.model.state_dict().items()})
+    if other := [key for key, value in tuned.preprocess.items() if start.preprocess.get(key) != value]:
+        line.remarks.append(
+            f"the start prepares pictures otherwise ({', '.join(other)}): all mixes get those of the fine-tuned model"
+        )
+    return line
 
 
 def _between(start, tuned, share):

@@ -50,10 +50,17 @@ def below(
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, list[float]] | None:
     """(B - A, its paired 95 % interval [low, high]) of the mean Recall@10 of two `by_product`; None if of other products."""
+    pair = gains(first, second)
+    if pair is None:
+        return None
+    return float(pair[0].sum() / pair[1].sum()), intervals.gain_interval(*pair)
+
+
+def gains(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(sums of B - A, queries) of the mean Recall@10 by product, (P,) each, of two `by_product`; None if of other products."""
     if any(first.get(column) != second[column] for column in ("products", "queries")):
         return None
     before = first.get("hits")  # of a checkpoint, which may be anybody's
     if not isinstance(before, list) or [type(hit) for hit in before] != [float] * len(second["hits"]):
         return None
-    gains, queries = np.array(second["hits"]) - np.array(before), np.array(second["queries"], np.float64)
-    return float(gains.sum() / queries.sum()), intervals.gain_interval(gains, queries)
+    return np.array(second["hits"]) - np.array(before), np.array(second["queries"], np.float64)

@@ -71,8 +71,8 @@ def conclude(run: Run, lost: Counter[str]) -> None:
     if progress.best_score is not None:
         first, what = progress.first_score, "mean Recall@10"
         if progress.keep == "both":
-            known = None not in (first, progress.first_retention)
-            first = progress.kept_score(first, progress.first_retention) if known else None
+            retained = progress.first_retention
+            first = None if first is None or retained is None else progress.kept_score(first, retained)
             what = "mean Recall@10 of validation and retention"
         start = "" if first is None else f", at the start {first:.4f}"
         print(
