@@ -48,6 +48,9 @@ def gather(clip_model: ClipModel, path: str | None, checkpoint: dict[str, Any], 
     recipe = {name: settings[name] for name in RECIPE if settings.get(name) is not None}
     if isinstance(checkpoint.get("step"), int):
         recipe["steps trained"] = checkpoint["step"]
+    mix = checkpoint.get("interpolated")
+    if isinstance(mix, dict) and type(mix.get("share")) in (int, float):
+        recipe["share of the trained weights, the rest being those of before"] = mix["share"]
     files = sorted(str(file) for file in Path(".").glob(RESULT_FILES)) if named is None else list(named)
     results, before, left_out = _results(files, clip_model, path, tag, vouched=named is not None)
     base, base_model = _base(clip_model.name, tag, bool(path) and "pretrained" not in checkpoint)

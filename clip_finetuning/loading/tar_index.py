@@ -75,6 +75,16 @@ class TarIndex:
         """What a message calls sample i."""
         return f"{os.path.basename(self.paths[self._place(i)[0]])}: {self.key(i)}"
 
+    def picture_bytes(self) -> np.ndarray:
+        """(N,) int64: how large the pictures of each sample are, as its headers say."""
+        sums = [np.empty(0, np.int64)]
+        for contents in self._shards:
+            columns, pictures = contents.columns, np.array([is_picture(suffix) for suffix in contents.suffixes], bool)
+            sizes = np.where(pictures[columns.suffixes], columns.sizes, 0).astype(np.int64)
+            up_to = np.concatenate([[0], np.cumsum(sizes)])
+            sums.append(np.diff(up_to[columns.firsts]))
+        return np.concatenate(sums)
+
     def read(self, i: int, pictures: bool = True) -> dict[str, Any]:
         """The raw sample i: suffix -> bytes, with `__key__` and `__url__`. Raises ShardReadError.
 

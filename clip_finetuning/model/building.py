@@ -94,28 +94,36 @@ def load_model(
 
 
 def create_start(
-    clip_model: ClipModel, checkpoint: dict, cache_dir: str | None = None, image: dict | None = None
+    clip_model: ClipModel,
+    checkpoint: dict,
+    cache_dir: str | None = None,
+    image: dict | None = None,
+    named: str | None = None,
 ) -> ClipModel:
-    """The model that a fine-tuned one began as: that of its checkpoint, with the weights that this one names as its start.
+    """The model that a fine-tuned one began as: its architecture with the weights that its checkpoint names as its start.
 
-    Raises ValueError with the reason where these are not to be had: nobody named them, they were random, or are gone.
+    `named`: a tag or file that the user says it began with. Raises ValueError with the reason where these weights are not to
+    be had: nobody named them, they were random, or are gone.
     """
-    pretrained = checkpoint.get("pretrained")
+    pretrained = named or checkpoint.get("pretrained")
     if not isinstance(pretrained, str):
         raise ValueError("the checkpoint does not say which weights it began with")
     architecture = Architecture(clip_model.name, clip_model.config)
-    return _begun(architecture, pretrained, cache_dir, clip_model.device, image)
+    return _begun(architecture, pretrained, named, cache_dir, clip_model.device, image)
 
 
-def _begun(architecture, pretrained, cache_dir, device, image=None):
-    """The model of an architecture with the weights that a checkpoint names as its start."""
+def _begun(architecture, pretrained, named, cache_dir, device, image=None):
+    """The model of an architecture with the weights that a checkpoint, or the user as `named`, says it began with."""
     if pretrained and _is_tag(architecture.name, pretrained) and open_clip.get_model_config(architecture.name):
+        architecture = with_activation_of(architecture, pretrained)
         return with_image_settings(_build(architecture, pretrained, cache_dir, device), image)
-    if _is_fetched(architecture.name):
+    if _is_fetched(architecture.name) and not named:
         return with_image_settings(_build(architecture, "", cache_dir, device), image)
     if not pretrained:
         raise ValueError("the checkpoint began with random weights, which had nothing to forget")
     if not Path(pretrained).is_file():
+        if named:
+            raise ValueError(f"MODEL_PRETRAINED={named} is neither a file nor a tag of {architecture.name}")
         raise ValueError(f"the weights that the checkpoint began with are not there: {printable(pretrained)[:200]}")
     weights = read_checkpoint(pretrained, mapped=True)
     architecture = _agreed(pretrained, weights, architecture, None, cache_dir)
@@ -164,7 +172,7 @@ def _base(path, checkpoint, architecture, cache_dir, device):
     try:
         if Path(pretrained).is_file() and lora_file.is_alone(read_checkpoint(pretrained, mapped=True)):
             raise ValueError(f"{printable(pretrained)} has no weights but additions itself")
-        base = _begun(architecture, pretrained, cache_dir, device)
+        base = _begun(architecture, pretrained, None, cache_dir, device)
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{path} holds LoRA additions alone, and the weights that they add to are not to be had ({error}); put that file "

@@ -92,22 +92,29 @@ def _check_retention(results):
         raise ValueError(f"retention: {error}") from None
     if results.get("protocol") not in results["protocols"]:
         raise ValueError("retention: 'protocol' must name one of its protocols")
-    change, base = results.get("change", {}), results.get("base", {})
-    for part in (change, base, *(change.values() if isinstance(change, dict) else [])):
-        if not isinstance(part, dict):
-            raise ValueError("retention: 'base', 'change' and each of its directions must be objects")
+    base, others = results.get("base", {}), results.get("other_changes", {})
+    if not isinstance(base, dict) or not isinstance(others, dict) or not others.keys() <= results["protocols"].keys():
+        raise ValueError("retention: 'base' must be an object, 'other_changes' one by its protocols")
     if any(type(value) is not str for value in (results.get("sentence", ""), *base.values())):
         raise ValueError("retention: 'sentence' and what 'base' holds must be texts")
+    for protocol, change in [(results["protocol"], results.get("change", {})), *others.items()]:
+        _check_change(change, protocol)
+
+
+def _check_change(change, protocol):
+    """That it is by direction and recall of a protocol."""
+    if not isinstance(change, dict) or not all(isinstance(way, dict) for way in change.values()):
+        raise ValueError("retention: a change and each of its directions must be objects")
     for row in (row for way in change.values() for row in way.values()):
         if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in ("before", "after", "gain")):
-            raise ValueError("retention: each recall of 'change' must hold numbers 'before', 'after' and 'gain'")
+            raise ValueError("retention: each recall of a change must hold numbers 'before', 'after' and 'gain'")
         if not _is_interval(row.get("interval")) or row.get("verdict") not in ("better", "worse", "unclear"):
-            raise ValueError("retention: each recall of 'change' must hold an 'interval' and a 'verdict'")
+            raise ValueError("retention: each recall of a change must hold an 'interval' and a 'verdict'")
     if any(
-        way not in DIRECTIONS_OF[results["protocol"]] or any(not RECALL.fullmatch(key) for key in keys)
+        way not in DIRECTIONS_OF[protocol] or any(not RECALL.fullmatch(key) for key in keys)
         for way, keys in change.items()
     ):
-        raise ValueError("retention: 'change' must be by direction and recall")
+        raise ValueError("retention: a change must be by direction and recall")
 
 
 def _check_zero_shot(numbers):

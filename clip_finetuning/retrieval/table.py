@@ -133,16 +133,17 @@ def _zero_shot(result):
 
 
 def _retention(results):
-    """The same protocols on other data; of the first one what changed there, if that is known."""
+    """The same protocols on other data, and what changed there, if that is known."""
     yield from wrapped(
         f"retention: {Path(results['pattern']).name}: {results['num_samples']:,} images, {results['num_products']:,} "
         f"products; {results['sentence']}"
     )
     if skipped := results["data"].get("skipped"):
         yield from wrapped(f"  left out: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}")
+    changed = {results["protocol"]: results["change"], **results.get("other_changes", {})}
     for name, protocol in results["protocols"].items():
-        if name == results["protocol"] and results["change"]:
-            for way, changes in results["change"].items():
+        if changed.get(name):
+            for way, changes in changed[name].items():
                 yield comparison.heading(f"{name}, {names.title(way)}", "before", "after", "change")
                 for key, change in changes.items():
                     values = (change[what] for what in ("before", "after", "gain", "interval"))

@@ -58,6 +58,7 @@ class Plan:
     checkpoint_interval: int
     eval_interval: int | None  # None: no evaluation
     patience: int | None
+    keep: str  # what the best checkpoint is the best of: gain, or both it and retention
     settings: Mapping[str, Any]  # every knob of the run as it was resolved, for the checkpoint
     tuning: Tuning = FULL  # what trains
     anchor: float = 0.0  # weight of the loss that holds the model to its start
@@ -150,6 +151,7 @@ def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -
         checkpoint_interval=values["CHECKPOINT_INTERVAL"],
         eval_interval=values["EVAL_INTERVAL"] if facts.validation else None,
         patience=values["PATIENCE"],
+        keep=values["KEEP"],
         settings=values,
         tuning=of_settings(values),
         anchor=values["ANCHOR"],

@@ -55,6 +55,14 @@ def test_a_checkpoint_without_a_recipe(settings):
     }
 
 
+@pytest.mark.parametrize(
+    ("mix", "share"), [({"share": 0.7}, 0.7), ({"share": "x"}, None), (["share"], None), (None, None)]
+)
+def test_a_mix_says_how_much_of_it_was_trained(mix, share):
+    told = gather(settings={}, interpolated=mix).recipe
+    assert told == ({} if share is None else {"share of the trained weights, the rest being those of before": share})
+
+
 def test_a_damaged_result_file_is_said_unless_it_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evaluation_results.json").write_text("[]")

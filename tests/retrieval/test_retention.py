@@ -36,7 +36,13 @@ def test_a_change_is_the_paired_difference_of_the_same_samples(measured):
             gain, interval = comparison.paired_difference(first[way], second[way], key)
             assert (change["gain"], change["interval"]) == (pytest.approx(gain), pytest.approx(interval))
             assert change["verdict"] == "worse" and change["before"] == first[way][key]
-    assert measured[0]["retention"]["change"] == {}
+    others = measured[1]["retention"]["other_changes"]
+    assert list(others) == ["pair"] and others["pair"]["text_to_image"]["recall@10"]["verdict"] == "worse"
+    pair = [results["retention"]["protocols"]["pair"]["text_to_image"] for results in measured]
+    assert others["pair"]["text_to_image"]["recall@5"]["gain"] == pytest.approx(
+        comparison.paired_difference(*pair, "recall@5")[0]
+    )
+    assert measured[0]["retention"]["change"] == measured[0]["retention"]["other_changes"] == {}
 
 
 def test_a_baseline_serves_if_it_measured_the_same_samples(measured):
@@ -53,7 +59,7 @@ def test_the_tables_have_it(measured):
         assert max(map(len, lines)) <= 80 and "  left out: 2 empty file" in lines
         assert sum(line.startswith("protocol: ") for line in lines) == 3  # its own, and two of the other data
     assert "what was forgotten is not known: it is the one before" in " ".join(table.render(measured[0]).split())
-    assert "; before: ViT, openai" in table.render(measured[1]) and table.render(measured[1]).count("] worse") == 6
+    assert "; before: ViT, openai" in table.render(measured[1]) and table.render(measured[1]).count("] worse") == 12
 
 
 def test_two_results_are_compared_there_too(measured):
@@ -81,6 +87,12 @@ def test_two_results_are_compared_there_too(measured):
         (("sentence",), 1),
         (("base", "weights"), ["x"]),
         (("change",), []),
+        (("base",), []),
+        (("other_changes",), []),
+        (("other_changes",), {"one_view": {}}),
+        (("other_changes", "pair"), 1),
+        (("other_changes", "pair", "sideways"), {}),
+        (("other_changes", "pair", "text_to_image", "recall@5", "gain"), "x"),
         (("change", "text_to_image"), 1),
         (("change", "sideways"), {}),
         (("change", "text_to_image", "recall@5", "gain"), "x"),

@@ -53,6 +53,42 @@ def test_both_directions_have_their_band_and_best_start_and_chance_are_marked(dr
     assert recall.get_title("left") == "Recall@10 on the validation shards, 95 % intervals"
 
 
+def retained(number, texts, images, kept, both=None):
+    record = {"retention/mean_recall@10": kept, "retention/recall@10/text_to_image/chance": 0.2}
+    record |= {"retention/recall@10/image_to_text/chance": 0.3} | ({} if both is None else {"mean_of_both": both})
+    return evaluation(number, texts, images, **record)
+
+
+def test_retention_is_a_line_of_its_own_with_its_start_and_chance(drawn):
+    log = [
+        evaluation(0, 0.1, 0.1),
+        retained(0, 0.1, 0.2, 0.9),
+        retained(10, 0.6, 0.5, 0.7),
+        retained(20, 0.7, 0.8, 0.6),
+    ]
+    found = lines(drawn(log)[1])
+    assert list(found["retention: mean of both"].get_ydata()) == [0.9, 0.7, 0.6]
+    assert found["retention, before training: 0.900"].get_ydata()[0] == 0.9
+    assert found["retention, chance: 0.250"].get_ydata()[0] == 0.25
+    assert "best: mean 0.750 at step 20" in found and "chance: 0.020" in found
+    assert not any("retention" in label for label in lines(drawn(log[:1])[1]))
+    turned_on = lines(drawn([evaluation(0, 0.1, 0.1), evaluation(5, 0.1, 0.1), retained(10, 0.6, 0.5, 0.7)])[1])
+    assert "retention: mean of both" in turned_on and not any("retention, before" in label for label in turned_on)
+
+
+def test_the_star_is_where_the_best_checkpoint_is(drawn):
+    """Of both since KEEP is both; of the validation shards alone again once it no longer is."""
+    log = [
+        retained(0, 0.1, 0.1, 0.9),
+        evaluation(5, 0.9, 0.9),
+        retained(10, 0.6, 0.6, 0.7, 0.65),
+        retained(20, 0.8, 0.8, 0.2, 0.5),
+    ]
+    star = lines(drawn(log)[1])["best of both: mean 0.650 at step 10"]
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (10, 0.6)
+    assert "best: mean 0.700 at step 30" in lines(drawn([*log, retained(30, 0.7, 0.7, 0.2)])[1])
+
+
 def test_the_start_is_never_the_best(drawn):
     recall = drawn([evaluation(0, 0.9, 0.9), evaluation(10, 0.2, 0.2)])[1]
     assert "best: mean 0.200 at step 10" in lines(recall)
