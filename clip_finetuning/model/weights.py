@@ -53,14 +53,19 @@ def save_checkpoint(
         **extra,
         **fields,
     }
+    write(path, content)
+    padding = preprocess["fill_color"] if preprocess["resize_mode"] == "longest" else 0
+    but = f" (but it pads pictures with 0, this suite with {padding})" if padding else ""
+    print(f"plain open_clip loads {path} with{but}:\n  {model_call}\n  {tokenizer_call}")
+
+
+def write(path: str | os.PathLike, content: Mapping[str, object]) -> None:
+    """Write a torch file whole or not at all; OSError if the disk does not take it."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # what torch's zip writer makes of a full disk
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-    padding = preprocess["fill_color"] if preprocess["resize_mode"] == "longest" else 0
-    but = f" (but it pads pictures with 0, this suite with {padding})" if padding else ""
-    print(f"plain open_clip loads {path} with{but}:\n  {model_call}\n  {tokenizer_call}")
 
 
 def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:

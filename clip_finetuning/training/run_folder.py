@@ -70,10 +70,10 @@ class CheckpointFolder:
 
         One that is `needed` makes room for itself, and raises NeededCheckpointFailed if that does not help.
         """
-        failure = _failure(save_checkpoint, path, clip_model, **fields)
+        failure = _failure(self._write, path, clip_model, **fields)
         if needed and failure and failure.errno in NO_ROOM:
             self._make_room()
-            failure = _failure(save_checkpoint, path, clip_model, **fields)
+            failure = _failure(self._write, path, clip_model, **fields)
         if failure is None:
             self._prune(path)
             return True
@@ -84,6 +84,9 @@ class CheckpointFolder:
             ) from failure
         warn(f"{what}: earlier checkpoints are whole, training goes on; free some space, or lower KEEP_CHECKPOINTS")
         return False
+
+    def _write(self, path, clip_model, **fields):
+        save_checkpoint(path, clip_model, **fields)
 
     def _free_space(self):
         with contextlib.suppress(OSError):  # a folder that is gone has none

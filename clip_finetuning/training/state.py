@@ -1,7 +1,7 @@
 """What changes while a run goes on, what a checkpoint holds of it, and how a resumed run gets it back."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ from clip_finetuning.training.step import Step
 MAX_SKIPPED_IN_A_ROW = 10
 
 
+class Diverged(ValueError):
+    """The training cannot go on: its loss, its gradients or its weights are not finite."""
+
+
 @dataclass
 class Progress:
     """Where the training is; every checkpoint holds it."""
@@ -40,7 +44,7 @@ class Progress:
     evaluations_since_best: int = 0
 
     def count(self, done: Step) -> None:
-        """Go on by a step; ValueError after ten in a row without an update."""
+        """Go on by a step; Diverged after ten in a row without an update."""
         self.step, self.batch = self.step + 1, self.batch + 1
         if done.updated:
             self.skipped_in_a_row = 0
@@ -52,7 +56,7 @@ class Progress:
         if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
             return
         first = self.step - MAX_SKIPPED_IN_A_ROW + 1
-        raise ValueError(
+        raise Diverged(
             f"the loss or its gradient was not finite in steps {first} to {self.step}, so the training stops; lower "
             "LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32, with --resume --force or in a new run"
         )
@@ -88,20 +92,22 @@ class Run:
     first_evaluation: dict[str, Any] | None = (
         None  # by product, before the first step: what later ones are compared with
     )
+    last_evaluation: dict[str, Any] | None = None  # by product
+    last_score: float | None = None  # of the last evaluation
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether the last PATIENCE evaluations were no better than one before them."""
         return self.plan.patience is not None and self.progress.evaluations_since_best >= self.plan.patience
 
-    def batches(self) -> Iterator[Any]:
-        """Batches from the current position on, epoch after epoch, until all steps are done; `Progress.count` counts them."""
+    def batches(self, until: int) -> Iterator[Any]:
+        """Batches from the current position on, epoch after epoch, until so many steps are done; `Progress.count` counts them."""
         progress = self.progress
-        while progress.step < self.plan.total_steps:
+        while progress.step < until:
             self.loader.set_epoch(progress.epoch, progress.batch)
             for batch in self.loader:
                 yield batch
-                if progress.step == self.plan.total_steps:
+                if progress.step == until:
                     return
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
@@ -129,9 +135,6 @@ def start_run(
     learns_statistics: bool,
 ) -> Run:
     """A run before its first step."""
-    average = None
-    if plan.ema_decay is not None:  # buffers are copied: the attention mask's -inf has no average
-        average = AveragedModel(clip_model.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
     is_main = distributed.rank() == 0
     return Run(
         plan=plan,
@@ -139,14 +142,42 @@ def start_run(
         loader=loader,
         valid_loader=valid_loader,
         optimizer=planned_optimizer(plan, clip_model),
-        scaler=torch.amp.GradScaler(clip_model.device.type, enabled=plan.precision == "fp16"),
-        average=average,
+        scaler=_scaler(plan, clip_model),
+        average=_average(plan, clip_model),
         folder=folder,
         recorder=training_log.Recorder(folder if is_main else None, tensorboard),
         progress=Progress(learns_statistics=learns_statistics),
         micro_batch_size=plan.micro_batch_size,
         is_main=is_main,
     )
+
+
+def start_again(run: Run, plan: Plan, folder: CheckpointFolder) -> Run:
+    """A run with the model, as it now is, and the data of another, before its first step; its numbers go into `folder`."""
+    return replace(
+        run,
+        plan=plan,
+        optimizer=planned_optimizer(plan, run.clip_model),
+        scaler=_scaler(plan, run.clip_model),
+        average=_average(plan, run.clip_model),
+        folder=folder,
+        recorder=training_log.Recorder(folder if run.is_main else None),
+        progress=Progress(learns_statistics=run.progress.learns_statistics),
+        first_evaluation=None,
+        last_evaluation=None,
+        last_score=None,
+    )
+
+
+def _scaler(plan, clip_model):
+    return torch.amp.GradScaler(clip_model.device.type, enabled=plan.precision == "fp16")
+
+
+def _average(plan, clip_model):
+    if plan.ema_decay is None:
+        return None
+    # Buffers are copied: the attention mask's -inf has no average.
+    return AveragedModel(clip_model.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
 
 
 # ---------------------------------------------------------------------------------------------------- resuming

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.runtime import distributed
@@ -12,12 +13,13 @@ from clip_finetuning.training.run_folder import CURVES
 from clip_finetuning.training.state import Run
 
 
-def announce(run: Run) -> None:
-    """One block that says what will happen."""
+def announce(run: Run, tried: Sequence[float] = ()) -> None:
+    """One block that says what will happen; `tried`: rates of which one is to be chosen first."""
     plan, clip_model, processes = run.plan, run.clip_model, distributed.world_size()
     everything, trainable = clip.count_parameters(clip_model.model)
-    number, size = _checkpoints(run, everything)
+    number, size = _checkpoints(run), checkpoint_bytes(run)
     free = shutil.disk_usage(run.folder.path).free
+    best_of = f"the best of {', '.join(f'{rate:g}' for rate in tried)}" if tried else ""
     together = f", {processes} processes" if processes > 1 else ""
     lines = {
         "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
@@ -26,7 +28,7 @@ def announce(run: Run) -> None:
         "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
         "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
         "steps": f"{plan.total_steps:,} of {plan.batch_size} samples, {run.micro_batch_size} on the device at once",
-        "learning rate": f"{plan.learning_rate:g} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "
+        "learning rate": f"{best_of or f'{plan.learning_rate:g}'} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "
         f"then {plan.schedule}",
         "checkpoints": f"{number} of {size / 2**20:,.0f} MiB in {run.folder.path}, {free / 2**20:,.0f} MiB free",
     }
@@ -38,12 +40,17 @@ def announce(run: Run) -> None:
         )
 
 
-def _checkpoints(run, parameters):
-    """(how many checkpoints there will be at most, bytes of one)."""
-    copies = 1 if run.average is None else 2
-    size = 4 * (parameters * copies + optimizers.count_moments(run.optimizer))
+def _checkpoints(run):
+    """How many checkpoints there will be at most."""
     periodic = min(run.folder.keep, (run.plan.total_steps - 1) // run.plan.checkpoint_interval)
-    return periodic + 1 + (run.valid_loader is not None), size
+    return periodic + 1 + (run.valid_loader is not None)
+
+
+def checkpoint_bytes(run: Run) -> int:
+    """The size of one checkpoint of a run, about."""
+    parameters, _ = clip.count_parameters(run.clip_model.model)
+    copies = 1 if run.average is None else 2
+    return 4 * (parameters * copies + optimizers.count_moments(run.optimizer))
 
 
 def conclude(run: Run, lost: Counter[str]) -> None:
