@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--force", action="store_true", help="resume although settings differ that change the mathematics"
     )
     parser.add_argument(
-        "--try-rates", nargs="+", type=float, metavar="RATE",
+        "--try-rates", nargs="+", type=training.halving.rate, metavar="RATE",
         help="train a little with each of these learning rates first, then all with the best of them",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="end after --try-rates with the command that trains")

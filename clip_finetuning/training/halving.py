@@ -5,6 +5,7 @@ arXiv:1502.07943). A pilot is the training with fewer steps: its warmup keeps it
 its end. So the last two are compared after a whole short run; those before them half-way, at one point of the schedule.
 """
 
+import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,16 @@ class Outcome:
         """What pilots are sorted by, the best first: by score, then by loss; of equals the lower rate is better."""
         loss = math.inf if self.loss is None else self.loss
         return self.trouble == NOT_FINITE, -(self.score or 0), loss, rate
+
+
+def rate(text: str) -> float:
+    """The type of a rate on the command line."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no learning rate: it takes numbers > 0 with blanks between them, such as 3e-6 1e-5 3e-5"
+        ) from None
 
 
 def complaints(
