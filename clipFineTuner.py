@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
                 close_loaders(run)
                 return say_pilots_stopped(stop, args) if outcome == "stopped" else say_chosen(args)
             run = pilots.start_training(args.settings["LEARNING_RATE"])
+            take_folder(run)
+            pilots.log_into(run.folder)
         training.summary.announce(run)
         outcome = fit(run, stop)
         close_loaders(run)
@@ -107,7 +109,7 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
     runtime.distributed.broadcast([*clip_model.model.parameters(), *clip_model.model.buffers()])
     untrained = model.clip_model.is_untrained(clip_model.model)  # of rank 0's weights, which all have now
 
-    loader, valid_loader = load_data(args, ranks, clip_model)
+    loader, valid_loader, retention_loader = load_data(args, ranks, clip_model)
     facts = training.plan.Facts(
         model=clip_model.model,
         untrained=untrained,
@@ -122,13 +124,20 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
     if needs_bias and not untrained:
         training.siglip_start.set_scale_and_bias(clip_model, loader, plan.precision, plan.micro_batch_size)
     run = training.state.start_run(
-        plan, clip_model, loader, valid_loader, folder, tensorboard=args.tensorboard, learns_statistics=untrained
+        plan,
+        clip_model,
+        loader,
+        valid_loader,
+        folder,
+        retention_loader=retention_loader,
+        tensorboard=args.tensorboard,
+        learns_statistics=untrained,
     )
     check_processes(run, facts.first_step)
     if checkpoint is not None:
         training.state.restore(run, checkpoint, args.force)
-    elif run.is_main and not args.try_rates:  # else once a rate is chosen
-        folder.set_aside()
+    elif not args.try_rates:  # else once a rate is chosen
+        take_folder(run)
     # What the run goes by: each process may have found another checkpoint of that step.
     run.progress, run.micro_batch_size = runtime.distributed.agree((run.progress, run.micro_batch_size))
     return run
@@ -157,6 +166,12 @@ def look_for_shards(args: argparse.Namespace) -> None:
     loading.first_look.check_contrast(args.train_dataset_pattern, fields)
     if args.eval_interval is not None and "VALID_DATASET_PATTERN" in args.given:
         loading.first_look.check_shards(args.valid_dataset_pattern)
+    if args.retention_dataset_pattern is not None:
+        loading.first_look.check_shards(args.valid_dataset_pattern)  # retention is measured beside these
+        called = f"RETENTION_DATASET_PATTERN={args.retention_dataset_pattern}"
+        others = {"trained on": args.train_dataset_pattern, "evaluated on": args.valid_dataset_pattern}
+        for remark in loading.overlap.check(called, args.retention_dataset_pattern, others, fields):
+            console.warn(remark)
 
 
 def load_start(args: argparse.Namespace, checkpoint: dict[str, Any] | None, device: Any) -> ClipModel:
@@ -175,8 +190,8 @@ def load_start(args: argparse.Namespace, checkpoint: dict[str, Any] | None, devi
     return replace(clip_model, pretrained=runtime.text.printable(start))
 
 
-def load_data(args: argparse.Namespace, ranks: Ranks, clip_model: ClipModel) -> tuple[Any, Any | None]:
-    """(training loader, validation loader or None), each giving this process its share."""
+def load_data(args: argparse.Namespace, ranks: Ranks, clip_model: ClipModel) -> tuple[Any, Any | None, Any | None]:
+    """(training loader, validation loader or None, that of the retention shards or None), each giving this process its share."""
     size = args.batch_size // ranks.world_size
     mine = {"rank": ranks.rank, "world_size": ranks.world_size, "num_workers": args.num_workers}
     mine |= {"caption_key": args.caption_key, "product_key": args.product_key}
@@ -190,24 +205,29 @@ def load_data(args: argparse.Namespace, ranks: Ranks, clip_model: ClipModel) -> 
         **mine,
     )
     if args.eval_interval is None:
-        return loader, None
+        return loader, None, None
+    transform = model.clip_model.image_transform(clip_model, train=False)
+    at_once = min(size, args.micro_batch_size or size)
+
+    def evaluated(pattern):
+        return loading.loader.eval_loader(pattern, transform, clip_model.tokenizer, batch_size=at_once, **mine)
+
     try:
-        transform = model.clip_model.image_transform(clip_model, train=False)
-        valid = args.valid_dataset_pattern
-        at_once = min(size, args.micro_batch_size or size)
-        valid_loader = loading.loader.eval_loader(valid, transform, clip_model.tokenizer, batch_size=at_once, **mine)
-        return loader, valid_loader
+        valid_loader = evaluated(args.valid_dataset_pattern)
     except FileNotFoundError as error:
         if "VALID_DATASET_PATTERN" in args.given:
             raise
         console.warn(f"training goes on without evaluation, so without best_checkpoint.pt and PATIENCE: {error}")
-        return loader, None
+        return loader, None, None
+    retention = args.retention_dataset_pattern
+    return loader, valid_loader, None if retention is None else evaluated(retention)
 
 
 def check_processes(run: Run, step: int) -> None:
     """ValueError if the processes are not about to do the same; a warning if it matters how many they are."""
-    valid_samples = run.valid_loader.num_samples if run.valid_loader else 0
-    if len(set(runtime.distributed.gather_objects((step, run.plan.total_steps, valid_samples)))) > 1:
+    loaders = (run.valid_loader, run.retention_loader)
+    samples = tuple(0 if loader is None else loader.num_samples for loader in loaders)
+    if len(set(runtime.distributed.gather_objects((step, run.plan.total_steps, samples)))) > 1:
         raise ValueError(
             f"the processes do not start from the same step with the same data: CHECKPOINT_DIR={run.folder.path} and the "
             "shards must be the same for all machines, on a file system that they share"
@@ -219,9 +239,15 @@ def check_processes(run: Run, step: int) -> None:
         )
 
 
+def take_folder(run: Run) -> None:
+    """Let CHECKPOINT_DIR be that of a new run: what an earlier one left there is moved aside."""
+    if run.is_main:
+        run.folder.set_aside()
+
+
 def close_loaders(run: Run) -> None:
     """End the workers."""
-    for loader in filter(None, (run.loader, run.valid_loader)):
+    for loader in filter(None, (run.loader, run.valid_loader, run.retention_loader)):
         loader.close()
 
 
@@ -334,7 +360,7 @@ def train(run: Run, stop: StopSignals, until: int) -> str:
 
 
 def evaluate(run: Run, stop: StopSignals) -> bool:
-    """Measure Recall@k on the validation shards, log it, keep the best model, and warn if it got worse than at the start.
+    """Measure Recall@k on the validation and retention shards, log it, keep the best model, warn if it got worse than at the start.
 
     False if a signal ended it before there was a number.
     """
@@ -344,21 +370,30 @@ def evaluate(run: Run, stop: StopSignals) -> bool:
     runtime.distributed.broadcast(clip_model.model.buffers())  # BatchNorm's, which may differ between processes
     try:
         results = retrieval.results.measure(clip_model, run.valid_loader, run.plan.precision, wished=stop.wished)
+        retained = None
+        if run.retention_loader is not None:
+            retained = retrieval.results.measure(
+                clip_model, run.retention_loader, run.plan.precision, wished=stop.wished
+            )
     except runtime.distributed.Stopped:
         return False
     if results.get("num_samples") == 0 and not model.clip_model.is_finite(clip_model.model):
         raise training.state.Diverged(
             f"step {progress.step}: the weights are not finite, so there is nothing to go on with"
         )
-    score = sum(results["recall@10"].values()) / 2
-    better = progress.score(score)
-    run.recorder.log_evaluation(results, score, progress)
+    score = training.log.mean_recall(results)
+    kept = None if retained is None else training.log.mean_recall(retained)
+    better = progress.score(score, kept)
+    run.recorder.log_evaluation(results, score, progress, retained)
     by_product = retrieval.drop.by_product(results)
-    run.last_score, run.last_evaluation = score, by_product
+    run.last_scores, run.last_evaluation = (score, kept), by_product
     if progress.step == 0:
         run.first_evaluation = by_product
+        run.first_retention = None if retained is None else retrieval.drop.by_product(retained)
     else:
         warn_of_drop(run, score, by_product)
+        if retained is not None and kept is not None:
+            warn_of_forgetting(run, kept, retrieval.drop.by_product(retained))
     if better:
         training.state.save(run, run.folder.path / training.run_folder.BEST)
     return True
@@ -366,19 +401,24 @@ def evaluate(run: Run, stop: StopSignals) -> bool:
 
 def warn_of_drop(run: Run, score: float, by_product: dict[str, Any] | None) -> None:
     """Warn if an evaluation is worse than the one before training, by more than chance."""
-    first, how_sure = run.progress.first_score, ""
-    if first is None or score >= first:
-        return
-    if by_product is not None:  # else no sample has an embedding, and nothing is left to chance
-        difference = retrieval.drop.difference(run.first_evaluation or {}, by_product)
-        if difference is None or difference[1][1] >= 0:
-            return
-        gain, (low, high) = difference
-        how_sure = f" ({gain:+.4f} [{low:+.4f}, {high:+.4f}])"
-    console.warn(
-        f"step {run.progress.step}: mean Recall@10 is {score:.4f}, below the {first:.4f} before training{how_sure}; "
-        "LEARNING_RATE may be too high for these weights"
-    )
+    first = run.progress.first_score
+    how_sure = retrieval.drop.below(first, run.first_evaluation, score, by_product)
+    if how_sure is not None:
+        console.warn(
+            f"step {run.progress.step}: mean Recall@10 is {score:.4f}, below the {first:.4f} before training{how_sure}; "
+            "LEARNING_RATE may be too high for these weights"
+        )
+
+
+def warn_of_forgetting(run: Run, score: float, by_product: dict[str, Any] | None) -> None:
+    """Warn if the model knows less of the retention shards than before training, by more than chance."""
+    first = run.progress.first_retention
+    how_sure = retrieval.drop.below(first, run.first_retention, score, by_product)
+    if how_sure is not None:
+        console.warn(
+            f"step {run.progress.step}: the model forgets: mean Recall@10 on the retention shards is {score:.4f}, below the "
+            f"{first:.4f} before training{how_sure}; ANCHOR and START_SHARE hold it to its start, so does a lower LEARNING_RATE"
+        )
 
 
 # ------------------------------------------------------------------------------------------------- ends of a run
@@ -433,6 +473,8 @@ def say_next(run: Run, args: argparse.Namespace) -> None:
     arguments = [f"--checkpoint={path}"]
     if values["VALID_DATASET_PATTERN"] != page["VALID_DATASET_PATTERN"]:
         arguments.append(f"--dataset-path={values['VALID_DATASET_PATTERN']}")
+    if run.retention_loader is not None:
+        arguments.append(f"--retention={values['RETENTION_DATASET_PATTERN']}")
     arguments += training.resumption.flags_for_model(values, page, args.page.knobs, run.clip_model.config)
     print(f"next, measure the {what} checkpoint:")
     print(runtime.next_command.beside("clipFineTuner.py", "evaluate_clip.py", arguments), flush=True)

@@ -7,14 +7,18 @@
     python evaluate_clip.py --use-checkpoint --baseline evaluation_results.json --report report.html
     python evaluate_clip.py --compare evaluation_results.json evaluation_results_checkpoint.json
     python evaluate_clip.py --use-checkpoint --retention "general.{000000..000003}.tar"
+    python evaluate_clip.py --use-checkpoint --interpolate sweep --retention "general.{000000..000003}.tar" --save-checkpoint mix.pt
     python evaluate_clip.py --seeds seed_1.json seed_2.json seed_3.json
     python evaluate_clip.py --from-embeddings anybodys.npz        # or a folder of .npy files, larger than memory
 
 Writes evaluation_results.json, or evaluation_results_checkpoint.json for a checkpoint; with --test
-evaluation_results_test.json and evaluation_results_test_checkpoint.json. Runs under torchrun too.
+evaluation_results_test.json and evaluation_results_test_checkpoint.json, with --interpolate ..._interpolated.json. Runs under
+torchrun too.
 """
 
 import argparse
+import functools
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -30,10 +34,12 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 if TYPE_CHECKING:  # at run time a room's modules are imported when they are first named, so that --help loads no torch
     import torch
 
+    from clip_finetuning.loading.loader import Loader
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.retrieval.embeddings import Embeddings
     from clip_finetuning.retrieval.examples import Examples
     from clip_finetuning.retrieval.query_texts import QueryTexts
+    from clip_finetuning.retrieval.retention import Start
     from clip_finetuning.retrieval.truth import Truth
     from clip_finetuning.runtime.distributed import Ranks
 
@@ -70,9 +76,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.retention:
             check_retention(args, checkpoint)
         clip_model = load_model(args, ranks, checkpoint)
+        args.precision = runtime.distributed.agree(runtime.device.pick_precision(args.precision, clip_model.device))
+        start = functools.cache(lambda: load_start(clip_model, checkpoint, args))
+        mixed = interpolate(clip_model, checkpoint, start(), args, ranks) if args.interpolate is not None else {}
         embeddings, queries, about = embed_shards(clip_model, args, ranks)
+        about |= mixed
         if args.retention:
-            about["retention"] = measure_retention(clip_model, checkpoint, args, ranks, baseline)
+            measured = functools.partial(measure_others, args=args, ranks=ranks)
+            about["retention"] = retrieval.retention.measure(clip_model, measured, start, baseline)
     device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
     truth = truth_of(embeddings, args, args.truth)
     results = evaluate(embeddings, queries, args, truth, device) | about
@@ -87,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
         write_outputs(args, embeddings, queries, truth, results, baseline)
         if args.disputed:
             write_disputed(args, embeddings, truth)
+    if args.save_checkpoint:
+        retrieval.mixing.check_saved(args.save_checkpoint, about["interpolation"])
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -97,7 +110,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset-path", metavar="PATTERN", help="shards to evaluate on [VALID_DATASET_PATTERN]")
     parser.add_argument("--test", action="store_true", help="evaluate on TEST_DATASET_PATTERN, for the last figure")
     parser.add_argument(
-        "--output", metavar="FILE", help="the result file [evaluation_results[_test][_checkpoint].json]"
+        "--output", metavar="FILE", help="the result file [evaluation_results[_test][_checkpoint|_interpolated].json]"
     )
     parser.add_argument("--max-samples", type=int, metavar="N", help="only the first N samples")
     choices = (*STANDARD, *BETWEEN_IMAGES, "all")
@@ -153,6 +166,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--retention", metavar="PATTERN", help="shards of other data: what does the model still know of them?"
     )
     parser.add_argument(
+        "--interpolate",
+        metavar="SHARE",
+        type=_share,
+        help="mix the checkpoint's weights, this share of them, with those that it began with (MODEL_PRETRAINED, if you set it); "
+        "sweep: measure 0, 0.1 ... 1 and name the one that is better than both",
+    )
+    parser.add_argument("--save-checkpoint", metavar="FILE", help="write the mix as a checkpoint like any other")
+    parser.add_argument(
         "--prompts", metavar="FILE", help="how a category is named when it is asked for: one prompt a line, with {}"
     )
     _add_truth_arguments(parser)
@@ -195,6 +216,17 @@ def _add_truth_arguments(parser):
     )
 
 
+def _share(text):
+    """`sweep`, or a number from 0 to 1."""
+    try:
+        share = "sweep" if text == "sweep" else float(text)
+    except ValueError:
+        share = math.nan
+    if share != "sweep" and not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: it takes a number from 0 to 1, or sweep")
+    return share
+
+
 def _check_together(parser, args):
     """Leave with a line for flags that contradict each other, or numbers that mean nothing."""
     if min(args.k) < 1:
@@ -205,6 +237,12 @@ def _check_together(parser, args):
         parser.error("--zero-shot needs a model to embed the category names; leave out --from-embeddings")
     if args.retention and args.from_embeddings:
         parser.error("--retention needs a model to embed its shards; leave out --from-embeddings")
+    if args.interpolate is not None and not (args.checkpoint or args.use_checkpoint):
+        parser.error("--interpolate mixes a checkpoint with the weights that it began with; add --checkpoint PATH")
+    if args.interpolate is not None and args.from_embeddings:
+        parser.error("--interpolate needs models to mix; leave out --from-embeddings")
+    if args.save_checkpoint and args.interpolate is None:
+        parser.error("--save-checkpoint writes what --interpolate mixes; add --interpolate SHARE, or sweep")
     if args.prompts and not (args.zero_shot or "category" in args.queries):
         parser.error("--prompts says how --zero-shot asks; add --zero-shot, or --queries category")
     if args.report and not {"product", "all"} & set(args.protocol):
@@ -218,7 +256,8 @@ def _check_together(parser, args):
 def default_output(args: argparse.Namespace) -> str:
     """The result file that nobody named: that of the test shards, and that of a checkpoint, are files of their own."""
     is_checkpoint = args.checkpoint or args.use_checkpoint
-    return f"evaluation_results{'_test' if args.test else ''}{'_checkpoint' if is_checkpoint else ''}.json"
+    of_model = "_interpolated" if args.interpolate is not None else "_checkpoint" if is_checkpoint else ""
+    return f"evaluation_results{'_test' if args.test else ''}{of_model}.json"
 
 
 def load_baseline(args: argparse.Namespace) -> dict[str, Any]:
@@ -256,13 +295,12 @@ def load_model(args: argparse.Namespace, ranks: "Ranks", checkpoint: dict[str, A
     return loaded
 
 
-def embed_shards(
-    clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks"
-) -> tuple["Embeddings", dict[str, "QueryTexts"], dict[str, Any]]:
-    """(Embeddings of the shards, texts that ask besides the captions, what the results say about model and data)."""
-    compares_pictures = bool(args.disputed) or args.truth != "strict"
+def open_loader(
+    pattern: str, clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks", **more: Any
+) -> "Loader":
+    """A loader of the samples of some shards, of which all processes see the same."""
     loader = loading.loader.eval_loader(
-        args.dataset_path,
+        pattern,
         model.clip_model.image_transform(clip_model, train=False),
         clip_model.tokenizer,
         batch_size=args.batch_size,
@@ -272,14 +310,29 @@ def embed_shards(
         max_samples=args.max_samples,
         caption_key=args.caption_key,
         product_key=args.product_key,
+        **more,
+    )
+    seen = runtime.distributed.gather_objects(loader.num_samples)
+    if len(set(seen)) > 1:
+        raise ValueError(f"the processes see {seen} samples in {pattern}: all machines need the same shards")
+    return loader
+
+
+def embed_shards(
+    clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks"
+) -> tuple["Embeddings", dict[str, "QueryTexts"], dict[str, Any]]:
+    """(Embeddings of the shards, texts that ask besides the captions, what the results say about model and data)."""
+    compares_pictures = bool(args.disputed) or args.truth != "strict"
+    loader = open_loader(
+        args.dataset_path,
+        clip_model,
+        args,
+        ranks,
         attributes=args.attributes,
         look=retrieval.looks.look_of if compares_pictures else None,
         wordings=args.captions == "all",
     )
-    seen = runtime.distributed.gather_objects(loader.num_samples)
-    if len(set(seen)) > 1:
-        raise ValueError(f"the processes see {seen} samples in {args.dataset_path}: all machines need the same shards")
-    precision = runtime.distributed.agree(runtime.device.pick_precision(args.precision, clip_model.device))
+    precision = args.precision
     start = time.perf_counter()
     wordings = retrieval.query_making.Wordings(loader) if args.captions == "all" else None
     embeddings, counts = retrieval.embed.embed(clip_model, wordings or loader, precision, progress=ranks.rank == 0)
@@ -301,50 +354,47 @@ def load_embeddings(path: str, protocols: Sequence[str]) -> tuple["Embeddings", 
 
 def check_retention(args: argparse.Namespace, checkpoint: dict[str, Any]) -> None:
     """ValueError if the shards of --retention hold what is evaluated, or what the checkpoint was trained on."""
-    given = checkpoint.get("settings")
-    trained = given.get("TRAIN_DATASET_PATTERN") if isinstance(given, dict) else None
-    for pattern, what in ((args.dataset_path, "evaluated on"), (trained, "trained on")):
-        shared = loading.shard_list.in_common(args.retention, pattern) if isinstance(pattern, str) else []
-        if shared:
-            raise ValueError(
-                f"--retention {args.retention}: {shared[0]} is one of the shards that the model is {what}, which cannot "
-                "tell what it forgot; name shards of other data"
-            )
+    called, given = f"--retention {args.retention}", checkpoint.get("settings")
     fields = loading.sample.Fields(args.caption_key, args.product_key)
-    mine, other = (loading.first_look.listed(p, args.max_samples, fields) for p in (args.retention, args.dataset_path))
-    if mine and other and set(zip(mine.products, mine.captions)) <= set(zip(other.products, other.captions)):
-        raise ValueError(
-            f"--retention {args.retention}: all {len(mine.keys):,} samples are evaluated too, by {args.dataset_path}; name "
-            "shards of other data"
-        )
+    trained = given.get("TRAIN_DATASET_PATTERN") if isinstance(given, dict) else None
+    if isinstance(trained, str):  # a file's word, so these shards are not looked into
+        loading.overlap.check_names(called, args.retention, "trained on", trained)
+    for remark in loading.overlap.check(called, args.retention, {"evaluated on": args.dataset_path}, fields):
+        console.warn(remark)
 
 
-def measure_retention(
-    clip_model: "ClipModel",
-    checkpoint: dict[str, Any],
-    args: argparse.Namespace,
-    ranks: "Ranks",
-    baseline: dict[str, Any] | None,
-) -> dict[str, Any] | None:
-    """What the model still knows of the shards of --retention, and of what less than before; rank 0 has it."""
-    after = measure_others(clip_model, args, ranks)
-    before = retrieval.retention.of_baseline(baseline, after) if after else None
-    if runtime.distributed.agree(before is not None):
-        return before and retrieval.retention.report(after, before, {"results": before["name"]})
+def load_start(clip_model: "ClipModel", checkpoint: dict[str, Any], args: argparse.Namespace) -> "Start":
+    """What the model began as: the weights that MODEL_PRETRAINED names if it was set for this call, else its checkpoint's."""
     if not checkpoint:
-        return after and retrieval.retention.report(after, None, {}, "this model is the one before")
+        return retrieval.retention.Start(None, "this model is the one before")
     base, missing = None, ""
+    named = args.model_pretrained if "MODEL_PRETRAINED" in args.given else None
     try:
         image = model.image_recipe.image_settings(args)
-        base = model.building.create_start(clip_model, checkpoint, args.model_cache_dir, image)
+        base = model.building.create_start(clip_model, checkpoint, args.model_cache_dir, image, named)
     except (ValueError, FileNotFoundError) as error:
         missing = str(error)
     missing = next(filter(None, runtime.distributed.gather_objects(missing)), "")
-    if base is None or missing:
-        return after and retrieval.retention.report(after, None, {}, missing)
-    before = measure_others(base, args, ranks)
-    about = {"name": base.name, "weights": base.pretrained or "its own"}
-    return before and retrieval.retention.report(after, before, about)
+    return retrieval.retention.Start(None if missing else base, missing)
+
+
+def interpolate(
+    clip_model: "ClipModel", checkpoint: dict[str, Any], start: "Start", args: argparse.Namespace, ranks: "Ranks"
+) -> dict[str, Any]:
+    """Give the model the weights of the mix that --interpolate asks for, write it if that is wished -> what results say of it."""
+    if start.clip_model is None:
+        raise ValueError(
+            f"--interpolate: {start.missing}; name the weights to mix with: --model-pretrained TAG_OR_FILE"
+        )
+    mixing = retrieval.mixing.Mixing(start.clip_model, clip_model, checkpoint, args.save_checkpoint)
+    if args.interpolate != "sweep":
+        return mixing.at(args.interpolate)
+    patterns = {"gain": args.dataset_path, **({"retention": args.retention} if args.retention else {})}
+    loaders = {axis: open_loader(pattern, clip_model, args, ranks) for axis, pattern in patterns.items()}
+    found = mixing.sweep(loaders, args.precision, args.seed, Path(args.output).with_suffix(".png"))
+    for loader in loaders.values():
+        loader.close()
+    return found
 
 
 def measure_others(clip_model: "ClipModel", args: argparse.Namespace, ranks: "Ranks") -> dict[str, Any]:

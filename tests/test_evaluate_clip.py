@@ -469,7 +469,7 @@ def test_a_start_that_is_gone_is_said_and_a_baseline_takes_its_place(data, tmp_p
         ("own.000000.tar", "own.000000.tar is one of the shards that the model is evaluated on"),
         ("general.000000.tar::./own.*.tar", "own.000000.tar is one of the shards that the model is evaluated on"),
         ("train.000001.tar", "train.000001.tar is one of the shards that the model is trained on"),
-        ("copy.tar", "all 12 samples are evaluated too"),
+        ("copy.tar", "all 12 samples are also in the shards that the model is evaluated on"),
         ("typo.tar", "no shard matches 'typo.tar'"),
     ],
 )

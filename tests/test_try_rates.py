@@ -172,6 +172,24 @@ def test_whatever_a_run_consists_of_its_pilots_are_of_too(data, tmp_path, steps,
     assert len({loss for _, step, loss in steps if step == 0}) == 1
 
 
+@pytest.mark.parametrize("keep", ["gain", "both"])
+def test_what_each_rate_forgets_is_told_and_counts_if_both_are_kept(data, tmp_path, make_shards, capsys, keep):
+    knobs = {"retention_dataset_pattern": make_shards(tmp_path / "old", products=20, views=2, first_product=300)}
+    train(data, tmp_path / "run", "--dry-run", rates=RATES[:2], max_steps=2, keep=keep, **knobs)
+    told = capsys.readouterr().out
+    rows = [line.split() for line in told.splitlines() if line.startswith((" rate", "1e-05", "0.001"))]
+    assert rows[0] == ["rate", "loss", "gain", "[95", "%]", "retention", "diverged"]
+    assert ("mean Recall@10 on the validation and the retention shards at the end" in told) == (keep == "both")
+    found = record(tmp_path / "run")
+    evaluations = trainer.records(
+        tmp_path / "run" / "pilots" / "0.001", "step", "mean_recall@10", "retention/mean_recall@10"
+    )
+    (_, gain, retention) = evaluations[-1]
+    outcome = found["outcomes"]["0.001"]["2"]
+    assert outcome["retention"] == pytest.approx(retention - found["start"]["retention"])
+    assert outcome["score"] == pytest.approx((gain + retention) / 2 if keep == "both" else gain)
+
+
 def test_without_validation_shards_the_loss_decides(data, tmp_path, capsys):
     train(data, tmp_path, "--dry-run", eval_interval="none")
     told = capsys.readouterr()

@@ -18,7 +18,7 @@ import numpy as np
 
 from clip_finetuning.loading import kept_index
 from clip_finetuning.loading.kept_index import Contents
-from clip_finetuning.loading.sample import USUAL, Fields
+from clip_finetuning.loading.sample import USUAL, Fields, is_picture
 from clip_finetuning.loading.sizes import expected_sizes
 from clip_finetuning.loading.tar_contents import (
     ShardReadError,
@@ -69,6 +69,16 @@ class TarIndex:
     def name(self, i: int) -> str:
         """What a message calls sample i."""
         return f"{os.path.basename(self.paths[self._place(i)[0]])}: {self.key(i)}"
+
+    def picture_bytes(self) -> np.ndarray:
+        """(N,) int64: how large the pictures of each sample are, as its headers say."""
+        sums = [np.empty(0, np.int64)]
+        for contents in self._shards:
+            columns, pictures = contents.columns, np.array([is_picture(suffix) for suffix in contents.suffixes], bool)
+            sizes = np.where(pictures[columns.suffixes], columns.sizes, 0).astype(np.int64)
+            up_to = np.concatenate([[0], np.cumsum(sizes)])
+            sums.append(np.diff(up_to[columns.firsts]))
+        return np.concatenate(sums)
 
     def read(self, i: int) -> dict[str, Any]:
         """The raw sample i: suffix -> bytes, with `__key__` and `__url__`. Raises ShardReadError."""

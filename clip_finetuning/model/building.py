@@ -93,24 +93,32 @@ def load_model(
 
 
 def create_start(
-    clip_model: ClipModel, checkpoint: dict, cache_dir: str | None = None, image: dict | None = None
+    clip_model: ClipModel,
+    checkpoint: dict,
+    cache_dir: str | None = None,
+    image: dict | None = None,
+    named: str | None = None,
 ) -> ClipModel:
-    """The model that a fine-tuned one began as: that of its checkpoint, with the weights that this one names as its start.
+    """The model that a fine-tuned one began as: its architecture with the weights that its checkpoint names as its start.
 
-    Raises ValueError with the reason where these are not to be had: nobody named them, they were random, or are gone.
+    `named`: a tag or file that the user says it began with. Raises ValueError with the reason where these weights are not to
+    be had: nobody named them, they were random, or are gone.
     """
-    pretrained = checkpoint.get("pretrained")
+    pretrained = named or checkpoint.get("pretrained")
     if not isinstance(pretrained, str):
         raise ValueError("the checkpoint does not say which weights it began with")
     architecture = Architecture(clip_model.name, clip_model.config)
     if pretrained and _is_tag(clip_model.name, pretrained) and open_clip.get_model_config(clip_model.name):
+        architecture = with_activation_of(architecture, pretrained)
         start = _build(architecture, pretrained, cache_dir, clip_model.device)
         return with_image_settings(start, image)
-    if _is_fetched(clip_model.name):
+    if _is_fetched(clip_model.name) and not named:
         return with_image_settings(_build(architecture, "", cache_dir, clip_model.device), image)
     if not pretrained:
         raise ValueError("the checkpoint began with random weights, which had nothing to forget")
     if not Path(pretrained).is_file():
+        if named:
+            raise ValueError(f"MODEL_PRETRAINED={named} is neither a file nor a tag of {clip_model.name}")
         raise ValueError(f"the weights that the checkpoint began with are not there: {printable(pretrained)[:200]}")
     weights = read_checkpoint(pretrained, mapped=True)
     architecture = _agreed(pretrained, weights, architecture, None, cache_dir)

@@ -5,7 +5,7 @@ embeds its own samples, and all of them have the embeddings of all.
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.accounting import count_lost
 
 NO_IMAGE_EMBEDDING, NO_CAPTION_EMBEDDING = "picture without a finite embedding", "caption without a finite embedding"
+AT_ONCE_BYTES = 256 * 2**20  # of pictures that all variants of a model go through: 1,800 of 224 pixels
 NAMED = 5  # samples that are named in a warning
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,50 @@ def embed(
     part.lost |= loader.lost
     part.guesses = loader.guesses
     return _joined(distributed.gather_objects(part))
+
+
+def embed_each(
+    clip_model: ClipModel,
+    loader: Loader,
+    precision: str,
+    variants: Sequence[Callable[[], None]],
+    progress: bool = False,
+) -> Iterator[tuple[Embeddings, dict[str, Any]] | NothingFinite]:
+    """What `embed` gives for each variant of a model, or raises; a variant is a call that puts its weights into the model.
+
+    The pictures are decoded once: batches of some hundred MB are gone through by all variants before the next ones come.
+    """
+    clip_model.model.eval()
+    parts = [_Part() for _ in variants]
+    total = loader.num_samples * len(parts)
+    with tqdm(total=total, unit=" samples", desc="embedding", disable=None if progress else True) as bar:
+        for batches in _gathered(loader):
+            for variant, part in zip(variants, parts):
+                variant()
+                for batch in batches:
+                    part.add(clip_model, batch, precision)
+                    bar.update(len(batch.keys))
+    while parts:  # each variant's rows are gone before the next one's are joined
+        part = parts.pop(0)
+        part.lost |= loader.lost
+        part.guesses = loader.guesses
+        try:
+            yield _joined(distributed.gather_objects(part))
+        except NothingFinite as error:  # on every rank alike
+            yield error
+
+
+def _gathered(loader):
+    """Lists of batches with so many bytes of pictures; copies, since workers wait for the memory that they lent."""
+    batches, size = [], 0
+    for batch in loader:
+        batches.append(batch._replace(images=batch.images.clone()))
+        size += batch.images.nbytes
+        if size >= AT_ONCE_BYTES:
+            yield batches
+            batches, size = [], 0
+    if batches:
+        yield batches
 
 
 def _joined(parts):

@@ -1,5 +1,6 @@
 """A training run as a picture, made of the lines of metrics.jsonl: loss, Recall@10, learning rate, throughput."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,11 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 
 DIRECTIONS = {"text_to_image": ("text→image", "#3451b2"), "image_to_text": ("image→text", "#c2410c")}
 MEAN, KEY = "mean_recall@10", "recall@10"
-INK, SOFT, RAW, GOOD = "#1c2024", "#60646c", "#b9c3ea", "#18794e"
+OF_RETENTION, BOTH = (
+    "retention/",
+    "mean_of_both",
+)  # names of what is measured on the retention shards, and of the mean of both
+INK, SOFT, RAW, GOOD, KNOWN = "#1c2024", "#60646c", "#b9c3ea", "#18794e", "#8e4ec6"
 FEW = 30  # points that are also drawn as dots
 SMOOTHED = 40  # parts of a run: the smoothed loss is the mean over one of them
 
@@ -64,7 +69,7 @@ def _loss(axes, records):
 
 
 def _recall(axes, records):
-    """Both directions with their intervals, the best evaluation, the start, and chance."""
+    """Both directions with their intervals, the best evaluation, the start, and chance; retention beside them."""
     evaluations = [record for record in records if _is_finite(record.get(MEAN))]
     certain = ", 95 % intervals" if any(name.endswith("/low") for record in evaluations for name in record) else ""
     axes.set_title(f"Recall@10 on the validation shards{certain}", loc="left", color=INK)
@@ -84,6 +89,7 @@ def _recall(axes, records):
                 axes.errorbar(steps, recalls, bars, color=colour, capsize=4, linewidth=1)
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     _lines(axes, evaluations, chances)
+    _retention(axes, evaluations)
     axes.set_ylim(bottom=0)
     if axes.get_ylim()[1] > 1:
         axes.set_ylim(top=1.02)
@@ -95,17 +101,37 @@ def _lines(axes, evaluations, chances):
     """The best evaluation of the training, that of before it, and chance: means of both directions."""
     trained = [record for record in evaluations if record["step"] > 0]
     if trained:
-        best = max(trained, key=lambda record: record[MEAN])  # the first of equals, as best_checkpoint.pt
-        step, score = best["step"], best[MEAN]
-        axes.plot(
-            [step], [score], "*", color=GOOD, markersize=13, zorder=4, label=f"best: mean {score:.3f} at step {step:,}"
-        )
+        kind = BOTH if _is_finite(trained[-1].get(BOTH)) else MEAN  # what the run chooses by at its end
+        alike = list(itertools.takewhile(lambda record: _is_finite(record.get(BOTH)) == (kind == BOTH), trained[::-1]))
+        best = max(alike[::-1], key=lambda record: record[kind])  # the first of equals, as best_checkpoint.pt
+        step, score, of = best["step"], best[MEAN], " of both" if kind == BOTH else ""
+        label = f"best{of}: mean {best[kind]:.3f} at step {step:,}"
+        axes.plot([step], [score], "*", color=GOOD, markersize=13, zorder=4, label=label)
     start = next((record[MEAN] for record in evaluations if record["step"] == 0), None)
+    _levels(axes, start, chances, INK, SOFT)
+
+
+def _levels(axes, start, chances, dark, light, of=""):
+    """Where the training began, and chance, the mean of some."""
     if start is not None:
-        axes.axhline(start, color=INK, linewidth=1, linestyle="--", label=f"before training: {start:.3f}")
+        axes.axhline(start, color=dark, linewidth=1, linestyle="--", label=f"{of}before training: {start:.3f}")
     if chances:
         chance = float(np.mean(chances))
-        axes.axhline(chance, color=SOFT, linewidth=1.2, linestyle=":", label=f"chance: {chance:.3f}")
+        axes.axhline(chance, color=light, linewidth=1.2, linestyle=":", label=f"{of}chance: {chance:.3f}")
+
+
+def _retention(axes, evaluations):
+    """What the model still knows of the retention shards, the mean of both directions; its start and chance."""
+    measured = [record for record in evaluations if _is_finite(record.get(OF_RETENTION + MEAN))]
+    if not measured:
+        return
+    steps, recalls = _series(measured, OF_RETENTION + MEAN)
+    marker = "s" if len(steps) <= FEW else None
+    axes.plot(steps, recalls, color=KNOWN, marker=marker, markersize=4, label="retention: mean of both")
+    chances = [_series(measured, f"{OF_RETENTION}{KEY}/{way}/chance")[1] for way in DIRECTIONS]
+    chances = [chance for part in chances for chance in part if math.isfinite(chance)]
+    start = next((record[OF_RETENTION + MEAN] for record in measured if record["step"] == 0), None)
+    _levels(axes, start, chances, KNOWN, KNOWN, "retention, ")
 
 
 def _learning_rate(axes, records):

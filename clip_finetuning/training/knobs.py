@@ -45,6 +45,15 @@ def contradictions(values: Mapping[str, Any], processes: int = 1) -> list[str]:
         found.append(f"MICRO_BATCH_SIZE={micro} exceeds BATCH_SIZE={batch_size}, of which it is a part")
     if values["PATIENCE"] is not None and values["EVAL_INTERVAL"] is None:
         found.append("PATIENCE counts evaluations, but EVAL_INTERVAL is none: set EVAL_INTERVAL too")
+    retention = values["RETENTION_DATASET_PATTERN"] is not None
+    if values["KEEP"] == "both" and not retention:
+        found.append(
+            "KEEP=both needs shards of what the model knew before: set RETENTION_DATASET_PATTERN, or KEEP=gain"
+        )
+    if retention and values["EVAL_INTERVAL"] is None:
+        found.append(
+            "RETENTION_DATASET_PATTERN is measured at evaluations, but EVAL_INTERVAL is none: set EVAL_INTERVAL too"
+        )
     if batch_size % processes:
         found.append(f"BATCH_SIZE={batch_size} does not divide among {processes} processes; make it a multiple")
     return found

@@ -85,21 +85,40 @@ class Recorder:
         parts = [f"epoch {progress.epoch + 1}{f'/{epochs}' if epochs else ''}"]
         parts += [f"{numbers['samples_per_second']:.0f} samples/s", f"data wait {numbers['data_wait']:.0%}"]
         parts += [] if seconds_left is None else [f"{timedelta(seconds=round(seconds_left))} left"]
-        parts += [] if progress.best_score is None else [f"best Recall@10 {progress.best_score:.4f}"]
+        best = "best of both" if progress.keep == "both" else "best Recall@10"
+        parts += [] if progress.best_score is None else [f"{best} {progress.best_score:.4f}"]
         tqdm.write("  " + "  ".join(parts))
         self._write({"step": progress.step, "epoch": progress.epoch, **numbers})
 
-    def log_evaluation(self, results: Mapping[str, Any], score: float, progress: Any) -> None:
-        """Two lines of an evaluation: Recall@10 in both directions, and its mean beside that of others."""
-        recalls = {name: value for name, value in results.items() if name.startswith("recall@")}
-        numbers = {f"{name}/{way}": recall for name, ways in recalls.items() for way, recall in ways.items()}
-        numbers |= _certainty(results)
-        words = "  ".join(f"{way.replace('_to_', '->')} {recall:.4f}" for way, recall in recalls["recall@10"].items())
-        tqdm.write(f"step {progress.step}  validation Recall@10  {words}")
-        others = {"best": progress.best_score, "before training": progress.first_score}
-        parts = [f"{name} {value:.4f}" for name, value in others.items() if value is not None and progress.step > 0]
-        tqdm.write("  " + "  ".join([f"mean {score:.4f}", *parts]))
-        self._write({"step": progress.step, "epoch": progress.epoch, "mean_recall@10": score, **numbers})
+    def log_evaluation(
+        self, results: Mapping[str, Any], score: float, progress: Any, retention: Mapping[str, Any] | None = None
+    ) -> None:
+        """Two lines of an evaluation: Recall@10 in both directions, and its mean beside that of others; as many of retention."""
+        both = progress.keep == "both" and retention is not None
+        best = None if both else progress.best_score
+        self._say(
+            "validation", results, progress, {"mean": score, "best": best, "before training": progress.first_score}
+        )
+        numbers = {"mean_recall@10": score, **_numbers(results)}
+        if retention is not None:
+            kept = mean_recall(retention)
+            told = {"mean": kept, "before training": progress.first_retention}
+            if both:
+                numbers["mean_of_both"] = told["both"] = progress.kept_score(score, kept)
+                told["best"] = progress.best_score
+            self._say("retention", retention, progress, told)
+            of_retention = {"mean_recall@10": kept, **_numbers(retention)}
+            numbers |= {f"retention/{name}": value for name, value in of_retention.items()}
+        self._write({"step": progress.step, "epoch": progress.epoch, **numbers})
+
+    @staticmethod
+    def _say(what, results, progress, told):
+        recalls = results["recall@10"].items()
+        words = "  ".join(f"{way.replace('_to_', '->')} {recall:.4f}" for way, recall in recalls)
+        tqdm.write(f"step {progress.step}  {what} Recall@10  {words}")
+        later = ("best", "before training") if progress.step == 0 else ()
+        parts = [f"{name} {value:.4f}" for name, value in told.items() if value is not None and name not in later]
+        tqdm.write("  " + "  ".join(parts))
 
     def _write(self, numbers):
         # JSON knows no NaN and no infinity: a step that was skipped has null there
@@ -122,6 +141,18 @@ class Recorder:
 
             self._board = SummaryWriter(str(path), purge_step=self._first_step)
         return self._board
+
+
+def mean_recall(results: Mapping[str, Any]) -> float:
+    """The mean Recall@10 of both directions."""
+    return sum(results["recall@10"].values()) / 2
+
+
+def _numbers(results):
+    """Every recall in both directions, with the certainty of Recall@10, by name."""
+    recalls = {name: value for name, value in results.items() if name.startswith("recall@")}
+    numbers = {f"{name}/{way}": recall for name, ways in recalls.items() for way, recall in ways.items()}
+    return numbers | _certainty(results)
 
 
 def _certainty(results):

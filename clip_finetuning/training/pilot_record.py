@@ -105,10 +105,15 @@ def described(run: Run, halving: Halving, weights: Mapping[str, torch.Tensor]) -
         "steps of the training": run.plan.total_steps,
         "steps of its warmup": run.plan.warmup_steps,
         "training data": run.loader.state(),
-        "validation samples": run.valid_loader.num_samples if run.valid_loader else 0,
+        "validation samples": _samples(run.valid_loader),
+        "retention samples": _samples(run.retention_loader),
         "start": _fingerprint(weights),
     }
     return json.loads(json.dumps(decisive))
+
+
+def _samples(loader):
+    return 0 if loader is None else loader.num_samples
 
 
 def _fingerprint(weights):

@@ -87,9 +87,9 @@ class Pilots:
             (folder.path / METRICS).unlink(missing_ok=True)
         start = self._record.start
         if start is not None:
-            pilot.first_evaluation = start["by_product"]
+            pilot.first_evaluation, pilot.first_retention = start["by_product"], start["by_product_of_retention"]
             if step == 0:
-                pilot.progress.score(start["score"])
+                pilot.progress.score(start["score"], start["retention"])
         if step == until:  # its evaluation was not noted
             pilot.progress.evaluated_step = until - 1
         pilot.progress, pilot.micro_batch_size = distributed.agree((pilot.progress, pilot.micro_batch_size))
@@ -122,16 +122,18 @@ class Pilots:
         return best
 
     def start_training(self, rate: float) -> state.Run:
-        """The run itself, from the start, with this learning rate; its metrics.jsonl begins with the pilots' numbers."""
+        """The run itself, with this learning rate, from the start."""
         run = self._run
         run.clip_model.model.load_state_dict(self._weights)
         self._weights = {}
         settings = {**run.plan.settings, "LEARNING_RATE": rate}
-        run = replace(run, plan=replace(run.plan, learning_rate=rate, settings=settings))
-        if run.is_main:
-            run.folder.set_aside()
-            run.folder.log({"step": 0, "epoch": 0, "chosen_rate": rate, "pilots": self._record.numbers()})
-        return run
+        return replace(run, plan=replace(run.plan, learning_rate=rate, settings=settings))
+
+    def log_into(self, folder: CheckpointFolder) -> None:
+        """Write the pilots' numbers as the first line of a run's metrics.jsonl."""
+        if self._run.is_main:
+            chosen, numbers = self._record.chosen, self._record.numbers()
+            folder.log({"step": 0, "epoch": 0, "chosen_rate": chosen, "pilots": numbers})
 
     # --------------------------------------------------------------------------------------------- one pilot
 
@@ -160,12 +162,14 @@ class Pilots:
             if first and not last:  # no sample has a finite embedding
                 return replace(outcome, trouble=halving.NOT_FINITE)
             difference = self._difference(first, last) if first and last else None
-            score = pilot.last_score
+            (score, retention), start = pilot.last_scores, self._record.start
+            known = retention is not None and start["retention"] is not None
             outcome = replace(
                 outcome,
-                score=score,
-                gain=score - self._record.start["score"],
+                score=pilot.progress.kept_score(score, retention),
+                gain=score - start["score"],
                 interval=difference[1] if difference else None,
+                retention=retention - start["retention"] if known else None,
                 by_product=last,
             )
         guessing = losses.guessing(pilot.plan.loss, pilot.plan.batch_size)
@@ -173,8 +177,14 @@ class Pilots:
 
     def _note_start(self, pilot: state.Run) -> None:
         """Keep the evaluation before the first step: it is the same for all pilots."""
-        if self._record.start is None and pilot.progress.first_score is not None:
-            self._record.start = {"score": pilot.progress.first_score, "by_product": pilot.first_evaluation}
+        progress = pilot.progress
+        if self._record.start is None and progress.first_score is not None:
+            self._record.start = {
+                "score": progress.first_score,
+                "retention": progress.first_retention,
+                "by_product": pilot.first_evaluation,
+                "by_product_of_retention": pilot.first_retention,
+            }
 
     def _write(self) -> None:
         if self._run.is_main:
@@ -198,15 +208,20 @@ class Pilots:
                 path.unlink(missing_ok=True)
         return on
 
+    @property
+    def _criterion(self) -> str:
+        if self._run.plan.eval_interval is None:
+            return "lowest loss of the second half of a round"
+        both = " and the retention shards" if self._run.plan.keep == "both" else " shards"
+        return f"best mean Recall@10 on the validation{both} at the end of a round"
+
     def _announce(self) -> None:
         plan, running, steps = self._run.plan, self.halving.running, self.halving.round_steps
         states, size = running[0] * (len(running) > 1), summary.checkpoint_bytes(self._run)
         lines = {
             "pilots": f"{' + '.join(f'{number} x {steps}' for number in running)} = {self.halving.all_steps:,} steps of "
             f"{plan.batch_size} samples, then {plan.total_steps:,} of the training",
-            "criterion": "best mean Recall@10 on the validation shards at the end of a round"
-            if plan.eval_interval
-            else "lowest loss of the second half of a round",
+            "criterion": self._criterion,
             "states": f"up to {states} of {size / 2**20:,.0f} MiB in {self.path}, each until its pilot is over"
             if states
             else "none, for there is one round",

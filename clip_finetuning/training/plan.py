@@ -54,6 +54,7 @@ class Plan:
     checkpoint_interval: int
     eval_interval: int | None  # None: no evaluation
     patience: int | None
+    keep: str  # what the best checkpoint is the best of: gain, or both it and retention
     settings: Mapping[str, Any]  # every knob of the run as it was resolved, for the checkpoint
 
     def learning_rate_at(self, step: int) -> float:
@@ -129,6 +130,7 @@ def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -
         checkpoint_interval=values["CHECKPOINT_INTERVAL"],
         eval_interval=values["EVAL_INTERVAL"] if facts.validation else None,
         patience=values["PATIENCE"],
+        keep=values["KEEP"],
         settings=values,
     )
 

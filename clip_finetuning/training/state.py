@@ -40,6 +40,10 @@ class Progress:
     evaluated_step: int = -1  # the step of the last evaluation
     learns_statistics: bool = False  # of BatchNorm layers: only where they start from nothing
     first_score: float | None = None  # mean Recall@10 before the first step
+    first_retention: float | None = None  # the same on the retention shards
+    keep: str = (
+        "gain"  # what `best_score` is of: the validation shards, or (both) the mean of these and the retention shards
+    )
     best_score: float | None = None  # of the steps since
     evaluations_since_best: int = 0
 
@@ -61,16 +65,25 @@ class Progress:
             "LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32, with --resume --force or in a new run"
         )
 
-    def score(self, score: float) -> bool:
-        """Note the mean Recall@10 of an evaluation -> whether it is the best since the first step."""
+    def score(self, gain: float, retention: float | None = None) -> bool:
+        """Note the mean Recall@10 of an evaluation, and that on the retention shards -> whether it is the best since the first step."""
         self.evaluated_step = self.step
         if self.step == 0:
-            self.first_score = score
+            self.first_score, self.first_retention = gain, retention
             return False
+        score = self.kept_score(gain, retention)
         better = self.best_score is None or score > self.best_score
         self.best_score = score if better else self.best_score
         self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
         return better
+
+    def kept_score(self, gain: float, retention: float | None) -> float:
+        """What the best checkpoint is the best of."""
+        return (gain + retention) / 2 if self.keep == "both" and retention is not None else gain
+
+    def choose_anew(self, keep: str) -> None:
+        """What was the best until now is forgotten, since it was the best of something else."""
+        self.keep, self.best_score, self.evaluations_since_best = keep, None, 0
 
 
 @dataclass
@@ -81,6 +94,7 @@ class Run:
     clip_model: clip.ClipModel
     loader: Any  # clip_finetuning.loading.loader.Loader
     valid_loader: Any | None
+    retention_loader: Any | None  # of what the model knew before
     optimizer: torch.optim.Optimizer | optimizers.CombinedOptimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
@@ -92,8 +106,9 @@ class Run:
     first_evaluation: dict[str, Any] | None = (
         None  # by product, before the first step: what later ones are compared with
     )
-    last_evaluation: dict[str, Any] | None = None  # by product
-    last_score: float | None = None  # of the last evaluation
+    first_retention: dict[str, Any] | None = None  # the same on the retention shards
+    last_evaluation: dict[str, Any] | None = None  # of the validation shards, by product
+    last_scores: tuple[float, float | None] | None = None  # mean Recall@10 on the validation and the retention shards
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -131,6 +146,7 @@ def start_run(
     valid_loader: Any | None,
     folder: CheckpointFolder,
     *,
+    retention_loader: Any | None,
     tensorboard: bool,
     learns_statistics: bool,
 ) -> Run:
@@ -141,12 +157,13 @@ def start_run(
         clip_model=clip_model,
         loader=loader,
         valid_loader=valid_loader,
+        retention_loader=retention_loader,
         optimizer=planned_optimizer(plan, clip_model),
         scaler=_scaler(plan, clip_model),
         average=_average(plan, clip_model),
         folder=folder,
         recorder=training_log.Recorder(folder if is_main else None, tensorboard),
-        progress=Progress(learns_statistics=learns_statistics),
+        progress=Progress(learns_statistics=learns_statistics, keep=plan.keep),
         micro_batch_size=plan.micro_batch_size,
         is_main=is_main,
     )
@@ -162,10 +179,11 @@ def start_again(run: Run, plan: Plan, folder: CheckpointFolder) -> Run:
         average=_average(plan, run.clip_model),
         folder=folder,
         recorder=training_log.Recorder(folder if run.is_main else None),
-        progress=Progress(learns_statistics=run.progress.learns_statistics),
+        progress=Progress(learns_statistics=run.progress.learns_statistics, keep=plan.keep),
         first_evaluation=None,
+        first_retention=None,
         last_evaluation=None,
-        last_score=None,
+        last_scores=None,
     )
 
 
@@ -200,7 +218,7 @@ def find_checkpoint(resume: str, folder: CheckpointFolder) -> dict | None:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(absent)}; use it as MODEL_PRETRAINED instead")
     _check_fields(path, checkpoint)
     # What checkpoints did not say before there was a choice.
-    settings = {"OPTIMIZER": "adamw", **checkpoint["settings"]}
+    settings = {"OPTIMIZER": "adamw", "RETENTION_DATASET_PATTERN": None, "KEEP": "gain", **checkpoint["settings"]}
     progress = {"evaluated_step": checkpoint["step"], "learns_statistics": True, **checkpoint["progress"]}
     return {**checkpoint, "path": str(path), "settings": settings, "progress": progress}
 
@@ -244,8 +262,9 @@ def restore(run: Run, checkpoint: Mapping[str, Any], force: bool) -> None:
     # ---- position and log
     run.progress = Progress(**checkpoint["progress"])
     run.progress.skipped_in_a_row = 0
-    first = checkpoint.get("first_evaluation")
-    run.first_evaluation = first if isinstance(first, dict) else None
+    firsts = (checkpoint.get(name) for name in ("first_evaluation", "first_retention"))
+    run.first_evaluation, run.first_retention = (first if isinstance(first, dict) else None for first in firsts)
+    _compare_retention(run, checkpoint)
     run.recorder.go_on(checkpoint["step"], checkpoint.get("metrics", {}))
     if run.plan.settings["MICRO_BATCH_SIZE"] is None and checkpoint["micro_batch_size"] is not None:
         run.micro_batch_size = min(checkpoint["micro_batch_size"], run.micro_batch_size)
@@ -255,6 +274,27 @@ def restore(run: Run, checkpoint: Mapping[str, Any], force: bool) -> None:
             run.folder.set_aside_after(run.progress.step)
         run.folder.forget_after(run.progress.step, run.progress.evaluated_step)
     print(f"resumed {checkpoint['path']}: step {run.progress.step}, epoch {run.progress.epoch + 1}")
+
+
+def _compare_retention(run, checkpoint):
+    """Forget what a checkpoint knows of other retention shards than now, and of a best that was the best of something else."""
+    progress, keep, before = run.progress, run.plan.keep, checkpoint.get("retention_data")
+    others = run.retention_loader is not None and before not in (None, _retention_data(run))
+    if others:
+        print(
+            "the retention shards are others than before: what the model knew of them before the training is not known"
+        )
+        progress.first_retention = run.first_retention = None
+    if progress.keep != keep or (keep == "both" and others):
+        if progress.best_score is not None:
+            why = "" if progress.keep == keep else f"KEEP was {progress.keep}, is {keep}: "
+            print(f"{why}the best checkpoint is chosen anew from step {progress.step} on")
+        progress.choose_anew(keep)
+
+
+def _retention_data(run):
+    """What tells the samples of the retention shards from others; None if there are none."""
+    return None if run.retention_loader is None else run.retention_loader.state()["data"]
 
 
 def _check_settings(run, checkpoint, force):
@@ -304,6 +344,8 @@ def checkpoint_fields(run: Run) -> dict[str, Any]:
         "micro_batch_size": _micro_batch_size(run),
         "metrics": run.recorder.last,
         "first_evaluation": run.first_evaluation,
+        "first_retention": run.first_retention,
+        "retention_data": _retention_data(run),
     }
     if run.average is not None:
         content["state_dict"] = run.average.module.state_dict()

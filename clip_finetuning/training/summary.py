@@ -9,7 +9,7 @@ from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
 from clip_finetuning.training import curves
 from clip_finetuning.training import optimizer as optimizers
-from clip_finetuning.training.run_folder import CURVES
+from clip_finetuning.training.run_folder import BEST, CURVES
 from clip_finetuning.training.state import Run
 
 
@@ -27,6 +27,7 @@ def announce(run: Run, tried: Sequence[float] = ()) -> None:
         "device": f"{clip_model.device}, {plan.precision}{together}",
         "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
         "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
+        **_retention(run),
         "steps": f"{plan.total_steps:,} of {plan.batch_size} samples, {run.micro_batch_size} on the device at once",
         "learning rate": f"{best_of or f'{plan.learning_rate:g}'} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "
         f"then {plan.schedule}",
@@ -38,6 +39,19 @@ def announce(run: Run, tried: Sequence[float] = ()) -> None:
             f"{number} checkpoints of {size / 2**20:,.0f} MiB, and one more while writing, may not fit into {run.folder.path}: "
             "free some space, or lower KEEP_CHECKPOINTS"
         )
+
+
+def _retention(run):
+    """The line of the retention shards, if there are any."""
+    loader, progress = run.retention_loader, run.progress
+    if loader is None:
+        return {}
+    told = f"{loader.num_samples:,} samples"
+    if progress.step > 0 and progress.first_retention is None:
+        told += ", not measured before the training: what was forgotten since is not known"
+    if run.plan.keep == "both":
+        told += f"; {BEST} is the best mean of validation and retention"
+    return {"retention": told}
 
 
 def _checkpoints(run):
@@ -62,10 +76,14 @@ def conclude(run: Run, lost: Counter[str]) -> None:
         except OSError as error:
             warn(f"{folder.path / CURVES} could not be written ({error}); the numbers are in metrics.jsonl")
     if progress.best_score is not None:
-        start = "" if progress.first_score is None else f", at the start {progress.first_score:.4f}"
+        first, what = progress.first_score, "mean Recall@10"
+        if progress.keep == "both":
+            retained = progress.first_retention
+            first = None if first is None or retained is None else progress.kept_score(first, retained)
+            what = "mean Recall@10 of validation and retention"
+        start = "" if first is None else f", at the start {first:.4f}"
         print(
-            f"{progress.step} steps done, {progress.skipped_steps} skipped; "
-            f"best mean Recall@10 {progress.best_score:.4f}{start}"
+            f"{progress.step} steps done, {progress.skipped_steps} skipped; best {what} {progress.best_score:.4f}{start}"
         )
     if lost:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.most_common())
