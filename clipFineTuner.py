@@ -3,6 +3,7 @@
     python clipFineTuner.py
     python clipFineTuner.py --max-steps 500 --batch-size 128
     python clipFineTuner.py --resume                                  # go on from the newest checkpoint
+    python clipFineTuner.py --try-rates 3e-6 1e-5 3e-5 1e-4           # short pilots first, then the best of these rates
     torchrun --nproc-per-node=2 clipFineTuner.py                      # BATCH_SIZE is shared among the processes
 
 CHECKPOINT_DIR receives checkpoint_NNNNNNNN.pt every CHECKPOINT_INTERVAL steps, best_checkpoint.pt, final_checkpoint.pt,
@@ -27,6 +28,7 @@ from clip_finetuning.runtime import command_line, console
 if TYPE_CHECKING:
     from clip_finetuning.model.clip_model import ClipModel
     from clip_finetuning.runtime.distributed import Ranks
+    from clip_finetuning.training.pilots import Pilots
     from clip_finetuning.training.run_folder import CheckpointFolder
     from clip_finetuning.training.state import Run
     from clip_finetuning.training.step import Step
@@ -44,11 +46,20 @@ def main(argv: list[str] | None = None) -> int:
         if ranks.rank == 0:
             stack.enter_context(folder.lock())
         run = setup(args, ranks, folder)
-        training.summary.announce(run)
         stop = stack.enter_context(training.stop_signals.StopSignals())
+        if args.try_rates:
+            training.summary.announce(run, args.try_rates)
+            pilots = training.pilots.Pilots(run, args.try_rates, retrieval.drop.difference)
+            outcome = try_rates(pilots, stop, args)
+            if outcome == "stopped" or args.dry_run:
+                close_loaders(run)
+                return say_pilots_stopped(stop, args) if outcome == "stopped" else say_chosen(args)
+            run = pilots.start_training(args.settings["LEARNING_RATE"])
+            take_folder(run)
+            pilots.log_into(run.folder)
+        training.summary.announce(run)
         outcome = fit(run, stop)
-        for loader in filter(None, (run.loader, run.valid_loader, run.retention_loader)):
-            loader.close()
+        close_loaders(run)
         if outcome == "stopped":
             return say_stopped(run, stop, args)
         say_next(run, args)
@@ -61,11 +72,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--force", action="store_true", help="resume although settings differ that change the mathematics"
     )
+    parser.add_argument(
+        "--try-rates", nargs="+", type=training.halving.rate, metavar="RATE",
+        help="train a little with each of these learning rates first, then all with the best of them",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="end after --try-rates with the command that trains")
     args = parser.parse_args(argv)
     args.page = parser.page
     args.settings = {name: getattr(args, name.lower()) for name in training.knobs.ALL}
     # Those of a resumed run depend on its checkpoint.
     contradictions = [] if args.resume != "none" else training.knobs.contradictions(args.settings)
+    contradictions += training.halving.complaints(args.try_rates, args.dry_run, args.learning_rate, args.resume)
     if contradictions:
         parser.errors(contradictions)
     return args
@@ -77,6 +94,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> Run:
     """Build or restore everything: model, data, plan, optimizer, progress."""
     checkpoint = training.state.find_checkpoint(args.resume, folder)
+    if args.try_rates:
+        training.pilots.settle(args, folder, checkpoint)
     take_settings_of(checkpoint, args)
     folder.keep = args.keep_checkpoints
     training.plan.check(args.settings, ranks.world_size)
@@ -124,10 +143,9 @@ def setup(args: argparse.Namespace, ranks: Ranks, folder: CheckpointFolder) -> R
     check_processes(run, facts.first_step)
     if checkpoint is not None:
         training.state.restore(run, checkpoint, args.force)
-    elif run.is_main:
-        folder.set_aside()
-    if start is not None and run.is_main:
-        training.start.keep(start, folder)
+        keep_start(run)
+    elif not args.try_rates:  # else once a rate is chosen
+        take_folder(run)
     # What the run goes by: each process may have found another checkpoint of that step.
     run.progress, run.micro_batch_size = runtime.distributed.agree((run.progress, run.micro_batch_size))
     return run
@@ -250,24 +268,61 @@ def check_processes(run: Run, step: int) -> None:
         )
 
 
+def take_folder(run: Run) -> None:
+    """Let CHECKPOINT_DIR be that of a new run: what an earlier one left there is moved aside."""
+    if run.is_main:
+        run.folder.set_aside()
+    keep_start(run)
+
+
+def keep_start(run: Run) -> None:
+    """Write the weights that the run is held to beside its checkpoints, so that it goes on with the same ones."""
+    if run.start is not None and run.is_main:
+        training.start.keep(run.start, run.folder)
+
+
+def close_loaders(run: Run) -> None:
+    """End the workers."""
+    for loader in filter(None, (run.loader, run.valid_loader, run.retention_loader)):
+        loader.close()
+
+
 # ---------------------------------------------------------------------------------------------- training
+
+
+def try_rates(pilots: Pilots, stop: StopSignals, args: argparse.Namespace) -> str:
+    """Train the pilots that are left to do and let LEARNING_RATE be the best of the rates -> "stopped" or "ended"."""
+    for rate, until in pilots.left():
+        if train_pilot(pilots, rate, until, stop) == "stopped":
+            return "stopped"
+    args.settings["LEARNING_RATE"] = pilots.best()
+    args.given.add("LEARNING_RATE")
+    return "ended"
+
+
+def train_pilot(pilots: Pilots, rate: float, until: int, stop: StopSignals) -> str:
+    """One pilot to the end of a round -> "stopped" or "ended"."""
+    pilot, finite = pilots.take_up(rate, until), True
+    with rescue(pilot):
+        try:
+            if not make_up_for_evaluation(pilot, stop) or train(pilot, stop, until) == "stopped":
+                return "stopped"
+        except training.state.Diverged as diverged:
+            console.warn(f"the pilot of {rate:g} ends here: {diverged}")
+            finite = False
+        pilots.note(pilot, until, finite)
+    return "ended"
 
 
 def fit(run: Run, stop: StopSignals) -> str:
     """Train from the current progress to the end, with logs, evaluations and checkpoints -> "stopped" or "ended"."""
     progress, plan, final = run.progress, run.plan, run.folder.path / training.run_folder.FINAL
     with rescue(run):
-        # A signal came before the evaluation of the step that this run goes on from.
-        if (
-            plan.evaluation_is_due(progress.step)
-            and progress.evaluated_step < progress.step
-            and not evaluate(run, stop)
-        ):
-            save_stopped(run)
+        if not make_up_for_evaluation(run, stop):
             return "stopped"
         if is_over(run):
             return "ended"
-        if not run.is_out_of_patience and train(run, stop) == "stopped":
+        if not run.is_out_of_patience and train(run, stop, plan.total_steps) == "stopped":
             return "stopped"
         training.state.save(run, final, needed=True)
     if progress.step < plan.total_steps:
@@ -282,12 +337,21 @@ def fit(run: Run, stop: StopSignals) -> str:
     return "ended"
 
 
-def train(run: Run, stop: StopSignals) -> str:
-    """Step after step -> "stopped" if a signal ended it, "ended" otherwise."""
+def make_up_for_evaluation(run: Run, stop: StopSignals) -> bool:
+    """Evaluate the start, or a step that a signal came before the evaluation of; False if a signal ended that too."""
+    step = run.progress.step
+    if run.plan.evaluation_is_due(step) and run.progress.evaluated_step < step and not evaluate(run, stop):
+        save_stopped(run)
+        return False
+    return True
+
+
+def train(run: Run, stop: StopSignals, until: int) -> str:
+    """Step after step, until so many are done -> "stopped" if a signal ended it, "ended" otherwise."""
     progress, plan = run.progress, run.plan
     clock = training.log.Clock()
-    with training.log.progress_bar(plan.total_steps, progress.step, shown=run.is_main) as bar:
-        for batch in run.batches():
+    with training.log.progress_bar(until, progress.step, shown=run.is_main) as bar:
+        for batch in run.batches(until):
             # ---- the step: gradient of the whole batch, update
             clock.data_arrived()
             done = training.step.train_step(
@@ -309,9 +373,9 @@ def train(run: Run, stop: StopSignals) -> str:
             # ---- its numbers
             clock.step_done(len(batch.keys) * runtime.distributed.world_size())
             bar.update()
-            step, last = progress.step, progress.step == plan.total_steps
+            step, last = progress.step, progress.step == until
             if step % plan.log_interval == 0 or last:
-                left = clock.seconds_left(plan.total_steps - step)
+                left = clock.seconds_left(until - step)
                 epochs = math.ceil(plan.total_steps / len(run.loader))
                 run.recorder.log_training(done.record, clock.lap(), progress, plan.total_steps, epochs, left)
             # ---- the evaluation, unless a signal came
@@ -361,18 +425,22 @@ def evaluate(run: Run, stop: StopSignals) -> bool:
     except runtime.distributed.Stopped:
         return False
     if results.get("num_samples") == 0 and not model.clip_model.is_finite(clip_model.model):
-        raise ValueError(f"step {progress.step}: the weights are not finite, so there is nothing to go on with")
+        raise training.state.Diverged(
+            f"step {progress.step}: the weights are not finite, so there is nothing to go on with"
+        )
     score = training.log.mean_recall(results)
-    better = progress.score(score, None if retained is None else training.log.mean_recall(retained))
+    kept = None if retained is None else training.log.mean_recall(retained)
+    better = progress.score(score, kept)
     run.recorder.log_evaluation(results, score, progress, retained)
     by_product = retrieval.drop.by_product(results)
+    run.last_scores, run.last_evaluation = (score, kept), by_product
     if progress.step == 0:
         run.first_evaluation = by_product
         run.first_retention = None if retained is None else retrieval.drop.by_product(retained)
     else:
         warn_of_drop(run, score, by_product)
-        if retained is not None:
-            warn_of_forgetting(run, training.log.mean_recall(retained), retrieval.drop.by_product(retained))
+        if retained is not None and kept is not None:
+            warn_of_forgetting(run, kept, retrieval.drop.by_product(retained))
     if better:
         training.state.save(run, run.folder.path / training.run_folder.BEST)
     return True
@@ -413,7 +481,7 @@ def say_stopped(run: Run, stop: StopSignals, args: argparse.Namespace) -> int:
     """The last lines of a stopped run -> its exit code."""
     signal, values, known = stop.agreed(), run.plan.settings, args.page.knobs
     if run.progress.step == 0:  # nothing is saved, so all that was set has to be set again
-        arguments = ["--resume", *training.resumption.flags_of(args.settings, args.given - {"RESUME"}, known)]
+        arguments = ["--resume", *flags_that_were_set(args)]
     else:
         arguments = training.resumption.flags_to_go_on(
             values, args.page.values({}), known, run.clip_model.config, loading.shard_list.names_url
@@ -421,6 +489,27 @@ def say_stopped(run: Run, stop: StopSignals, args: argparse.Namespace) -> int:
     print(f"stopped by {signal.name} at step {run.progress.step}; go on with --resume:")
     print(runtime.next_command.again("clipFineTuner.py", arguments), flush=True)
     return runtime.signals.exit_code(signal)
+
+
+def say_pilots_stopped(stop: StopSignals, args: argparse.Namespace) -> int:
+    """The last lines of pilots that a signal ended -> its exit code."""
+    signal = stop.agreed()
+    print(f"stopped by {signal.name} while rates are tried; the same command goes on:")
+    rates = ["--try-rates", *map(str, args.try_rates), *(["--dry-run"] if args.dry_run else [])]
+    print(runtime.next_command.again("clipFineTuner.py", [*flags_that_were_set(args), *rates]), flush=True)
+    return runtime.signals.exit_code(signal)
+
+
+def say_chosen(args: argparse.Namespace) -> int:
+    """The last lines of a dry run: the command that trains with the rate that was chosen -> exit code."""
+    print("next, train with it:")
+    print(runtime.next_command.again("clipFineTuner.py", flags_that_were_set(args)), flush=True)
+    return 0
+
+
+def flags_that_were_set(args: argparse.Namespace) -> list[str]:
+    """Every knob that was set for this call, in whatever way, as a flag; but for RESUME."""
+    return training.resumption.flags_of(args.settings, args.given - {"RESUME"}, args.page.knobs)
 
 
 def say_next(run: Run, args: argparse.Namespace) -> None:

@@ -47,7 +47,7 @@ def save_checkpoint(
         fields = {name: lora_file.trained(v) if name.endswith("_state_dict") else v for name, v in fields.items()}
         extra["lora"] = lora_file.content(clip_model.lora, weights)
         if alone:
-            _write(path, {"version": version(), **_head(clip_model), **extra, **fields})
+            write(path, {"version": version(), **_head(clip_model), **extra, **fields})
             print(f"{path} holds LoRA additions alone, to {clip_model.name} with {clip_model.lora.base.pretrained}")
             return
         weights = merged({name: weight.cpu() for name, weight in weights.items()}, clip_model.lora.settings.scale)
@@ -64,7 +64,7 @@ def save_checkpoint(
         **extra,
         **fields,
     }
-    _write(path, content)
+    write(path, content)
     padding = preprocess["fill_color"] if preprocess["resize_mode"] == "longest" else 0
     but = f" (but it pads pictures with 0, this suite with {padding})" if padding else ""
     print(f"plain open_clip loads {path} with{but}:\n  {model_call}\n  {tokenizer_call}")
@@ -80,7 +80,8 @@ def _head(clip_model):
     }
 
 
-def _write(path, content):
+def write(path: str | os.PathLike, content: Mapping[str, object]) -> None:
+    """Write a torch file whole or not at all; OSError if the disk does not take it."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)

@@ -77,10 +77,10 @@ class CheckpointFolder:
         """
         beside = ADDITIONS.get(path.name)
         options = {"alone": beside is None, **fields}
-        failure = _failure(save_checkpoint, path, clip_model, **options)
+        failure = _failure(self._write, path, clip_model, **options)
         if needed and failure and failure.errno in NO_ROOM:
             self._make_room()
-            failure = _failure(save_checkpoint, path, clip_model, **options)
+            failure = _failure(self._write, path, clip_model, **options)
         if failure is None:
             self._prune(path)
             if beside and clip_model.lora is not None:
@@ -93,6 +93,9 @@ class CheckpointFolder:
             ) from failure
         warn(f"{what}: earlier checkpoints are whole, training goes on; free some space, or lower KEEP_CHECKPOINTS")
         return False
+
+    def _write(self, path, clip_model, **fields):
+        save_checkpoint(path, clip_model, **fields)
 
     def _free_space(self):
         with contextlib.suppress(OSError):  # a folder that is gone has none

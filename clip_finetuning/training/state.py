@@ -1,7 +1,7 @@
 """What changes while a run goes on, what a checkpoint holds of it, and how a resumed run gets it back."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ WITHOUT_A_CHOICE = {
 }  # fmt: skip
 
 
+class Diverged(ValueError):
+    """The training cannot go on: its loss, its gradients or its weights are not finite."""
+
+
 @dataclass
 class Progress:
     """Where the training is; every checkpoint holds it."""
@@ -53,7 +57,7 @@ class Progress:
     evaluations_since_best: int = 0
 
     def count(self, done: Step) -> None:
-        """Go on by a step; ValueError after ten in a row without an update."""
+        """Go on by a step; Diverged after ten in a row without an update."""
         self.step, self.batch = self.step + 1, self.batch + 1
         if done.updated:
             self.skipped_in_a_row = 0
@@ -65,7 +69,7 @@ class Progress:
         if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
             return
         first = self.step - MAX_SKIPPED_IN_A_ROW + 1
-        raise ValueError(
+        raise Diverged(
             f"the loss or its gradient was not finite in steps {first} to {self.step}, so the training stops; lower "
             "LEARNING_RATE, lengthen WARMUP_STEPS, or set PRECISION=fp32, with --resume --force or in a new run"
         )
@@ -115,20 +119,22 @@ class Run:
     anchor: Anchor | None = None
     fitted: str | None = None  # what FIT_TEMPERATURE did
     first_retention: dict[str, Any] | None = None  # as `first_evaluation`, on the retention shards
+    last_evaluation: dict[str, Any] | None = None  # of the validation shards, by product
+    last_scores: tuple[float, float | None] | None = None  # mean Recall@10 on the validation and the retention shards
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether the last PATIENCE evaluations were no better than one before them."""
         return self.plan.patience is not None and self.progress.evaluations_since_best >= self.plan.patience
 
-    def batches(self) -> Iterator[Any]:
-        """Batches from the current position on, epoch after epoch, until all steps are done; `Progress.count` counts them."""
+    def batches(self, until: int) -> Iterator[Any]:
+        """Batches from the current position on, epoch after epoch, until so many steps are done; `Progress.count` counts them."""
         progress = self.progress
-        while progress.step < self.plan.total_steps:
+        while progress.step < until:
             self.loader.set_epoch(progress.epoch, progress.batch)
             for batch in self.loader:
                 yield batch
-                if progress.step == self.plan.total_steps:
+                if progress.step == until:
                     return
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
@@ -159,7 +165,6 @@ def start_run(
     start: Start | None = None,
 ) -> Run:
     """A run before its first step; `start` is for a plan with an anchor or a share of the start."""
-    began: Any = None if start is None else start.clip_model.model
     is_main = distributed.rank() == 0
     return Run(
         plan=plan,
@@ -168,8 +173,8 @@ def start_run(
         valid_loader=valid_loader,
         retention_loader=retention_loader,
         optimizer=planned_optimizer(plan, clip_model),
-        scaler=torch.amp.GradScaler(clip_model.device.type, enabled=plan.precision == "fp16"),
-        average=averages.create(clip_model.model, plan.ema_decay, began, plan.start_share),
+        scaler=_scaler(plan, clip_model),
+        average=_average(plan, clip_model, start),
         folder=folder,
         recorder=training_log.Recorder(folder if is_main else None, tensorboard),
         progress=Progress(learns_statistics=learns_statistics, keep=plan.keep),
@@ -178,6 +183,33 @@ def start_run(
         start=start,
         anchor=Anchor(start.clip_model, plan.anchor) if start is not None and plan.anchor else None,
     )
+
+
+def start_again(run: Run, plan: Plan, folder: CheckpointFolder) -> Run:
+    """A run with the model, as it now is, and the data of another, before its first step; its numbers go into `folder`."""
+    return replace(
+        run,
+        plan=plan,
+        optimizer=planned_optimizer(plan, run.clip_model),
+        scaler=_scaler(plan, run.clip_model),
+        average=_average(plan, run.clip_model, run.start),
+        folder=folder,
+        recorder=training_log.Recorder(folder if run.is_main else None),
+        progress=Progress(learns_statistics=run.progress.learns_statistics, keep=plan.keep),
+        first_evaluation=None,
+        first_retention=None,
+        last_evaluation=None,
+        last_scores=None,
+    )
+
+
+def _scaler(plan, clip_model):
+    return torch.amp.GradScaler(clip_model.device.type, enabled=plan.precision == "fp16")
+
+
+def _average(plan, clip_model, start):
+    began = None if start is None else start.clip_model.model
+    return averages.create(clip_model.model, plan.ema_decay, began, plan.start_share)
 
 
 # ---------------------------------------------------------------------------------------------------- resuming

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 
 from clip_finetuning.model import clip_model as clip
 from clip_finetuning.model import tuning
@@ -14,14 +15,15 @@ from clip_finetuning.training.run_folder import BEST, CURVES, START
 from clip_finetuning.training.state import Run
 
 
-def announce(run: Run) -> None:
-    """One block that says what will happen."""
+def announce(run: Run, tried: Sequence[float] = ()) -> None:
+    """One block that says what will happen; `tried`: rates of which one is to be chosen first."""
     plan, clip_model, processes = run.plan, run.clip_model, distributed.world_size()
     everything, trainable = clip.count_parameters(clip_model.model)
     tuned = tuning.summary(clip_model.model, plan.tuning)
     sizes = _checkpoints(run, everything)
     number = ", ".join(f"{count} of {size / 2**20:,.0f} MiB" for size, count in Counter(sizes).items())
     free = shutil.disk_usage(run.folder.path).free
+    best_of = f"the best of {', '.join(f'{rate:g}' for rate in tried)}" if tried else ""
     together = f", {processes} processes" if processes > 1 else ""
     lines = {
         "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
@@ -35,7 +37,7 @@ def announce(run: Run) -> None:
         "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
         **_retention(run),
         "steps": f"{plan.total_steps:,} of {plan.batch_size} samples, {run.micro_batch_size} on the device at once",
-        "learning rate": f"{plan.learning_rate:g} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "
+        "learning rate": f"{best_of or f'{plan.learning_rate:g}'} for {plan.optimizer}, {plan.warmup_steps} steps of warmup, "
         f"then {plan.schedule}",
         **_start(run),
         "checkpoints": f"{number} in {run.folder.path}, {free / 2**20:,.0f} MiB free",
@@ -82,16 +84,24 @@ def _retention(run):
 
 def _checkpoints(run, parameters):
     """Bytes of each checkpoint that there will be at most."""
-    average = run.average
-    copies = 1 if average is None else 2 + (average.moving is not None and average.start is not None)
-    moments = optimizers.count_moments(run.optimizer)
     periodic = min(run.folder.keep, (run.plan.total_steps - 1) // run.plan.checkpoint_interval)
     others = 1 + (run.valid_loader is not None)
     if run.clip_model.lora is None:
-        return [4 * (parameters * copies + moments)] * (periodic + others)
+        return [state_bytes(run)] * (periodic + others)
     added = sum(p.numel() for low_rank in low_ranks(run.clip_model.model) for p in low_rank.parameters())
-    small = 4 * (added * copies + moments)
+    small = 4 * (added * _copies(run) + optimizers.count_moments(run.optimizer))
     return [small] * periodic + [small + 4 * parameters, 4 * added] * others  # merged, and the additions beside it
+
+
+def state_bytes(run: Run) -> int:
+    """The size of one checkpoint that holds all the weights of a run, about."""
+    parameters, _ = clip.count_parameters(run.clip_model.model)
+    return 4 * (parameters * _copies(run) + optimizers.count_moments(run.optimizer))
+
+
+def _copies(run):
+    average = run.average
+    return 1 if average is None else 2 + (average.moving is not None and average.start is not None)
 
 
 def conclude(run: Run, lost: Counter[str]) -> None:
