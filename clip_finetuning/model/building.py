@@ -54,11 +54,11 @@ def create_model(
     named = _named(name, cache_dir)
     pretrained = pretrained or ""
     if pretrained and not _is_tag(named.name, pretrained):
-        if not Path(pretrained).is_file():
+        if not Path(pretrained).exists():
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(named.name))
             tags = tags or "none, this model has no published weights"
             raise ValueError(
-                f"MODEL_PRETRAINED={pretrained} is neither a file nor a tag of {named.name}; its tags: {tags}; "
+                f"MODEL_PRETRAINED={pretrained} is neither a file, a folder of weights nor a tag of {named.name}; its tags: {tags}; "
                 "empty means random weights"
             )
         checkpoint = read_checkpoint(pretrained)
@@ -110,7 +110,7 @@ def create_start(
         return with_image_settings(_build(architecture, "", cache_dir, clip_model.device), image)
     if not pretrained:
         raise ValueError("the checkpoint began with random weights, which had nothing to forget")
-    if not Path(pretrained).is_file():
+    if not Path(pretrained).exists():
         raise ValueError(f"the weights that the checkpoint began with are not there: {printable(pretrained)[:200]}")
     weights = read_checkpoint(pretrained, mapped=True)
     architecture = _agreed(pretrained, weights, architecture, None, cache_dir)
