@@ -59,7 +59,7 @@ def find(content: Mapping[Any, Any]) -> Found:
         return Found(chosen.weights, ".".join(chosen.keys), _remark(chosen, places))
     usual = [table for table in tables if table[0] in [(key,) for key in USUAL_KEYS]] or tables
     if not usual:
-        raise ValueError("no tensors under 'state_dict' or at its top level")
+        raise ValueError("holds no weights: no tensors under 'state_dict' or at its top level")
     keys, weights = max(usual, key=lambda table: (not _is_averaged(*table[0]), len(table[1])))
     return Found({USUAL_PREFIX.sub("", name, count=1): value for name, value in weights.items()}, ".".join(keys), "")
 
@@ -110,11 +110,12 @@ def _choose(places: list[_Place]) -> _Place:
     A teacher of other shapes than all the rest is no average, but another model to learn from.
     """
     averaged = [place for place in places if place.is_averaged and _has_a_like(place, places)]
-    usual = [place for key in USUAL_KEYS for place in places if place.keys[:1] == (key,)]
-    rest = averaged or [place for place in usual if place.keys == usual[0].keys] or places
+    plain = [place for place in places if not place.is_averaged]
+    usual = [place for key in USUAL_KEYS for place in plain if place.keys[:1] == (key,)]
+    rest = averaged or [place for place in usual if place.keys == usual[0].keys] or plain
     if len(rest) > 1:
         raise ValueError(
-            f"it has several models, in {', '.join(map(str, rest))}; save the state dict of one as a file of its own"
+            f"holds several models, in {', '.join(map(str, rest))}; save the state dict of one as a file of its own"
         )
     return rest[0]
 

@@ -56,7 +56,6 @@ class Archive(NamedTuple):
     """What a torch file holds."""
 
     content: object
-    is_torchscript: bool
     names: list[str]  # what it would have imported, but for the parts of tensors
 
 
@@ -77,7 +76,7 @@ def read(path: str | os.PathLike) -> Archive:
             raise ValueError(f"its pickle has {found[0].file_size:,} bytes, more than {MAX_PICKLE:,}")
         machine = _Machine(_Records(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), entries))
         content = machine.run(archive.read(found[0]))
-    return Archive(content, "constants.pkl" in entries, sorted(machine.names))
+    return Archive(content, sorted(machine.names))
 
 
 def tensors_of(thing: Thing) -> dict[str, torch.Tensor]:

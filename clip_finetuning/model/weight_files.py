@@ -57,7 +57,7 @@ class Contents(NamedTuple):
     """What a file holds."""
 
     content: Any
-    is_torchscript: bool = False
+    is_quick_gelu: bool = False  # a TorchScript that says so
     remark: str = ""  # "" for nothing
 
 
@@ -114,7 +114,7 @@ def _torch_file(path: Path, mapped: bool) -> Contents:
         remark = (
             f"nothing of {_listed(map(printable, names))} is built or run: the weights alone are read" if names else ""
         )
-        return Contents(archive.content, archive.is_torchscript, remark)
+        return Contents(archive.content, any(name.endswith(".QuickGELU") for name in archive.names), remark)
     if refused:
         print(f"{path} cannot be mapped into memory ({refused}), so it is read as a whole")
     return Contents(content)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from clip_finetuning.model import conversion, layouts, weight_files
+from clip_finetuning.model import beside, conversion, layouts, weight_files
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.open_clip_call import open_clip_calls
 from clip_finetuning.model.torch_archive import Thing
@@ -74,7 +74,7 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
     Raises FileNotFoundError, or ValueError if the file is damaged or holds no weights.
     """
     file = weight_files.resolve(Path(path))
-    content, is_torchscript, remark = weight_files.read(file, mapped)
+    content, quick_gelu, remark = weight_files.read(file, mapped)
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds no weights: expected a dictionary, found {type(content).__name__}")
     if isinstance(content.get("state_dict"), dict) and isinstance(content.get("model_name"), str):  # this suite's
@@ -86,12 +86,18 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
     try:
         found = layouts.find(content)
     except ValueError as error:
-        raise ValueError(f"checkpoint {path} holds no weights: {error}") from None
+        raise ValueError(f"checkpoint {path} {error}") from None
     if told := "; ".join(filter(None, (remark, found.remark))):
         print(f"{path}: {told}")
     if isinstance(content, Thing) or not found.key:
         content = {}
-    return {**content, "state_dict": found.weights, "is_torchscript": is_torchscript}
+    is_openai = quick_gelu or conversion.is_openai(found.weights)
+    return {
+        **content,
+        "state_dict": found.weights,
+        "said": beside.look(file, found.weights),
+        "is_openai": is_openai,
+    }
 
 
 def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLike) -> None:
