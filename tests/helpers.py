@@ -3,6 +3,7 @@
 Torch and the scripts are imported where they are needed, so that a test of one room loads no more than that room.
 """
 
+import contextlib
 import html.parser
 import io
 import json
@@ -233,6 +234,34 @@ def local_folder(folder, config, preprocess=None):
     content = {"model_cfg": config, "preprocess_cfg": preprocess or {}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     return f"local-dir:{folder}"
+
+
+@contextlib.contextmanager
+def tiny_siglip_tower(name="test_tiny_siglip", act="gelu_tanh"):
+    """Within the context timm knows a SigLIP tower small enough for a test -> (vision_cfg, text_cfg) that name it."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    def build(pretrained=False, **options):
+        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+        sizes |= {"class_token": False, "global_pool": "map", "act_layer": act}
+        return VisionTransformer(**sizes, **{k: v for k, v in options.items() if k == "num_classes"})
+
+    build.__name__, build.__module__ = name, "timm.models.vision_transformer"
+    entrypoints = timm.models._registry._model_entrypoints
+    entrypoints[name] = build
+    vision = {"image_size": 32, "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2, "no_causal_mask": True}
+    text |= {
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": 1e-6},
+        "act_kwargs": {"approximate": "tanh"},
+    }
+    try:
+        yield vision, text
+    finally:
+        del entrypoints[name]
 
 
 # ----------------------------------------------------------------------------------------------------------- embeddings

@@ -6,9 +6,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from clip_finetuning.catalogue import safe_pickle
 from clip_finetuning.catalogue.attributes import counted, with_text
 from clip_finetuning.catalogue.rows import RowError, Skipped, Source, make_row, picture_in_folder
+from clip_finetuning.runtime import safe_pickle
 from clip_finetuning.runtime.text import attribute_text, text_of
 
 FIELDS = ("product_id", "img_name", "super_cls_name", "captions")

@@ -3,13 +3,13 @@
 A tower is taken apart by its weights' names: whatever is left over is something that the target has no place for.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
 
-Weights = dict[str, torch.Tensor]
+from clip_finetuning.model import hf_names
+from clip_finetuning.model.hf_names import Weights
 
 
 class Lacking(ValueError):
@@ -27,47 +27,11 @@ class Source:
             raise Lacking(f"it has no {name}")
         return self.weights.pop(name)
 
-    def move(self, names: dict[str, str], suffixes: tuple[str, ...] = ("weight", "bias")) -> Weights:
-        """{new name: weight} of modules by {new: old}."""
-        return {f"{new}.{suffix}": self.take(f"{old}.{suffix}") for new, old in names.items() for suffix in suffixes}
-
     def finish(self, harmless: tuple[str, ...] = ()) -> None:
         """Lacking, if something is left."""
         left = [name for name in self.weights if name not in harmless]
         if left:
             raise Lacking(f"it has {left[0]}{' and others' if len(left) > 1 else ''}")
-
-
-def _attention(source: Source, new: str, old: str, packed: str = "in_proj_") -> Weights:
-    """Queries, keys and values, which open_clip keeps in one matrix, in three."""
-    weights: Weights = {}
-    for suffix in ("weight", "bias"):
-        parts = source.take(f"{old}.{packed}{suffix}").chunk(3)
-        weights |= {f"{new}.{name}_proj.{suffix}": part for name, part in zip("qkv", parts)}
-    return weights
-
-
-def block(source: Source, new: str, old: str) -> Weights:
-    """A residual attention block of open_clip."""
-    names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
-    names["self_attn.out_proj"] = "attn.out_proj"
-    moved = source.move({f"{new}.{a}": f"{old}.{b}" for a, b in names.items()})
-    return moved | _attention(source, f"{new}.self_attn", f"{old}.attn")
-
-
-def timm_block(source: Source, new: str, old: str) -> Weights:
-    """A block of timm's vision transformer."""
-    names = {"layer_norm1": "norm1", "layer_norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    names["self_attn.out_proj"] = "attn.proj"
-    moved = source.move({f"{new}.{a}": f"{old}.{b}" for a, b in names.items()})
-    return moved | _attention(source, f"{new}.self_attn", f"{old}.attn.qkv", packed="")
-
-
-def blocks(count: int, one: Callable[[Source, str, str], Weights], source: Source, new: str, old: str) -> Weights:
-    found: Weights = {}
-    for number in range(count):
-        found |= one(source, f"{new}.encoder.layers.{number}", f"{old}.{number}")
-    return found
 
 
 def demand(condition: bool, what: str) -> None:
@@ -118,17 +82,9 @@ def clip_vision(tower: Any) -> tuple[dict[str, Any], Weights]:
         "image_size": tower.image_size[0],
         "patch_size": tower.patch_size[0],
     }
-    weights = {
-        "embeddings.class_embedding": source.take("class_embedding"),
-        "embeddings.position_embedding.weight": source.take("positional_embedding"),
-        "embeddings.patch_embedding.weight": source.take("conv1.weight"),
-    }
-    weights |= source.move({"pre_layrnorm": "ln_pre", "post_layernorm": "ln_post"})
-    weights |= blocks(len(tower.transformer.resblocks), block, source, "", "transformer.resblocks")
-    found = {f"vision_model.{name.removeprefix('.')}": weight for name, weight in weights.items()}
-    found["visual_projection.weight"] = source.take("proj").T
+    weights = hf_names.to_theirs(hf_names.clip_vision(len(tower.transformer.resblocks)), source.take)
     source.finish()
-    return config, found
+    return config, weights
 
 
 def clip_text(model: Any) -> tuple[dict[str, Any], Weights]:
@@ -138,13 +94,10 @@ def clip_text(model: Any) -> tuple[dict[str, Any], Weights]:
     demand(pooling in ("argmax", "eos"), f"its text tower is pooled by '{pooling}'")
     demand(tower.attn_mask is not None, "its text tower sees later words (no causal mask)")
     config = _text_config(tower)
-    weights = _text_body(tower, source)
-    projection = source.take("text_projection") if "text_projection" in source.weights else None
-    if projection is None:
+    linear = "text_projection" not in source.weights
+    if linear:
         demand("text_projection.bias" not in source.weights, "its text projection has a bias")
-        weights["text_projection.weight"] = source.take("text_projection.weight")
-    else:
-        weights["text_projection.weight"] = projection.T
+    weights = hf_names.to_theirs(hf_names.clip_text(len(tower.transformer.resblocks), linear=linear), source.take)
     source.finish(harmless=("logit_scale", "logit_bias", "attn_mask"))
     return config, weights
 
@@ -176,24 +129,9 @@ def siglip_vision(tower: Any) -> tuple[dict[str, Any], Weights]:
         "vision_use_head": True,
     }
     demand(len(set(trunk.patch_embed.img_size)) == 1, f"its pictures are no squares, but {trunk.patch_embed.img_size}")
-    weights = {
-        "embeddings.position_embedding.weight": source.take("pos_embed")[0],
-        "head.probe": source.take("attn_pool.latent"),
-    }
-    moved = {
-        "embeddings.patch_embedding": "patch_embed.proj",
-        "post_layernorm": "norm",
-        "head.layernorm": "attn_pool.norm",
-    }
-    moved |= {"head.mlp.fc1": "attn_pool.mlp.fc1", "head.mlp.fc2": "attn_pool.mlp.fc2"}
-    moved["head.attention.out_proj"] = "attn_pool.proj"
-    weights |= source.move(moved)
-    for suffix in ("weight", "bias"):
-        both = [source.take(f"attn_pool.{name}.{suffix}") for name in ("q", "kv")]
-        weights[f"head.attention.in_proj_{suffix}"] = torch.cat(both)
-    weights |= blocks(len(trunk.blocks), timm_block, source, "", "blocks")
+    weights = hf_names.to_theirs(hf_names.siglip_vision(len(trunk.blocks)), source.take)
     source.finish()
-    return config, {f"vision_model.{name.removeprefix('.')}": weight for name, weight in weights.items()}
+    return config, weights
 
 
 def siglip_text(model: Any) -> tuple[dict[str, Any], Weights]:
@@ -205,8 +143,7 @@ def siglip_text(model: Any) -> tuple[dict[str, Any], Weights]:
     )
     demand(tower.attn_mask is None, "its text tower does not see later words (causal mask)")
     demand(isinstance(tower.text_projection, torch.nn.Linear), "its text projection has no bias")
-    weights = _text_body(tower, source)
-    weights |= source.move({"text_model.head": "text_projection"})
+    weights = hf_names.to_theirs(hf_names.siglip_text(len(tower.transformer.resblocks)), source.take)
     config = _text_config(tower) | {"projection_size": tower.text_projection.out_features}
     source.finish(harmless=("logit_scale", "logit_bias", "attn_mask"))
     return config, weights
@@ -233,16 +170,6 @@ def _text_config(tower: Any) -> dict[str, Any]:
         "vocab_size": tower.token_embedding.num_embeddings,
         "max_position_embeddings": len(tower.positional_embedding),
     }
-
-
-def _text_body(tower: Any, source: Source) -> Weights:
-    weights = {
-        "embeddings.token_embedding.weight": source.take("token_embedding.weight"),
-        "embeddings.position_embedding.weight": source.take("positional_embedding"),
-    }
-    weights |= source.move({"final_layer_norm": "ln_final"})
-    weights |= blocks(len(tower.transformer.resblocks), block, source, "", "transformer.resblocks")
-    return {f"text_model.{name.removeprefix('.')}": weight for name, weight in weights.items()}
 
 
 def _kind(tower: Any) -> str:

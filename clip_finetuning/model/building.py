@@ -19,7 +19,7 @@ import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 
-from clip_finetuning.model import hub, lora_file
+from clip_finetuning.model import beside, hf_config, hub, lora_file
 from clip_finetuning.model.architecture import (
     Architecture,
     check_architecture,
@@ -55,11 +55,11 @@ def create_model(
     named = _named(name, cache_dir)
     pretrained = pretrained or ""
     if pretrained and not _is_tag(named.name, pretrained):
-        if not Path(pretrained).is_file():
+        if not Path(pretrained).exists():
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(named.name))
             tags = tags or "none, this model has no published weights"
             raise ValueError(
-                f"MODEL_PRETRAINED={pretrained} is neither a file nor a tag of {named.name}; its tags: {tags}; "
+                f"MODEL_PRETRAINED={pretrained} is neither a file, a folder of weights nor a tag of {named.name}; its tags: {tags}; "
                 "empty means random weights"
             )
         checkpoint = read_checkpoint(pretrained)
@@ -121,7 +121,7 @@ def _begun(architecture, pretrained, named, cache_dir, device, image=None):
         return with_image_settings(_build(architecture, "", cache_dir, device), image)
     if not pretrained:
         raise ValueError("the checkpoint began with random weights, which had nothing to forget")
-    if not Path(pretrained).is_file():
+    if not Path(pretrained).exists():
         if named:
             raise ValueError(f"MODEL_PRETRAINED={named} is neither a file nor a tag of {architecture.name}")
         raise ValueError(f"the weights that the checkpoint began with are not there: {printable(pretrained)[:200]}")
@@ -193,7 +193,7 @@ def _load(path, checkpoint, architecture, cache_dir, device, image):
         return with_image_settings(clip_model, image)
     known, recipe = checkpoint.get("preprocess"), None
     if known is None:
-        architecture, recipe = assume(path, architecture)
+        architecture, recipe = assume(path, architecture, checkpoint)
     clip_model = _build(architecture, "", cache_dir, device, own_weights=False)
     clip_model.pretrained = str(path)
     size = clip_model.preprocess["size"]
@@ -351,18 +351,38 @@ def _agreed(path, checkpoint, named: Architecture | None, default_name: str | No
     """
     saved = _saved(path, checkpoint, named, default_name, cache_dir)
     if saved is None:
+        said = checkpoint.get("said")
+        if said is not None and said.architecture is not None:
+            return _named_or_said(path, named, said)
         named = named or (_named(default_name, cache_dir) if default_name is not None else None)
         if named is None:
             raise ValueError(f"{path} does not say which architecture it holds; set MODEL_NAME")
         return named
     if named is not None and saved.config != named.config:
-        if saved.config != {**named.config, "quick_gelu": True}:
+        if saved.config not in ({**named.config, "quick_gelu": True}, hf_config.with_tanh(named.config)):
             raise ValueError(
                 f"{path} is a checkpoint of {saved.name}, but MODEL_NAME is {named.name}; set MODEL_NAME={saved.name}, "
                 "or choose a checkpoint of the model you named"
             )
-        print(f"{path} is a checkpoint of {saved.name}: {named.name} with QuickGELU, as its weights were trained")
+        activation = "QuickGELU" if saved.config.get("quick_gelu") else "the approximate GELU"
+        print(f"{path} is a checkpoint of {saved.name}: {named.name} with {activation}, as its weights were trained")
     return saved
+
+
+def _named_or_said(path, named: Architecture | None, said: beside.Said) -> Architecture:
+    """The architecture that was named, unless the config beside the weights has another; that, if none was."""
+    told = said.architecture
+    assert told is not None
+    if named is None:
+        print(f"{path} holds {told.name}, as {said.where} says")
+        return told
+    if hf_config.essentials(told.config) != hf_config.essentials(named.config):
+        folder = said.where.parent
+        fix = told.name if open_clip.get_model_config(told.name) == told.config else f"local-dir:{folder}"
+        raise ValueError(
+            f"{path} holds {told.name}, as {said.where} says, but MODEL_NAME is {named.name}; set MODEL_NAME={fix}"
+        )
+    return named
 
 
 def _saved(path, checkpoint, named: Architecture | None, default_name: str | None, cache_dir) -> Architecture | None:

@@ -10,21 +10,21 @@ lays transparent pictures on black, this suite on white.
 import contextlib
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 
-from clip_finetuning.model import lora_file
+from clip_finetuning.model import beside, conversion, layouts, lora_file, weight_files
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.lora import merged
 from clip_finetuning.model.low_rank import additions
 from clip_finetuning.model.open_clip_call import open_clip_calls
+from clip_finetuning.model.torch_archive import Thing
 from clip_finetuning.runtime.atomic_write import atomic_write
+from clip_finetuning.runtime.text import printable
 from clip_finetuning.runtime.version import version
 
 
@@ -93,88 +93,83 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
     """A checkpoint file as a dictionary with at least `state_dict`, on the CPU, without running code from it.
 
     `state_dict` is empty if the file has LoRA's additions alone.
-    Takes this suite's files, open_clip_train's, files with `model_state_dict` or `model`, bare state dicts and safetensors.
+    Takes this suite's files, open_clip_train's, those of other trainers as `layouts.find` says, TorchScript, bare state
+    dicts, safetensors, and folders of the hub. What had to be chosen or left out is printed.
     `mapped` reads a tensor only when it is looked at, out of pages that all processes share: for whoever needs a few
     numbers of gigabytes, or copies each tensor once. Until the last of them is gone the file must not be written to.
     Raises FileNotFoundError, or ValueError if the file is damaged or holds no weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; train first, or give its path")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = _contents(path, mapped)
-    except Exception as error:  # zip, pickle and safetensors errors have no common class
-        reason = str(error).split("\n")[0][:160]
-        raise ValueError(
-            f"checkpoint {path} cannot be read: it is damaged or holds more than plain weights ({reason})"
-        ) from error
+    file = weight_files.resolve(Path(path))
+    content, quick_gelu, remark = weight_files.read(file, mapped)
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds no weights: expected a dictionary, found {type(content).__name__}")
     if isinstance(content.get("lora"), dict) and "state_dict" not in content:  # additions alone
         return {**content, "state_dict": {}}
-    found = next(
-        (key for key in ("state_dict", "model_state_dict", "model") if isinstance(content.get(key), dict)), None
-    )
-    checkpoint = {**content, "state_dict": content.pop(found)} if found else {"state_dict": content}
-    checkpoint["state_dict"] = {
-        _bare_key(str(key)): value for key, value in checkpoint["state_dict"].items() if isinstance(value, torch.Tensor)
+    if isinstance(content.get("state_dict"), dict) and isinstance(content.get("model_name"), str):  # this suite's
+        checkpoint, weights = content, content["state_dict"]
+        weights = {str(key): value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+        if not weights:
+            raise ValueError(f"checkpoint {path} holds no weights: no tensors under 'state_dict'")
+        return {**checkpoint, "state_dict": weights}
+    try:
+        found = layouts.find(content)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} {error}") from None
+    if told := "; ".join(filter(None, (remark, found.remark))):
+        print(f"{path}: {told}")
+    if isinstance(content, Thing) or not found.key:
+        content = {}
+    is_openai = quick_gelu or conversion.is_openai(found.weights)
+    return {
+        **content,
+        "state_dict": found.weights,
+        "said": beside.look(file, found.weights),
+        "is_openai": is_openai,
     }
-    if not checkpoint["state_dict"]:
-        raise ValueError(f"checkpoint {path} holds no weights: no tensors under 'state_dict' or at its top level")
-    return checkpoint
-
-
-def _contents(path: Path, mapped: bool) -> object:
-    """The contents of a torch file, if asked for with its tensors mapped; it says so where a whole file cannot be."""
-    refused = None
-    if mapped:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # a file of before torch 1.6, a file system without maps, damage: no common class
-            refused = str(error).split("\n")[0][:100]
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if refused:
-        print(f"{path} cannot be mapped into memory ({refused}), so it is read as a whole")
-    return content
-
-
-def _bare_key(key: str) -> str:
-    """A parameter's name without what DistributedDataParallel and torch.compile put before it, in either order."""
-    return re.sub(r"^((module|_orig_mod)\.)+", "", key)
 
 
 def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLike) -> None:
-    """Strictly load a checkpoint's weights; what does not fit is refused in one line."""
+    """Strictly load a checkpoint's weights; what does not fit is refused in one line, and what was computed anew is said."""
     model, weights = clip_model.model, dict(checkpoint["state_dict"])
     if isinstance(checkpoint.get("logit_bias"), torch.Tensor) or "logit_bias" in weights:
         add_logit_bias(clip_model)
     if isinstance(checkpoint.get("logit_bias"), torch.Tensor):
         weights["logit_bias"] = checkpoint["logit_bias"]
+    expected, told = model.state_dict(), []
+    original = weights = conversion.without_buffers(weights, expected)
+    if _differences(expected, weights):
+        with quiet(), contextlib.suppress(Exception):  # a conversion may fail in any way: then it is no such layout
+            weights, told = conversion.converted(weights, model)
     for name in ("logit_scale", "logit_bias"):  # a scalar for some trainers, one element for others
         wanted = getattr(model, name, None)
         if name in weights and isinstance(wanted, torch.Tensor) and weights[name].numel() == wanted.numel():
             weights[name] = weights[name].reshape(wanted.shape)
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in weights]
-    unexpected = [key for key in weights if key not in expected]
-    misshapen = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
-    if missing or unexpected or misshapen:
-        try:  # OpenAI's, Apple's and others' layouts, position embeddings of another size: open_clip converts them
-            with quiet():
-                open_clip.load_checkpoint(model, str(path), strict=True)
-            return
-        except Exception as error:  # a conversion may fail in any way
-            counts = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-            differences = "; ".join(f"{len(keys)} {what} ({keys[0]} ...)" for what, keys in counts.items() if keys)
-            raise ValueError(
-                f"{path} does not hold the weights of {clip_model.name}: {differences}; set MODEL_NAME to its architecture"
-            ) from error
+    if differences := _differences(expected, weights):
+        look = conversion.look_of(original)
+        look = f"; its names are those of {look}" if look else ""
+        raise ValueError(
+            f"{path} does not hold the weights of {clip_model.name}: {differences}{look}; set MODEL_NAME to its architecture"
+        )
+    if told:
+        print(f"{path}: {'; '.join(told)}")
     model.load_state_dict(weights)
+
+
+def _differences(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
+    """How weights differ from those that a model has, in words; "" if only numbers do."""
+    scalars = ("logit_scale", "logit_bias")
+    kinds = {
+        "missing": [key for key in expected if key not in weights],
+        "unexpected": [key for key in weights if key not in expected],
+        "of another shape": [
+            key
+            for key in expected
+            if key in weights
+            and weights[key].shape != expected[key].shape
+            and not (key in scalars and weights[key].numel() == 1)
+        ],
+    }
+    return "; ".join(f"{len(keys)} {what} ({printable(keys[0])} ...)" for what, keys in kinds.items() if keys)
 
 
 @contextlib.contextmanager

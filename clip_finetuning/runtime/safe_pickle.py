@@ -39,7 +39,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 FROM_MARK = {"LIST": list, "TUPLE": tuple, "FROZENSET": list}
 ADDED = {"APPEND": 1, "APPENDS": None, "ADDITEMS": None}  # the number of values taken; None: up to the mark
 SET = {"SETITEM": 2, "SETITEMS": None}
-DROPPED = {"POP": 1, "POP_MARK": None, "BUILD": 1}  # BUILD: the state of an object
+DROPPED = {"POP": 1, "POP_MARK": None}
 NOTHING = frozenset(("PROTO", "FRAME", "READONLY_BUFFER", "STOP"))
 # Those that would import, call, or fetch from outside, with the number of values that they take from the stack.
 OPAQUE = {
@@ -62,19 +62,26 @@ def load(data: bytes) -> object:
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"{len(data):,} bytes; a record has at most {MAX_BYTES:,}")
-        return _Machine().run(data)
+        return Machine().run(data)
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"not a readable pickle ({error})") from error
 
 
-class _Machine:
+class Machine:
     """A stack, the marks in it, the values that were put aside to come again, and how many instructions may still come."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict = {}
-        self.left = MAX_INSTRUCTIONS
+        self.limit = self.left = MAX_INSTRUCTIONS if limit is None else limit
+
+    def opaque(self, name: str, argument: Any, values: list) -> object:
+        """What takes the place of an import, a call or a fetch; `values`: what the instruction took from the stack."""
+        return STAND_IN
+
+    def set_state(self, target: object, state: object) -> None:
+        """What becomes of the state that an object would get."""
 
     def run(self, data: bytes) -> object:
         """What stands on top of the stack at the end."""
@@ -111,7 +118,7 @@ class _Machine:
             self.left = max(0, self.left - number - 1)
             return False
         if name != "STOP":
-            raise ValueError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+            raise ValueError(f"more than {self.limit:,} instructions")
         return True
 
     def _build(self, name: str, argument: Any) -> None:
@@ -126,8 +133,8 @@ class _Machine:
         elif name in CONSTANTS:
             stack.append(CONSTANTS[name])
         elif name in OPAQUE:
-            self._taken(OPAQUE[name])
-            stack.append(STAND_IN)
+            values = self._taken(OPAQUE[name])
+            stack.append(self.opaque(name, argument, values))
         elif name in TUPLES:
             stack.append(tuple(self._taken(TUPLES[name])))
         elif name in FROM_MARK:
@@ -145,6 +152,9 @@ class _Machine:
             _set_items(stack[-1], values)
         elif name in DROPPED:
             self._taken(DROPPED[name])
+        elif name == "BUILD":
+            (state,) = self._taken(1)
+            self.set_state(stack[-1], state)
         elif name == "DUP":
             stack.append(stack[-1])
         else:

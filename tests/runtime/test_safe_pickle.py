@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from clip_finetuning.catalogue import safe_pickle
-from clip_finetuning.catalogue.safe_pickle import STAND_IN
+from clip_finetuning.runtime import safe_pickle
+from clip_finetuning.runtime.safe_pickle import STAND_IN
 from tests.helpers import ROOT
 
 PLAIN = {
@@ -135,7 +135,7 @@ HOSTILE = {
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_pickles_are_read_within_bounds(data):
     """In a process of its own: these bring `pickle.load` down, some with a crash of the interpreter."""
-    program = "import sys; from clip_finetuning.catalogue import safe_pickle; safe_pickle.load(sys.stdin.buffer.read())"
+    program = "import sys; from clip_finetuning.runtime import safe_pickle; safe_pickle.load(sys.stdin.buffer.read())"
     subprocess.run([sys.executable, "-c", program], input=data, cwd=ROOT, check=True, timeout=30)
 
 
