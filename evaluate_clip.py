@@ -61,10 +61,13 @@ def main(argv: list[str] | None = None) -> None:
         print(retrieval.seeds.join([retrieval.result_file.read(path) for path in args.seeds]))
         return
     ranks = runtime.distributed.start(args.device)
+    retrieval.judgements.check(args.judgements)
     if not args.from_embeddings:
         if args.disputed or args.truth != "strict":
             retrieval.looks.check()
         loading.first_look.check_shards(args.dataset_path)
+        if args.disputed and not args.attributes and not loading.named_fields.have_attributes(args.dataset_path):
+            raise ValueError(retrieval.disputed.NO_ATTRIBUTES)
     args.prompts = retrieval.zero_shot.read_prompts(args.prompts) if args.prompts else None
     baseline = load_baseline(args) if args.baseline and ranks.rank == 0 else None
     if args.from_embeddings:
@@ -84,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.retention:
             measured = functools.partial(measure_others, args=args, ranks=ranks)
             about["retention"] = retrieval.retention.measure(clip_model, measured, start, baseline)
+    if args.disputed:
+        retrieval.disputed.check(embeddings)
     device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
     truth = truth_of(embeddings, args, args.truth)
     results = evaluate(embeddings, queries, args, truth, device) | about

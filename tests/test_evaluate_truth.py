@@ -143,11 +143,32 @@ def test_without_attributes_or_fingerprints_disputed_pairs_are_one_line(tmp_path
     )
     with pytest.raises(ValueError, match="--disputed goes by attributes, and no sample has any: keep some with"):
         evaluate(f"--dataset-path={tmp_path}/a.{{000000..000000}}.tar", "--disputed=n.csv", "--output=n.json")
+    bare = embeddings_file.load("e.npz")
+    bare.attributes = None
+    embeddings_file.save("bare.npz", bare)
+    with pytest.raises(ValueError, match="--disputed goes by attributes, and no sample has any: keep some with"):
+        evaluate_clip.main(["--from-embeddings=bare.npz", "--disputed=n.csv", "--output=n.json"])
+    assert not Path("n.json").exists()  # told before anything is measured
     evaluate("--save-embeddings=plain.npz", "--output=p.json")
     with pytest.raises(
         ValueError, match="has no fingerprints of them: write it anew with --save-embeddings and --truth all"
     ):
         evaluate_clip.main(["--from-embeddings=plain.npz", "--disputed=n.csv", "--output=n.json"])
+    assert not Path("n.json").exists()
+
+
+def test_wrong_judgements_are_told_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_clip, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    judged, row = tmp_path / "j.csv", "coat 3,000000007,{},P3\n"
+    for said, message in (
+        (row.format("maybe"), r"j.csv:2: the verdict 'maybe' is none"),
+        (row.format("") + row.format("right") + row.format("Wrong"), r"j.csv:4 says wrong of .*j.csv:3 says right"),
+    ):
+        judged.write_text("caption,image_key,verdict,image_product\n" + said)
+        with pytest.raises(ValueError, match=message):
+            evaluate(f"--judgements={judged}", "--output=n.json")
+    with pytest.raises(FileNotFoundError):
+        evaluate("--judgements=nowhere.csv", "--output=n.json")
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

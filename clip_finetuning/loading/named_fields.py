@@ -13,6 +13,7 @@ from clip_finetuning.loading.sample import (
     attributes_of,
     has_text_at,
 )
+from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.source import Source
 from clip_finetuning.loading.stream_reader import shard_records
 from clip_finetuning.runtime.text import printable
@@ -40,6 +41,16 @@ def check_records(who: str, records: Callable[[], Iterator[Mapping[str, Any]]], 
     wanted = _named(fields)
     for knob, name in _absent(iter(records()), wanted) if wanted else ():
         raise ValueError(_message(knob, name, who, records()))
+
+
+def have_attributes(pattern: str) -> bool:
+    """Whether a sample of the shards has attributes, of streamed ones one of the first; True where none can be read."""
+    shards, any_read = expand_pattern(pattern), False
+    for record in itertools.islice(_records(shards), LOOKED_AT if any(map(is_url, shards)) else None):
+        any_read = True
+        if attributes_of(record):
+            return True
+    return not any_read
 
 
 def _named(fields: Fields) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ pictures    the picture is a near-duplicate of one of the caption's own, within 
 captions    the picture's own caption is the same wording (`wording.wording_key`)
 attributes  category and all attributes of the two products are equal, and none is blank
 
+Where pictures ask for pictures, those of one product, or category, stand for the caption's own, and their captions for it.
 None of it asks a model, so no model is judged by its own opinion.
 """
 
@@ -42,21 +43,30 @@ class Likeness:
 
 
 class Alike(NamedTuple):
-    """For each query the gallery items of other products that are alike: by one reason each, and together."""
+    """For each query the gallery items of other products that are alike, together and by reason."""
 
     pairs: Positives
-    counts: dict[str, int]  # (query, item) pairs by reason, of which one may have several, and `all`
+    keys: dict[str, np.ndarray]  # {reason: pairs as numbers `query * G + item`}; a pair may have several
+
+    def counts(self) -> dict[str, int]:
+        """How many pairs each reason concerns, and `all`, in which each counts once."""
+        return {reason: len(keys) for reason, keys in self.keys.items()} | {"all": len(self.pairs.items)}
 
 
 def likeness_of(embeddings: Embeddings) -> Likeness:
     """What is alike in a data set, as far as its pictures were looked at and it has attributes."""
     e = embeddings
-    likeness: dict = {"wording": _numbered(list(map(wording_key, e.captions)))}
+    likeness: dict = {"wording": wordings_of(e.captions)}
     if e.looks is not None:
         likeness |= _looks(e.looks)
     if e.attributes is not None:
         likeness |= _kinds(e)
     return Likeness(**likeness)
+
+
+def wordings_of(captions: np.ndarray) -> np.ndarray:
+    """(M,) equal numbers for texts of one wording."""
+    return _numbered(list(map(wording_key, captions)))
 
 
 def related(
@@ -70,15 +80,29 @@ def related(
     """
     width = len(images)
     mine = distinct(np.concatenate([pair_keys(own.queries(), own.items, width), judged]))
-    found = {"captions": _of_wordings(likeness.wording[texts], own, width)}
+    return _related(likeness, own, images, mine, _of_wordings(likeness.wording[texts], own, width))
+
+
+def related_to_groups(likeness: Likeness, own: Positives, image_text: np.ndarray) -> Alike:
+    """The same for groups of images with `own`, their members: all other images that are alike to one of these.
+
+    `image_text` (N,) is the number of each image's own text.
+    """
+    images = np.arange(len(image_text))
+    mine = distinct(pair_keys(own.queries(), own.items, len(images)))
+    return _related(likeness, own, images, mine, _of_classes(likeness.wording[image_text], None, own, len(images)))
+
+
+def _related(likeness, own, images, mine, by_wording):
+    width = len(images)
+    found = {"captions": by_wording}
     if likeness.look is not None and likeness.near is not None:
         found["pictures"] = _of_classes(likeness.look[images], likeness.near, own, width)
     if likeness.kind is not None:
         found["attributes"] = _of_classes(likeness.kind[images], None, own, width)
-    found = {reason: not_among(keys, mine) for reason, keys in found.items()}
-    together = distinct(np.concatenate(list(found.values())))
-    counts = {reason: len(found[reason]) for reason in REASONS if reason in found} | {"all": len(together)}
-    return Alike(from_keys(together, len(own.offsets) - 1, width), counts)
+    keys = {reason: not_among(found[reason], mine) for reason in REASONS if reason in found}
+    together = distinct(np.concatenate(list(keys.values())))
+    return Alike(from_keys(together, len(own.offsets) - 1, width), keys)
 
 
 # ------------------------------------------------------------------------------------------- what is alike

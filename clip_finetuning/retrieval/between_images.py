@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_finetuning.retrieval import metrics, positives, ranking, summary
+from clip_finetuning.retrieval import metrics, positives, ranking, summary, truth
 from clip_finetuning.retrieval.embeddings import Embeddings, numbered, texts
 from clip_finetuning.retrieval.query_texts import NothingToAsk
 from clip_finetuning.runtime import distributed
@@ -32,7 +32,14 @@ WHY_NONE = {
 }
 
 
-def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int, **where: Any) -> dict[str, Any]:
+def evaluate(
+    embeddings: Embeddings,
+    protocol: str,
+    ks: Sequence[int],
+    seed: int,
+    wanted: truth.Truth | None = None,
+    **where: Any,
+) -> dict[str, Any]:
     """The numbers of one protocol, as of those with texts. Raises NothingToAsk where no image has a hit.
 
     `where`: device and shared of `ranking.rank_positives`.
@@ -44,7 +51,9 @@ def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int
     if not asks.any():
         raise NothingToAsk(f"{protocol}: a hit is {A_HIT[protocol]}, and no image has one: {WHY_NONE[protocol]}")
     asking = np.flatnonzero(asks)
-    values = _values(e.image_embeddings, groups, asking, others, ks, where)
+    members = positives.by_group(np.arange(groups.max() + 1), groups)
+    alike = truth.alike_groups(wanted, e, members, np.bincount(groups[asking], minlength=groups.max() + 1))
+    values, best = _values(e.image_embeddings, groups, asking, others, alike and alike[0], ks, where)
     if where.get("shared") and distributed.rank() > 0:
         return {}
     gallery, alone = len(groups) - 1, len(groups) - len(asking)
@@ -54,7 +63,12 @@ def evaluate(embeddings: Embeddings, protocol: str, ks: Sequence[int], seed: int
         "chance": metrics.chance_of_counts(others[asking], np.full(len(asking), gallery), ks),
         "gallery": gallery,
     }
-    return {"protocol": _sentence(e, protocol, asks), "image_to_image": numbers}
+    result = {"protocol": _sentence(e, protocol, asks), "image_to_image": numbers}
+    if wanted and alike:
+        by_truth = truth.by_truth_of_best(wanted, best, e.image_product[asking], ks)
+        of = f"pictures of different {'products' if protocol == 'image_to_image' else 'kinds'}"
+        result["truth"] = truth.entry(wanted, {"image_to_image": by_truth}, alike[1], of)
+    return result
 
 
 def what_decides(protocol: str, embeddings: Embeddings) -> dict[str, np.ndarray]:
@@ -96,20 +110,23 @@ def _category_and_attributes(e):
     )
 
 
-def _values(embeddings, groups, asking, others, ks, where):
-    """{name: (Q,)} of the images that ask, some at a time."""
-    parts = []
-    for chosen in _parts(asking, others[asking]):
+def _values(embeddings, groups, asking, others, alike, ks, where):
+    """({name: (Q,)} of the images that ask, some at a time; by each truth the rank of the best right image of each)."""
+    values, best = [], []
+    sizes = others if alike is None else others + np.diff(alike.offsets)[groups]
+    for chosen in _parts(asking, sizes[asking]):
         hits = _others_of_group(groups, chosen)
         itself = positives.Positives(np.arange(len(chosen) + 1), chosen)
-        ranks = ranking.rank_positives(embeddings[chosen], embeddings, hits, absent=itself, **where)
-        parts.append(metrics.query_values(ranks, ks))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        near = None if alike is None else positives.selected(alike, groups[chosen])
+        ranks = ranking.rank_positives(embeddings[chosen], embeddings, hits, alike=near, absent=itself, **where)
+        values.append(metrics.query_values(ranks, ks))
+        best.append(truth.best_ranks(ranks))
+    return ({name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in (values, best))
 
 
-def _parts(asking, others) -> Iterator[np.ndarray]:
-    """The images that ask, in parts of few enough pairs with their hits."""
-    part = np.cumsum(others) // MOST_PAIRS
+def _parts(asking, pairs) -> Iterator[np.ndarray]:
+    """The images that ask, in parts of few enough `pairs` with others."""
+    part = np.cumsum(pairs) // MOST_PAIRS
     yield from np.split(asking, np.flatnonzero(np.diff(part)) + 1)
 
 

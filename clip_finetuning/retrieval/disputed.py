@@ -36,6 +36,10 @@ HEADER = (
     "levels",
     "attributes",
 )
+NO_ATTRIBUTES = (
+    "--disputed goes by attributes, and no sample has any: keep some with --attributes of clip_prep.py, or name fields of "
+    "the .json with --attributes"
+)
 TEMPLATES = templates(Path(__file__).parent)
 
 
@@ -53,10 +57,7 @@ class Pair(NamedTuple):
 def check(embeddings: Embeddings) -> None:
     """ValueError where there is nothing by which pairs could be disputed."""
     if embeddings.attributes is None:
-        raise ValueError(
-            "--disputed goes by attributes, and no sample has any: keep some with --attributes of clip_prep.py, or name "
-            "fields of the .json with --attributes"
-        )
+        raise ValueError(NO_ATTRIBUTES)
     if embeddings.looks is None:
         raise ValueError(
             "--disputed compares pictures, and the embeddings file has no fingerprints of them: write it anew with "
@@ -65,8 +66,10 @@ def check(embeddings: Embeddings) -> None:
 
 
 def find(embeddings: Embeddings, truth: Truth) -> list[Pair]:
-    """The disputed pairs of the product protocol, those that look most alike first; judged ones are left out."""
-    check(embeddings)
+    """The disputed pairs of the product protocol, those that look most alike first; judged ones are left out.
+
+    Of embeddings that pass `check`.
+    """
     tasks = protocols.tasks(embeddings, "product")
     forward = tasks["text_to_image"]
     texts, images = forward.query_items, forward.gallery_items

@@ -6,7 +6,7 @@ positives from then on, wrong ones are never alike.
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,16 +54,41 @@ class Judgements:
         )
 
 
+def check(paths: Sequence[str | os.PathLike]) -> None:
+    """Raise what `read` does, as far as the files tell it without the data: before a model runs."""
+    verdicts = _Verdicts()
+    for where, row in _rows(paths):
+        verdicts.add((same_caption_key(row["caption"]), row["image_key"], row.get("image_product")), row, where)
+
+
 def read(paths: Sequence[str | os.PathLike], embeddings: Embeddings) -> Judgements:
     """The verdicts of files on the pairs of a data set.
 
     Raises FileNotFoundError, and ValueError for a file without the columns, a verdict that is none, verdicts that
     contradict each other, and files of which no pair is in this data.
     """
-    find = _Pairs(embeddings)
-    verdicts: dict[tuple[int, int], str] = {}  # (text, image) -> verdict
-    places: dict[tuple[int, int], str] = {}
+    find, verdicts = _Pairs(embeddings), _Verdicts()
     blank, judged, unknown = 0, 0, 0
+    for where, row in _rows(paths):
+        if not row["verdict"]:
+            blank += 1
+            continue
+        judged += 1
+        found = find(row)
+        unknown += not found
+        for pair in found:
+            verdicts.add(pair, row, where)
+    if judged and unknown == judged:
+        names = ", ".join(map(str, paths))
+        raise ValueError(f"{names}: none of the {judged:,} judged captions and pictures are in this data")
+    said = verdicts.said.items()
+    right, wrong = (_columns(pair for pair, verdict in said if verdict == kind) for kind in (RIGHT, WRONG))
+    digest = hashlib.sha256(repr([column.tolist() for column in (*right, *wrong)]).encode()).hexdigest()[:16]
+    return Judgements(right, wrong, blank, unknown, digest)
+
+
+def _rows(paths: Sequence[str | os.PathLike]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where it stands, row) of files, the verdict in small letters, which is right, wrong or blank."""
     for path in paths:
         for line, row in spreadsheet.read(path, NEEDED, WHAT):
             where, verdict = f"{path}:{line}", row["verdict"].strip().lower()
@@ -71,25 +96,27 @@ def read(paths: Sequence[str | os.PathLike], embeddings: Embeddings) -> Judgemen
                 raise ValueError(
                     f"{where}: the verdict {printable(verdict)!r} is none; it takes right, wrong or nothing"
                 )
-            if not verdict:
-                blank += 1
-                continue
-            judged += 1
-            found = find(row)
-            unknown += not found
-            for pair in found:
-                place = places.setdefault(pair, where)
-                if verdicts.setdefault(pair, verdict) != verdict:
-                    raise ValueError(
-                        f"{where} says {verdict} of the picture {printable(row['image_key'])} for "
-                        f"{printable(row['caption'])[:60]!r}, {place} says {verdicts[pair]}; leave one of them"
-                    )
-    if judged and unknown == judged:
-        names = ", ".join(map(str, paths))
-        raise ValueError(f"{names}: none of the {judged:,} judged captions and pictures are in this data")
-    right, wrong = (_columns(pair for pair, said in verdicts.items() if said == verdict) for verdict in (RIGHT, WRONG))
-    digest = hashlib.sha256(repr([column.tolist() for column in (*right, *wrong)]).encode()).hexdigest()[:16]
-    return Judgements(right, wrong, blank, unknown, digest)
+            yield where, {**row, "verdict": verdict}
+
+
+class _Verdicts:
+    """What was said of each pair, whatever stands for it."""
+
+    def __init__(self) -> None:
+        self.said: dict[Hashable, str] = {}
+        self.places: dict[Hashable, str] = {}
+
+    def add(self, pair: Hashable, row: dict[str, str], where: str) -> None:
+        """Remember a row's verdict; ValueError if another row says the opposite."""
+        verdict = row["verdict"]
+        if not verdict:
+            return
+        place = self.places.setdefault(pair, where)
+        if self.said.setdefault(pair, verdict) != verdict:
+            raise ValueError(
+                f"{where} says {verdict} of the picture {printable(row['image_key'])} for "
+                f"{printable(row['caption'])[:60]!r}, {place} says {self.said[pair]}; leave one of them"
+            )
 
 
 class _Pairs:

@@ -65,6 +65,14 @@ def joined(first: Positives, second: Positives) -> Positives:
     return Positives(first.offsets + second.offsets, items[np.argsort(query, kind="stable")])
 
 
+def selected(positives: Positives, queries: np.ndarray) -> Positives:
+    """Those of these queries, in their order."""
+    counts = np.diff(positives.offsets)[queries]
+    offsets = offsets_of(counts)
+    starts = np.repeat(positives.offsets[queries] - offsets[:-1], counts)
+    return Positives(offsets, positives.items[starts + np.arange(offsets[-1])])
+
+
 def without(positives: Positives, others: Positives, gallery_size: int) -> Positives:
     """Those that are not among the others of the same query, each once."""
     own, known = (keys_of(some, gallery_size) for some in (positives, others))
@@ -98,7 +106,11 @@ def distinct(keys: np.ndarray) -> np.ndarray:
 
 def not_among(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Those keys that are not among the known ones, which are ascending."""
+    return keys[~is_among(keys, known)]
+
+
+def is_among(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which keys, of any shape, are among the known ones, which are ascending."""
     if not len(known):
-        return keys
-    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return keys[known[place] != keys]
+        return np.zeros(np.shape(keys), bool)
+    return known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys

@@ -29,7 +29,15 @@ from clip_finetuning.retrieval.pairs import pair_truths
 from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs, one_to_one, transposed
 from clip_finetuning.retrieval.stored_rows import selected
 from clip_finetuning.retrieval.tiles import Rows
-from clip_finetuning.retrieval.truth import Truth, alike_texts, by_truth, by_truth_of_pairs, entry, marked_tasks
+from clip_finetuning.retrieval.truth import (
+    Truth,
+    alike_texts,
+    by_truth,
+    by_truth_of_pairs,
+    entry,
+    marked_tasks,
+    of_texts,
+)
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import caption_numbers
 
@@ -68,31 +76,32 @@ def evaluate(
     """
     where = {"device": device, "shared": shared}
     if protocol in BETWEEN_IMAGES:
-        return between_images.evaluate(embeddings, protocol, ks, seed, **where)
+        return between_images.evaluate(embeddings, protocol, ks, seed, truth, **where)
     if protocol in QUERIES_OF:
-        return _evaluate_queries(embeddings, protocol, ks, seed, queries or {}, where)
+        return _evaluate_queries(embeddings, protocol, ks, seed, queries or {}, where, truth)
     if protocol == "sampled101":
         return sampled101.evaluate(
-            embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed), shared
+            embeddings, ks, seed, candidates or sampled101.draw_candidates(embeddings, seed), shared, truth
         )
     if protocol == "pair":
         return _evaluate_pairs(embeddings, ks, seed, truth, where)
     described = {"protocol": describe(embeddings, protocol)}
     if truth and truth.judged:
         described["protocol"] += f"; {truth.judged.sentence()}"
-    numbers = _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs and protocol == "product", truth)
+    hubs &= protocol == "product"
+    numbers = _evaluate_tasks(embeddings, protocol, ks, seed, where, truth, hubs=hubs, graded=truth is not None)
     return numbers and described | numbers
 
 
-def _evaluate_tasks(embeddings, protocol, ks, seed, where, hubs=False, truth=None):
+def _evaluate_tasks(embeddings, protocol, ks, seed, where, truth=None, *, hubs=False, graded=False):
     """{direction: numbers} of a protocol that has `tasks`, and its `truth` where others than the strict one are wanted."""
     asked, alike, counts = marked_tasks(truth, tasks(embeddings, protocol))
-    graded = _gains(embeddings, asked) if truth else dict.fromkeys(asked)
+    gained = _gains(embeddings, asked) if graded else dict.fromkeys(asked)
     ranked, by_gain = {}, {}
     for direction, task in asked.items():
         rank = partial(ranking.rank_positives, task.queries, task.gallery, **where)
         ranked[direction] = rank(task.positives, alike=alike[direction], top=hubness.FIRST if hubs else 0)
-        if found := graded[direction]:
+        if found := gained[direction]:
             by_gain[direction] = rank(found[0], grades=found[1]), found[1]
     if where["shared"] and distributed.rank() > 0:
         return {}
@@ -162,12 +171,12 @@ def tasks(embeddings: Embeddings, protocol: str) -> dict[str, Task]:
     return {direction: both[direction] for direction in DIRECTIONS_OF[protocol]}
 
 
-def _evaluate_queries(embeddings, protocol, ks, seed, queries, where):
+def _evaluate_queries(embeddings, protocol, ks, seed, queries, where, truth):
     """A protocol whose texts are not the captions; where these have languages, each language against its own texts."""
     asked = query_texts.asked(embeddings, protocol, queries)
     mine = queries[QUERIES_OF[protocol]]
     result: dict[str, Any] = {"protocol": query_texts.describe(protocol, asked, mine.note)}
-    result |= _evaluate_tasks(asked, protocol, ks, seed, where)
+    result |= _evaluate_tasks(asked, protocol, ks, seed, where, truth and of_texts(truth, asked.captions))
     languages = query_texts.by_language(mine)
     if languages:
         result["languages"] = {
@@ -186,9 +195,9 @@ def _evaluate_pairs(e, ks, seed, truth, where):
     """`pair`: each sample alone is its own hit, and samples that share a text share their rank."""
     numbers, texts = map(np.array, caption_numbers(e.captions))
     used, text_of = np.unique(numbers[e.image_text], return_inverse=True)  # the gallery has the samples' texts alone
-    alike, counts = alike_texts(truth, e, texts[used])
+    related = alike_texts(truth, e, texts[used])
     text_rows = selected(e.text_embeddings, texts[used])
-    found = pair_truths(e.image_embeddings, text_rows, text_of, ks, alike, **where)
+    found = pair_truths(e.image_embeddings, text_rows, text_of, ks, related and related.pairs, **where)
     if where["shared"] and distributed.rank() > 0:
         return {}
     images, shared = len(text_of), int((np.bincount(text_of)[text_of] > 1).sum())
@@ -201,6 +210,6 @@ def _evaluate_pairs(e, ks, seed, truth, where):
     for direction in DIRECTIONS:
         result[direction] = summary.of_values(found[direction]["strict"], products[direction], e.category, seed)
         result[direction] |= {"chance": metrics.chance(one_to_one(images), images, ks), "gallery": images}
-    if truth and alike is not None:
-        result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), counts)
+    if truth and related:
+        result["truth"] = entry(truth, by_truth_of_pairs(truth, found, products), related.counts())
     return result

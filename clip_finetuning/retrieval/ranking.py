@@ -227,15 +227,26 @@ def concatenated(parts: Sequence[Ranks]) -> Ranks:
     return Ranks(**columns)
 
 
-def rank_candidates(queries: Rows, candidates: Rows) -> Ranks:
-    """Rank candidate 0, the positive, among each query's own candidates: (Q, D) and (Q, C, D) -> Ranks."""
+def rank_candidates(queries: Rows, candidates: Rows, alike: np.ndarray | None = None) -> Ranks:
+    """Rank candidate 0, the positive, among each query's own candidates: (Q, D) and (Q, C, D) -> Ranks.
+
+    `alike` (Q, C): which of the others could as well be right.
+    """
     device = torch.device("cpu")
     rows, own = Source(queries, "query", device), Source(candidates, "candidate", device)
     everything = slice(None)
-    scores = torch.einsum("qcd,qd->qc", own.read(everything), rows.read(everything))
-    ahead = (scores[:, 1:] >= scores[:, :1]).sum(1).numpy()
-    above = (scores[:, 1:] > scores[:, :1]).sum(1).numpy()
-    return _ranks(np.arange(len(scores) + 1), np.arange(len(scores)), scores[:, 0].numpy(), ahead, above, {})
+    scores = torch.einsum("qcd,qd->qc", own.read(everything), rows.read(everything)).numpy()
+    others, right = scores[:, 1:], scores[:, 0]
+    ahead, above = (others >= right[:, None]).sum(1), (others > right[:, None]).sum(1)
+    beside = {} if alike is None else _beside_alike(others, right, alike[:, 1:])
+    return _ranks(np.arange(len(scores) + 1), np.arange(len(scores)), right, ahead, above, beside)
+
+
+def _beside_alike(scores, right, alike):
+    """Ranks of the best of the positive and the alike ones, and of the positive without these: (Q, C), (Q,), (Q, C)."""
+    reached = np.maximum(right, np.where(alike, scores, -np.inf).max(1, initial=-np.inf))
+    rank = {"best_tolerant": reached, "best_without": right}
+    return {name: 1 + ((scores >= best[:, None]) & ~alike).sum(1) for name, best in rank.items()}
 
 
 # ------------------------------------------------------------------------------------------------- nearest items

@@ -15,6 +15,7 @@ from clip_finetuning.retrieval import metrics, ranking, summary
 from clip_finetuning.retrieval.embeddings import Embeddings, numbered, packed, texts
 from clip_finetuning.retrieval.names import DIRECTIONS
 from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs, transposed
+from clip_finetuning.retrieval.truth import CAPTIONS_AND_PICTURES, Truth, alike_candidates, by_truth, entry
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import caption_numbers
@@ -117,7 +118,12 @@ def _sources(own, others, products):
 
 
 def evaluate(
-    embeddings: Embeddings, ks: Sequence[int], seed: int, candidates: Candidates, shared: bool = False
+    embeddings: Embeddings,
+    ks: Sequence[int],
+    seed: int,
+    candidates: Candidates,
+    shared: bool = False,
+    truth: Truth | None = None,
 ) -> dict[str, Any]:
     """The numbers averaged over the draws, with intervals over the products of all draws together.
 
@@ -138,7 +144,8 @@ def evaluate(
         "fewest_negatives": smallest,
         "topped_up": candidates.topped_up,
     }
-    ranked = {direction: _ranked(e, direction, rows, shared) for direction, rows in lists.items()}
+    alike, counts = alike_candidates(truth, e, lists) or (dict.fromkeys(lists), {})
+    ranked = {direction: _ranked(e, direction, rows, alike[direction], shared) for direction, rows in lists.items()}
     if shared and distributed.rank() > 0:
         return {}
     for direction, rows in lists.items():
@@ -146,6 +153,13 @@ def evaluate(
         result[direction] = summary.of_ranks(ranked[direction], e.image_product[asked], e.category[asked], ks, seed)
         result[direction]["queries"] = queries
         result[direction]["chance"] = metrics.chance_of_counts(np.ones(sizes.size, int), sizes.ravel(), ks)
+    if truth and counts:
+        numbers = {
+            way: by_truth(ranked[way], truth, e.image_product[rows[:, :, 0].ravel()], ks) for way, rows in lists.items()
+        }
+        for of in (of for by_name in numbers.values() for of in by_name.values()):
+            of["queries"] = queries
+        result["truth"] = entry(truth, numbers, counts, f"{CAPTIONS_AND_PICTURES} that meet in a list")
     return result
 
 
@@ -162,23 +176,25 @@ def _without_shared_captions(e, lists):
     return cleaned, left_out
 
 
-def _ranked(e, direction, lists, shared):
+def _ranked(e, direction, lists, alike, shared):
     """The ranks of all draws one after another, `CHUNK` queries at a time."""
     rows = lists.reshape(-1, lists.shape[2])
+    alike = None if alike is None else alike.reshape(rows.shape)
     first, last = distributed.part_of(len(rows)) if shared else (0, len(rows))
-    parts = [_rank_lists(e, direction, rows[start : min(start + CHUNK, last)]) for start in range(first, last, CHUNK)]
+    chunks = [slice(start, min(start + CHUNK, last)) for start in range(first, last, CHUNK)]
+    parts = [_rank_lists(e, direction, rows[part], None if alike is None else alike[part]) for part in chunks]
     if shared:
         parts = [part for parts in distributed.gather_objects(parts) for part in parts]
     return ranking.concatenated(parts)
 
 
-def _rank_lists(e, direction, rows):
+def _rank_lists(e, direction, rows, alike):
     if direction == "text_to_image":
         queries, candidates = e.text_embeddings[e.image_text[rows[:, 0]]], e.image_embeddings[rows]
     else:
         queries, candidates = e.image_embeddings[rows[:, 0]], e.text_embeddings[e.image_text[rows]]
     candidates = np.where(rows[:, :, None] >= 0, candidates, -np.sign(queries)[:, None] * 1e6)  # no rival at all
-    return ranking.rank_candidates(queries, candidates)
+    return ranking.rank_candidates(queries, candidates, alike)
 
 
 # ------------------------------------------------------------------------------------------------ the file

@@ -35,13 +35,13 @@ def test_pictures_captions_and_attributes_each_find_their_pairs():
     )
     found = related(mine)
     assert lists(found.pairs) == [[1], [0], [3], [2, 4], [3]]
-    assert found.counts == {"pictures": 2, "captions": 2, "attributes": 2, "all": 6}
+    assert found.counts() == {"pictures": 2, "captions": 2, "attributes": 2, "all": 6}
     assert alike.likeness_of(mine).incomplete == 2 and alike.likeness_of(mine).names == ("colour", "size")
 
 
 def test_nothing_is_alike_where_nothing_is_known():
     found = related(embedded_catalogue())
-    assert found.counts == {"captions": 0, "all": 0} and not len(found.pairs.items)
+    assert found.counts() == {"captions": 0, "all": 0} and not len(found.pairs.items)
 
 
 def test_the_same_attributes_in_another_category_are_not_alike():
