@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from clip_finetuning.model import fast_towers
+from clip_finetuning.model import fast_towers, tuning
 from clip_finetuning.model.fast_towers import OpenClip
 from clip_finetuning.model.lora import Added
 from clip_finetuning.model.preprocessing import ImageTransform, normalize
@@ -100,7 +100,7 @@ def is_untrained(model: torch.nn.Module) -> bool:
 
 
 def training_mode(model: torch.nn.Module, learn_statistics: bool) -> None:
-    """Switch to training; the statistics of BatchNorm layers stay what they are unless `learn_statistics`.
+    """Switch to training, but for what is locked; the statistics of BatchNorm layers stay unless `learn_statistics`.
 
     Statistics of a whole pre-training would be drowned by those of a few small batches, and would make a sample's
     embedding depend on how a batch is cut into micro-batches and processes.
@@ -109,6 +109,7 @@ def training_mode(model: torch.nn.Module, learn_statistics: bool) -> None:
     if not learn_statistics:
         for norm in batch_norms(model):
             norm.eval()
+    tuning.lock_modes(model)
 
 
 def batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:

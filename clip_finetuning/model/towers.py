@@ -46,6 +46,14 @@ def tower_of(name: str) -> str:
     return {"visual": "image", "text_decoder": "decoder"}.get(name.partition(".")[0], "text")
 
 
+def kind_of(model: OpenClip, tower: str) -> str:
+    """The class of a tower, of timm's trunk or Hugging Face's encoder in it where there is one."""
+    module = getattr(model, {"image": "visual", "text": "text", "decoder": "text_decoder"}[tower], model)
+    if hasattr(module, "config"):
+        return type(module.transformer).__name__
+    return type(getattr(module, "trunk", module)).__name__
+
+
 def _in_tower(kind: str, names: list[str], prefix: str, tower: Any) -> dict[str, Place]:
     own = [name[len(prefix) :] for name in names]
     below = _below(own, _blocks(tower), _embeddings(tower)) if own else {}

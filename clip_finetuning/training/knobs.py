@@ -47,4 +47,24 @@ def contradictions(values: Mapping[str, Any], processes: int = 1) -> list[str]:
         found.append("PATIENCE counts evaluations, but EVAL_INTERVAL is none: set EVAL_INTERVAL too")
     if batch_size % processes:
         found.append(f"BATCH_SIZE={batch_size} does not divide among {processes} processes; make it a multiple")
+    return found + _of_tuning(values)
+
+
+def _of_tuning(values):
+    """What is wrong with what trains: nothing does, or a rate is for what does not."""
+    tune, towers = values["TUNE"], ("image", "text")
+    rates = {tower: values[f"{tower.upper()}_RATE"] for tower in towers}
+    trained = [tower for tower in towers if tune not in towers or tune == tower]
+    found = []
+    if not any(rates[tower] for tower in trained):
+        names = [f"{tower.upper()}_RATE" for tower in trained]
+        zeros = " and ".join(f"{name}=0" for name in names)
+        found.append(f"TUNE={tune} with {zeros} leaves nothing to train: set {' or '.join(names)} above 0")
+    for tower in set(towers).difference(trained):
+        name, rate = f"{tower.upper()}_RATE", rates[tower]
+        if rate not in (0, 1):
+            found.append(f"{name}={rate:g} changes nothing, since TUNE={tune} locks the {tower} tower: leave it at 1")
+    if tune == "head" and values["LAYER_DECAY"] != 1:
+        decay = values["LAYER_DECAY"]
+        found.append(f"LAYER_DECAY={decay:g} changes nothing, since TUNE=head trains no block: leave it at 1")
     return found

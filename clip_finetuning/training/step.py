@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model import tuning
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
@@ -62,9 +63,18 @@ def train_step(
     parameters = [p for p in model.parameters() if p.requires_grad]
     loss_function = {"clip": losses.clip_loss, "siglip": losses.siglip_loss}[plan.loss]
 
+    locked, kept = tuning.locked_towers(model), {}
+
+    def encoded(tower, encode, rows):
+        if tower not in locked:
+            return encode(clip_model, rows)
+        if id(rows) not in kept:  # micro-batches come twice, and a locked tower embeds them alike
+            kept[id(rows)] = rows, encode(clip_model, rows)
+        return kept[id(rows)][1]
+
     def embed(images, tokens):
         with devices.autocast(device, plan.precision):
-            return clip.encode_images(clip_model, images), clip.encode_texts(clip_model, tokens)
+            return encoded("image", clip.encode_images, images), encoded("text", clip.encode_texts, tokens)
 
     def loss_of(image_embeddings, text_embeddings, identities):
         bias = getattr(model, "logit_bias", None)

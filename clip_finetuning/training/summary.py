@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 
 from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model import tuning
 from clip_finetuning.model.low_rank import low_ranks
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.console import warn
@@ -17,6 +18,7 @@ def announce(run: Run) -> None:
     """One block that says what will happen."""
     plan, clip_model, processes = run.plan, run.clip_model, distributed.world_size()
     everything, trainable = clip.count_parameters(clip_model.model)
+    tuned = tuning.summary(clip_model.model, plan.tuning)
     sizes = _checkpoints(run, everything)
     number = ", ".join(f"{count} of {size / 2**20:,.0f} MiB" for size, count in Counter(sizes).items())
     free = shutil.disk_usage(run.folder.path).free
@@ -24,6 +26,7 @@ def announce(run: Run) -> None:
     lines = {
         "model": f"{clip_model.name}, from {clip_model.pretrained or 'random weights'}",
         "parameters": f"{everything:,}, trainable {trainable:,}",
+        **({"tuning": tuned} if tuned else {}),
         **({"LoRA": str(clip_model.lora)} if clip_model.lora else {}),
         "device": f"{clip_model.device}, {plan.precision}{together}",
         "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
@@ -34,6 +37,8 @@ def announce(run: Run) -> None:
         "checkpoints": f"{number} in {run.folder.path}, {free / 2**20:,.0f} MiB free",
     }
     print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)
+    if plan.tuning.tune != "full" and clip.is_untrained(clip_model.model):
+        warn(f"TUNE={plan.tuning.tune} locks weights that are random, and learns around them: TUNE=full trains all")
     if sum(sizes) + max(sizes) > free:  # the one that is being written lies beside the older ones
         warn(
             f"checkpoints, {number}, and one more while writing, may not fit into {run.folder.path}: "
