@@ -127,9 +127,11 @@ def train_ours(
 
 def fit_temperature(clip_model: Any, kept: list[Kept]) -> None:
     """Set the temperature as FIT_TEMPERATURE does, on the first batches."""
-    from clip_finetuning.training import temperature
+    from clip_finetuning.training import first_batches, temperature
 
-    raise NotImplementedError(temperature)
+    number = -(-first_batches.SAMPLES // BATCH_SIZE)
+    embedded = [first_batches.embed(clip_model, batch, "fp32", None) for batch in kept[:number]]
+    temperature.fit_to(clip_model, embedded, "clip")
 
 
 # --------------------------------------------------------------------------------------------------------- peers

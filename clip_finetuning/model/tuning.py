@@ -14,7 +14,7 @@ from torch import nn
 from clip_finetuning.model import towers
 from clip_finetuning.model.fast_towers import OpenClip
 from clip_finetuning.model.lora import add
-from clip_finetuning.model.low_rank import Lora, is_addition
+from clip_finetuning.model.low_rank import Lora
 
 TOWERS = ("image", "text")
 
@@ -42,9 +42,9 @@ def of_settings(settings: Mapping[str, Any]) -> Tuning:
 
 
 def apply(clip_model: Any, tuning: Tuning, seed: int = 0) -> dict[str, float]:
-    """Lock what does not train of a ClipModel, after low-rank additions, drawn from `seed`, where they do -> `rates_of` it.
+    """Lock what does not train of a ClipModel, after LoRA's additions, drawn from `seed`, came to it -> `rates_of` it.
 
-    ValueError if no tower has anything left to train, or nothing is found to add to.
+    ValueError if no tower has anything left to train.
     """
     model = clip_model.model
     if tuning.lora is not None:
@@ -83,16 +83,14 @@ def rates(
     factors = dict.fromkeys(places, 0.0)
     for name, parameter in model.named_parameters():
         place = places[name]
-        if parameter.requires_grad and _trains(name, place, tune) and of_tower[place.tower]:
+        if parameter.requires_grad and _trains(place, tune) and of_tower[place.tower]:
             factors[name] = of_tower[place.tower] * _decay(model, place, 1.0 if tune == "head" else layer_decay)
     return factors
 
 
-def _trains(name, place, tune):
-    if tune == "full" or place.tower == "both":
+def _trains(place, tune):
+    if tune in ("full", "lora") or place.tower == "both":
         return True
-    if tune == "lora":
-        return is_addition(name)
     return place.is_head if tune == "head" else place.tower == tune
 
 
@@ -155,7 +153,7 @@ def summary(model: OpenClip, tuning: Tuning) -> str:
             blocks = max(place.below for place in own.values()) - 1 if tuning.layer_decay != 1 else 0
             over = f" over {blocks} blocks" if blocks else ""
             parts.append(f"{tower} tower at {low:.3g}{f' to {high:.3g}' if low < high else ''} times the rate{over}")
-    return f"{tuning.tune}: {'; '.join(parts)}"
+    return f"{tuning.tune}: {'; '.join(parts)}" if parts else ""  # of LoRA's additions the model says more
 
 
 def _in_short(names):
