@@ -82,7 +82,7 @@ def flags_to_go_on(
     values: {knob: value} of the run; page: what they are where nothing is set; config: the model's architecture. A knob
     that is as the page says needs no flag.
     """
-    names = ["CHECKPOINT_DIR", *(name for name in knobs.PATTERNS if names_url(values[name]))]
+    names = ["CHECKPOINT_DIR", *(name for name in knobs.PATTERNS if values[name] and names_url(values[name]))]
     if distributed.world_size() > 1:
         names.append("DEVICE")  # by it they meet, before they know of the checkpoint
     differing = flags_of(values, [name for name in names if values[name] != page[name]], known)
