@@ -7,8 +7,9 @@
     torchrun --nproc-per-node=2 clipFineTuner.py                      # BATCH_SIZE is shared among the processes
 
 CHECKPOINT_DIR receives checkpoint_NNNNNNNN.pt every CHECKPOINT_INTERVAL steps, best_checkpoint.pt, final_checkpoint.pt,
-metrics.jsonl and training_curves.png. Ctrl-C and SIGTERM save a checkpoint and leave with exit code 130 and 143; the last
-line is the command that goes on. Ctrl-C twice ends at once. --resume takes from the checkpoint what no flag says.
+metrics.jsonl and training_curves.png, with ANCHOR or START_SHARE also start.pt, the weights it began with. Ctrl-C and
+SIGTERM save a checkpoint and leave with exit code 130 and 143; the last line is the command that goes on. Ctrl-C twice
+ends at once. --resume takes from the checkpoint what no flag says.
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ def best(batches: Batches, loss: str, device: torch.device | str = "cpu") -> tup
     for _ in range(HALVINGS):  # the loss is convex in the scale, as every log-sum-exp of linear functions is
         middle = torch.tensor((low + high) / 2, requires_grad=True)
         slope = sum(
-            torch.autograd.grad(losses.clip_loss(*_on(device, batch), middle.exp().to(device)), middle)[0].item()
+            torch.autograd.grad(losses.clip_loss(*_on(device, batch), logit_scale=middle.exp().to(device)), middle)[
+                0
+            ].item()
             for batch in batches
         )
         low, high = (middle.item(), high) if slope < 0 else (low, middle.item())
@@ -72,8 +74,8 @@ def mean_loss(
 ) -> float:
     """The mean loss of batches of `first_batches.embedded` at a temperature."""
     function = {"clip": losses.clip_loss, "siglip": losses.siglip_loss}[loss]
-    numbers = [torch.tensor(0.0 if value is None else value, device=device) for value in (scale, bias)]
-    return sum(function(*_on(device, batch), *numbers).item() for batch in batches) / len(batches)
+    by = {"logit_scale": torch.tensor(scale, device=device), "logit_bias": torch.tensor(bias or 0.0, device=device)}
+    return sum(function(*_on(device, batch), **by).item() for batch in batches) / len(batches)
 
 
 def _on(device, tensors):

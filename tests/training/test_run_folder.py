@@ -210,3 +210,14 @@ def test_an_earlier_run_is_set_aside_whole(tmp_path, model):
         folder.log({"step": 1})
         folder.set_aside()
     assert {path.name for path in (tmp_path / "earlier_run_2").iterdir()} == {"final_checkpoint.pt", "metrics.jsonl"}
+
+
+def test_the_start_goes_with_its_run_and_alone_stays(tmp_path, model):
+    """Alone it is that of a run which ended before its first checkpoint."""
+    folder = CheckpointFolder(tmp_path)
+    folder.save(folder.path / "start.pt", model)
+    folder.set_aside()
+    assert not list(tmp_path.glob("earlier_run_*"))
+    folder.save(folder.path / "final_checkpoint.pt", model, step=1)
+    folder.set_aside()
+    assert {path.name for path in (tmp_path / "earlier_run_1").iterdir()} == {"final_checkpoint.pt", "start.pt"}
