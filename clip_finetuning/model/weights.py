@@ -19,7 +19,7 @@ from typing import Any
 import open_clip
 import torch
 
-from clip_finetuning.model import lora_file
+from clip_finetuning.model import lora_file, peft_layout
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.lora import merged
 from clip_finetuning.model.low_rank import additions
@@ -91,13 +91,15 @@ def _write(path, content):
 def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
     """A checkpoint file as a dictionary with at least `state_dict`, on the CPU, without running code from it.
 
-    `state_dict` is empty if the file has LoRA's additions alone.
+    `state_dict` is empty if there are LoRA's additions alone: of this suite, or a folder that PEFT wrote.
     Takes this suite's files, open_clip_train's, files with `model_state_dict` or `model`, bare state dicts and safetensors.
     `mapped` reads a tensor only when it is looked at, out of pages that all processes share: for whoever needs a few
     numbers of gigabytes, or copies each tensor once. Until the last of them is gone the file must not be written to.
     Raises FileNotFoundError, or ValueError if the file is damaged or holds no weights.
     """
     path = Path(path)
+    if peft_layout.is_adapter(path):
+        return peft_layout.read(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist; train first, or give its path")
     try:
