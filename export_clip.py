@@ -3,6 +3,7 @@
     python export_clip.py --checkpoint checkpoints/best_checkpoint.pt --form open_clip --output shop-clip
     python export_clip.py --checkpoint checkpoints/best_checkpoint.pt --form transformers --output shop-clip-hf --dtype fp16
     python export_clip.py --checkpoint checkpoints/best_checkpoint.pt --form onnx --output shop-clip-onnx --normalize --int8
+    python export_clip.py --checkpoint checkpoints/final_lora.pt --form peft --output shop-lora
     python export_clip.py --form sentence-transformers --output base-clip --pictures "webdataset_shards/clip_dataset_valid.*.tar"
 
 Without --checkpoint it is the model of MODEL_NAME and MODEL_PRETRAINED. The folder is there whole and checked, or not at all:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from clip_finetuning.export.form import Facts, Form, Options
     from clip_finetuning.model.clip_model import ClipModel
 
+PEFT = "peft"
+FORM_HELP = f"one of {', '.join(FORMS)}, or of a LoRA checkpoint {PEFT}"
 KNOBS = [
     "MODEL_NAME", "MODEL_PRETRAINED", "MODEL_CACHE_DIR", "VALID_DATASET_PATTERN", "CAPTION_KEY", "PRODUCT_KEY",
     "IMAGE_MEAN", "IMAGE_STD", "IMAGE_RESIZE_MODE", "IMAGE_INTERPOLATION", "SEED",
@@ -34,6 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     """The model, its folder, the check, README.md."""
     args = parse_arguments(argv)
     export.folder.check_free(args.output)
+    if args.form == PEFT:
+        write_adapter(args)
+        return
     form, options = choose_form(args)
     clip_model, checkpoint = load_model(args)
     form.refuse(clip_model)
@@ -56,7 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The script's own arguments and its knobs."""
     parser = command_line.Parser(settings, __doc__, KNOBS)
     parser.add_argument("--checkpoint", metavar="PATH", help="the checkpoint to export [the base model]")
-    parser.add_argument("--form", required=True, choices=FORMS, metavar="FORM", help=f"one of {', '.join(FORMS)}")
+    parser.add_argument("--form", required=True, choices=[*FORMS, PEFT], metavar="FORM", help=FORM_HELP)
     parser.add_argument("--output", required=True, metavar="DIR", help="the new folder")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", metavar="TYPE", help="of the weights: fp32 or fp16 [fp32]"
@@ -82,6 +88,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--license holds characters that do not print")
     args.pictures = args.pictures or args.valid_dataset_pattern
     return args
+
+
+def write_adapter(args: argparse.Namespace) -> None:
+    """The additions of a LoRA checkpoint, in the files of PEFT; there is no model to check."""
+    if args.checkpoint is None:
+        raise ValueError(f"--form {PEFT} needs the --checkpoint of a run with TUNE=lora, such as final_lora.pt")
+    checkpoint = model.weights.read_checkpoint(args.checkpoint, mapped=True)
+    for line in export.peft_form.write(checkpoint, args.checkpoint, args.output):
+        print(line)
+    print(f"{PEFT} adapter written to {args.output}")
 
 
 def choose_form(args: argparse.Namespace) -> "tuple[Form, Options]":

@@ -19,7 +19,7 @@ import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 
-from clip_finetuning.model import beside, hf_config, hub, lora_file
+from clip_finetuning.model import beside, hf_config, hub, lora_file, peft_layout
 from clip_finetuning.model.architecture import (
     Architecture,
     check_architecture,
@@ -146,7 +146,7 @@ def load_base(
     """
     named = None if name is None else _named(name, cache_dir)
     architecture = _agreed(path, checkpoint, named, default_name, cache_dir)
-    return with_image_settings(_base(path, checkpoint, architecture, cache_dir, device), image)
+    return with_image_settings(_base(path, checkpoint, architecture, cache_dir, device)[0], image)
 
 
 def check_base(name: str, pretrained: str | None) -> None:
@@ -156,7 +156,7 @@ def check_base(name: str, pretrained: str | None) -> None:
             "TUNE=lora adds to weights that its checkpoints name, and random ones have no name: set MODEL_PRETRAINED, or "
             "train them with TUNE=full"
         )
-    if pretrained and Path(pretrained).is_file() and lora_file.is_alone(read_checkpoint(pretrained, mapped=True)):
+    if pretrained and Path(pretrained).exists() and lora_file.is_alone(read_checkpoint(pretrained, mapped=True)):
         raise ValueError(
             f"MODEL_PRETRAINED={pretrained} holds LoRA additions alone, and TUNE=lora cannot add to additions: take the "
             "merged weights of that run, in its best_checkpoint.pt or final_checkpoint.pt"
@@ -164,32 +164,44 @@ def check_base(name: str, pretrained: str | None) -> None:
 
 
 def _base(path, checkpoint, architecture, cache_dir, device):
-    saved = lora_file.read(path, checkpoint)
-    pretrained = saved.base.pretrained
-    beside = Path(path).parent / Path(pretrained).name
-    if pretrained and not _is_tag(architecture.name, pretrained) and not Path(pretrained).exists() and beside.is_file():
-        pretrained = str(beside)
+    """(the model that has the weights which additions were trained on, the additions)."""
+    is_adapter = "peft" in checkpoint
+    pretrained = peft_layout.base_of(checkpoint) if is_adapter else lora_file.read(path, checkpoint).base.pretrained
+    found = _found(pretrained, path, architecture)
     try:
-        if Path(pretrained).is_file() and lora_file.is_alone(read_checkpoint(pretrained, mapped=True)):
-            raise ValueError(f"{printable(pretrained)} has no weights but additions itself")
-        base = _begun(architecture, pretrained, None, cache_dir, device)
+        if Path(found).exists() and lora_file.is_alone(read_checkpoint(found, mapped=True)):
+            raise ValueError(f"{printable(found)} has no weights but additions itself")
+        base = _begun(architecture, found, None, cache_dir, device)
     except (ValueError, OSError) as error:
+        remedy = "put that file back where it was, or beside this one"
+        if is_adapter:
+            remedy = f"let base_model_name_or_path in {peft_layout.CONFIG} be a tag of {architecture.name} or a file"
         raise ValueError(
-            f"{path} holds LoRA additions alone, and the weights that they add to are not to be had ({error}); put that file "
-            "back where it was, or beside this one"
+            f"{path} holds LoRA additions alone, and the weights that they add to are not to be had ({error}); {remedy}"
         ) from error
+    if is_adapter:
+        print(printable(f"{path} has no hash of the weights that it adds to: they are taken to be {found}"))
+        return replace(base, pretrained=str(path)), peft_layout.saved(path, checkpoint, base.model)
+    saved = lora_file.read(path, checkpoint)
     lora_file.check_base(base.model, saved, path)
-    size = base.preprocess["size"]
     if "logit_bias" in saved.additions:
         add_logit_bias(base)
-    return replace(base, preprocess=check_preprocess(checkpoint.get("preprocess"), path, size), pretrained=str(path))
+    preprocess = check_preprocess(checkpoint.get("preprocess"), path, base.preprocess["size"])
+    return replace(base, preprocess=preprocess, pretrained=str(path)), saved
+
+
+def _found(pretrained, path, architecture):
+    """A tag as it is; a file where it was, else beside the one that names it."""
+    beside = Path(path).parent / Path(pretrained).name
+    is_elsewhere = pretrained and not _is_tag(architecture.name, pretrained) and not Path(pretrained).exists()
+    return str(beside) if is_elsewhere and beside.is_file() else pretrained
 
 
 def _load(path, checkpoint, architecture, cache_dir, device, image):
     """The model of an architecture with the weights and the preprocessing of a checkpoint."""
     if lora_file.is_alone(checkpoint):
-        clip_model = _base(path, checkpoint, architecture, cache_dir, device)
-        lora_file.merge(clip_model.model, lora_file.read(path, checkpoint), path)
+        clip_model, saved = _base(path, checkpoint, architecture, cache_dir, device)
+        lora_file.merge(clip_model.model, saved, path)
         return with_image_settings(clip_model, image)
     known, recipe = checkpoint.get("preprocess"), None
     if known is None:

@@ -80,7 +80,7 @@ def checkpoint_gradients(clip_model: ClipModel) -> None:
     model: Any = clip_model.model
     model.set_grad_checkpointing()
     encoder = getattr(getattr(model, "text", None), "transformer", None)
-    if hasattr(encoder, "gradient_checkpointing_enable"):
+    if encoder is not None and hasattr(encoder, "gradient_checkpointing_enable"):
         # The kind that transformers took before 5.0 sees no gradient behind inputs that need none: locked embeddings.
         encoder.gradient_checkpointing_enable({"use_reentrant": False})
 

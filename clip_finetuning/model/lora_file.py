@@ -38,7 +38,7 @@ def content(added: Added, state_dict: Mapping[str, torch.Tensor]) -> dict[str, A
 
 def is_alone(checkpoint: Mapping[str, Any]) -> bool:
     """Whether what `read_checkpoint` returned has additions, but not the weights that they are added to."""
-    return "lora" in checkpoint and not checkpoint["state_dict"]
+    return ("lora" in checkpoint or "peft" in checkpoint) and not checkpoint["state_dict"]
 
 
 def read(path: object, checkpoint: Mapping[str, Any]) -> Saved:

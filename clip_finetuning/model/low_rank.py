@@ -2,7 +2,9 @@
 
 W becomes W + alpha / rank * B A wherever W is read, by open_clip's code as by `fast_towers`: B (out, rank) begins at zero,
 so at first W is what it was, to the bit. A matrix that holds several, such as attention's `in_proj_weight`, gets a pair
-for each of them.
+for each of them. It is computed at each reading, up to three times a forward pass (nn.MultiheadAttention looks at its
+weight before it multiplies): keeping it for a pass (`parametrize.cached`) measures the same on the CPU, and would not be
+there when gradient checkpointing reads it again.
 """
 
 import math

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from clip_finetuning.model import beside, conversion, layouts, lora_file, weight_files
+from clip_finetuning.model import beside, conversion, layouts, lora_file, peft_layout, weight_files
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.lora import merged
 from clip_finetuning.model.low_rank import additions
@@ -92,13 +92,15 @@ def write(path: str | os.PathLike, content: Mapping[str, object]) -> None:
 def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
     """A checkpoint file as a dictionary with at least `state_dict`, on the CPU, without running code from it.
 
-    `state_dict` is empty if the file has LoRA's additions alone.
+    `state_dict` is empty if there are LoRA's additions alone: of this suite, or a folder that PEFT wrote.
     Takes this suite's files, open_clip_train's, those of other trainers as `layouts.find` says, TorchScript, bare state
     dicts, safetensors, and folders of the hub. What had to be chosen or left out is printed.
     `mapped` reads a tensor only when it is looked at, out of pages that all processes share: for whoever needs a few
     numbers of gigabytes, or copies each tensor once. Until the last of them is gone the file must not be written to.
     Raises FileNotFoundError, or ValueError if the file is damaged or holds no weights.
     """
+    if peft_layout.is_adapter(Path(path)):
+        return peft_layout.read(Path(path))
     file = weight_files.resolve(Path(path))
     content, quick_gelu, remark = weight_files.read(file, mapped)
     if not isinstance(content, dict):

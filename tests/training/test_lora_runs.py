@@ -13,6 +13,7 @@ import evaluate_clip
 import openClipManagement as clip
 from clip_finetuning.training import step as training_step
 from tests.helpers import write_config
+from tests.test_clipFineTuner import train_on_two_ranks
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,18 @@ def test_micro_batches_give_the_same_training(data, tmp_path):
     ]
     one, other = (clip.read_checkpoint(run / "final_checkpoint.pt")["state_dict"] for run in runs)
     assert all(torch.allclose(one[name], other[name], atol=2e-5, rtol=0) for name in one)
+
+
+def test_two_processes_train_like_one(data, tmp_path):
+    changes = {"lora_dropout": 0, "learning_rate": 1e-3}
+    run = tmp_path / "two"
+    run.mkdir()
+    consoles = [run / f"{rank}.txt" for rank in range(2)]
+    codes = train_on_two_ranks([flags(data, run, **changes)] * 2, consoles)
+    assert codes == [0, 0], [path.read_text() for path in consoles]
+    one = train(data, tmp_path / "one", **changes)
+    two, one = (clip.read_checkpoint(folder / "final_checkpoint.pt")["state_dict"] for folder in (run, one))
+    assert all(torch.allclose(one[name], two[name], atol=2e-5, rtol=0) for name in one)
 
 
 def test_the_start_says_what_trains_and_how_large_the_checkpoints_are(data, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -14,6 +15,8 @@ import timm.models.swin_transformer_v2 as timm_swin_v2
 import timm.models.vision_transformer as timm_vits
 import torch
 
+from clip_finetuning.model import lora
+from clip_finetuning.model.low_rank import is_addition
 from clip_finetuning.training.optimizer import (
     MUON_RATE,
     count_moments,
@@ -366,3 +369,17 @@ def test_a_warmup_longer_than_half_is_complained_of():
     assert warmup_complaints(50, 100) == warmup_complaints(0, 1) == []
     (complaint,) = warmup_complaints(51, 100)
     assert re.search(r"WARMUP_STEPS=51 is more than half of the 100 steps .* at most 50", complaint)
+
+
+def test_loras_additions_are_for_decay_and_for_muon_and_locked_weights_for_nobody():
+    model = tiny_model()
+    lora.add(SimpleNamespace(model=model, name="tiny", pretrained="", lora=None), lora.Lora(2, 4.0))
+    additions = {name for name, _ in model.named_parameters() if is_addition(name)}
+    assert names_of(model, hidden_matrices(model)) == additions
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {*additions, "logit_scale"} and names_of(model, decaying(model)) & trained == additions
+    optimizer = create_optimizer(model, **OPTIONS, kind="muon")
+    held = [name for group in optimizer.state_dict()["param_groups"] for name in group["param_names"]]
+    assert sorted(held) == sorted(trained) and count_moments(optimizer) == 2 + sum(
+        parameter.numel() for name, parameter in model.named_parameters() if name in additions
+    )
