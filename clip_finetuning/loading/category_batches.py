@@ -51,10 +51,13 @@ def joined(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
     label, before = groups.astype(np.int64), None
     while before is None or (label != before).any():
         before = label
-        for numbers in (others, groups):
-            lowest = np.full(numbers.max(initial=-1) + 1, len(label), dtype=np.int64)
-            np.minimum.at(lowest, numbers, label)
-            label = lowest[numbers]
+        lowest = np.full(others.max(initial=-1) + 1, len(label), dtype=np.int64)
+        np.minimum.at(lowest, others, label)
+        goes_to = np.arange(groups.max(initial=-1) + 1)
+        np.minimum.at(goes_to, label, lowest[others])
+        while (goes_to[goes_to] != goes_to).any():  # to the end of a chain, however long
+            goes_to = goes_to[goes_to]
+        label = goes_to[label]
     return _numbered(label)
 
 

@@ -120,8 +120,8 @@ class Loader:
             "samples": source.num_samples,
             "data": source.fingerprint(),
         }
-        if categories := source.categories_fingerprint():
-            state["categories"] = categories
+        if source.categories:
+            state["categories"] = source.categories
         if source.streamed:  # each process and worker reads a part of the shards
             return state | {"processes": options.world_size, "workers": max(self.num_workers, 1)}
         return state | {"order": ORDER}

@@ -32,11 +32,8 @@ class LocalBatches:
         self.skipped, self.guessed = self.index.skipped, self.index.guessed
         self.num_samples, self.batch_size = len(self.index), options.batch_size
         rank, world_size = options.rank, options.world_size
-        self._alike, self.arrangement, self._apart = (
-            None,
-            "",
-            self.products,
-        )  # what a spare is not to share with its batch
+        self._alike, self.arrangement, self.categories = None, "", None
+        self._apart = self.products  # what a spare is not to share with its batch
         if options.train:
             self._codes = product_codes(self.products)  # once, before the workers part
             self.batch_size = min(self.batch_size, int(self._codes.max(initial=-1) + 1) // world_size)
@@ -44,6 +41,7 @@ class LocalBatches:
             if options.batches == "category" and self.num_batches:
                 labels = labels_of(self.index)
                 self._alike = category_batches.alike_of(self.products, labels)
+                self.categories = hashlib.sha256(b"".join(column.tobytes() for column in self._alike)).hexdigest()
                 self._apart = self._alike.captions
                 first = self._plan_by_category(0)
                 self.arrangement = category_batches.description(first, self._alike, labels.names)
@@ -59,11 +57,6 @@ class LocalBatches:
     def fingerprint(self) -> str:
         names = [os.path.basename(path) for path in self.index.paths]
         return hashlib.sha256(json.dumps(names).encode() + self.products.tobytes()).hexdigest()
-
-    def categories_fingerprint(self) -> str | None:
-        if self._alike is None:
-            return None
-        return hashlib.sha256(b"".join(column.tobytes() for column in self._alike)).hexdigest()
 
     def read(self, sample: int) -> dict[str, Any]:
         return self.index.read(sample)

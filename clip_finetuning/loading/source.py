@@ -47,6 +47,7 @@ class Source(Protocol):
     skipped: list[Skipped]  # what is known to be unusable from the start, the same on every rank
     guessed: list[Guessed]  # what is known to be guessed from the start, likewise
     arrangement: str  # in words, how the batches of a training are made of categories; blank where they are not
+    categories: str | None  # a fingerprint of these, likewise
 
     @property
     def products(self) -> np.ndarray | None:
@@ -78,8 +79,4 @@ class Source(Protocol):
 
     def fingerprint(self) -> Any:
         """Plain data that is another one for other samples."""
-        ...
-
-    def categories_fingerprint(self) -> str | None:
-        """Likewise for the categories that batches are made by; None where they are not."""
         ...

@@ -35,7 +35,7 @@ class StreamedBatches:
     streamed = True
     most_captions = sys.maxsize  # nobody has looked yet
     products: np.ndarray | None = None
-    arrangement = ""
+    arrangement, categories = "", None
 
     def __init__(self, shards: Sequence[str], options: Options) -> None:
         self.shards, self.options = shards, options
@@ -89,9 +89,6 @@ class StreamedBatches:
 
     def fingerprint(self) -> list[list[str | int]]:
         return [[os.path.basename(shard), size] for shard, size in zip(self.shards, self.sizes)]
-
-    def categories_fingerprint(self) -> None:
-        return None
 
     def read(self, sample: RawSample) -> RawSample:
         return sample

@@ -138,6 +138,7 @@ class FileBatches:
 
     streamed = False
     max_workers: int | None = None
+    arrangement, categories = "", None
     most_captions = 1
     products: np.ndarray | None = None
 

@@ -92,6 +92,8 @@ def test_what_many_share_leaves_a_category_and_attributes_count_where_they_cost_
 
 def test_what_is_joined_by_others_is_together():
     assert joined(np.array([0, 0, 1, 2, 3]), np.array([0, 1, 1, 1, 2])).tolist() == [0, 0, 0, 0, 1]
+    chain = np.repeat(np.arange(5001), 2)
+    assert not joined(chain[1:-1], np.repeat(np.arange(5000), 2)).any()
     assert joined(np.array([], dtype=int), np.array([], dtype=int)).tolist() == []
 
 
