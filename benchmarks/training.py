@@ -97,6 +97,7 @@ def ours(clip_model, batches, precision, optimizer_kind="adamw"):
         checkpoint_interval=1000,
         eval_interval=None,
         patience=None,
+        keep="gain",
         settings={},
     )
     optimizer = planned_optimizer(plan, clip_model)
