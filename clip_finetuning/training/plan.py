@@ -54,8 +54,8 @@ class Plan:
     checkpoint_interval: int
     eval_interval: int | None  # None: no evaluation
     patience: int | None
+    keep: str  # what the best checkpoint is the best of: gain, or both it and retention
     settings: Mapping[str, Any]  # every knob of the run as it was resolved, for the checkpoint
-    keep: str = "gain"  # what the best checkpoint is the best of: gain, or both it and retention
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""
