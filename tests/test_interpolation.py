@@ -193,6 +193,8 @@ def test_a_mix_better_than_both_ends_on_both_is_named_and_written(data, monkeypa
         (RISING[::-1], RISING[::-1], "the best mean of both has the start itself"),
         ([40, 60, 80, 100, 130, 138, 139, 140, 140, 140, 140], [150, 148, 146, 144, 142, 140, 120, 100, 90, 80, 70],
          "the best mean of both has 0.5: gain +0.4900 [+0.4"),
+        ([40, 60, 80, 100, 130, 150, 160, 165, 160, 150, 130], [150, 148, 146, 144, 142, 140, 120, 100, 90, 80, 70],
+         "more than chance (than the fine-tuned alone are 0.5, 0.6, 0.7, 0.8, 0.9); the best mean of both has 0.5: gain +0.5"),
     ],
 )  # fmt: skip
 def test_that_no_mix_is_better_is_said_and_nothing_is_written(data, monkeypatch, capsys, gain, kept, words):

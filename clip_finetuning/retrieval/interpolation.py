@@ -39,7 +39,7 @@ def sweep(
 
     -> `mixes` [{share, gain, retention}, ...] with `mean`, `interval` and both directions for each axis, and with `against`
     for each end the paired differences; `named` is the share of the mix that is better than both ends on every axis,
-    `balanced` that of the best mean, `sentence` says which. The model is left with the weights of share 1.
+    `better_than_tuned` are those that are better than the fine-tuned one, `balanced` has the best mean, `sentence` says which. The model is left with the weights of share 1.
     """
     measured = {}
     for axis, loader in loaders.items():
@@ -78,20 +78,31 @@ def judge(shares: Sequence[float], columns: Sequence[Mapping[str, tuple[dict, di
     ends = dict(zip(ENDS, (columns[0], columns[-1])))
     mixes, p_values = [], []
     for share, column in zip(shares, columns):
-        against, p_value = {}, 0.0
+        against, p_value = {}, {}
         for end, other in ends.items():
             tests = {axis: _difference(other[axis][1], column[axis][1]) for axis in column}
             against[end] = {axis: test[0] for axis, test in tests.items()}
-            p_value = max(p_value, *(test[1] for test in tests.values()))
+            p_value[end] = max(test[1] for test in tests.values())
         mixes.append({"share": share, **{axis: column[axis][0] for axis in column}, "against": against})
         p_values.append(p_value)
-    for mix, p_value in zip(mixes[1:-1], intervals.corrected(p_values[1:-1])):
+    inner = mixes[1:-1]
+    for mix, p_value in zip(inner, intervals.corrected([max(p.values()) for p in p_values[1:-1]])):
         mix["p"] = float(p_value)
-    named = [mix for mix in mixes[1:-1] if mix["p"] <= FAMILY_ERROR]
+    over_tuned = [
+        m["share"]
+        for m, p in zip(inner, intervals.corrected([p["tuned"] for p in p_values[1:-1]]))
+        if p <= FAMILY_ERROR
+    ]
+    named = [mix for mix in inner if mix["p"] <= FAMILY_ERROR]
     best = max(named, key=_mean) if named else None
     balanced = max(reversed(mixes), key=_mean)  # of equals the one nearest to the fine-tuned
-    found = {"named": best and best["share"], "balanced": balanced["share"], "mixes": mixes}
-    return found | {"sentence": _sentence(best, balanced, len(mixes) - 2, list(columns[0]))}
+    found = {
+        "named": best and best["share"],
+        "better_than_tuned": over_tuned,
+        "balanced": balanced["share"],
+        "mixes": mixes,
+    }
+    return found | {"sentence": _sentence(best, balanced, over_tuned, len(inner), list(columns[0]))}
 
 
 def _difference(first, second):
@@ -114,7 +125,7 @@ def _mean(mix):
     return sum(of_axes) / len(of_axes)
 
 
-def _sentence(best, balanced, tried, axes):
+def _sentence(best, balanced, over_tuned, tried, axes):
     """Which mix is better than both ends, or that there is none and what the best mean costs."""
     of_axes = " and ".join(axes)
     if best is not None:
@@ -123,6 +134,8 @@ def _sentence(best, balanced, tried, axes):
             "chosen on these shards, so measure it on others)"
         )
     none = f"no mix of {tried} is better than both ends on {of_axes} by more than chance"
+    if over_tuned:
+        none += f" (than the fine-tuned alone are {', '.join(f'{share:g}' for share in over_tuned)})"
     if balanced["share"] in (0, 1):
         end = "start" if balanced["share"] == 0 else "fine-tuned"
         return f"{none}; the best {'mean of both' if len(axes) > 1 else axes[0]} has the {end} itself"

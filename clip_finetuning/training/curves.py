@@ -72,7 +72,8 @@ def _recall(axes, records):
     """Both directions with their intervals, the best evaluation, the start, and chance; retention beside them."""
     evaluations = [record for record in records if _is_finite(record.get(MEAN))]
     certain = ", 95 % intervals" if any(name.endswith("/low") for record in evaluations for name in record) else ""
-    axes.set_title(f"Recall@10 on the validation shards{certain}", loc="left", color=INK)
+    also = " and retention" if any(OF_RETENTION + MEAN in record for record in evaluations) else ""
+    axes.set_title(f"Recall@10 on the validation{also} shards{certain}", loc="left", color=INK)
     if not evaluations:
         return False
     chances = []

@@ -69,7 +69,8 @@ def test_retention_is_a_line_of_its_own_with_its_start_and_chance(drawn):
     found = lines(drawn(log)[1])
     assert list(found["retention: mean of both"].get_ydata()) == [0.9, 0.7, 0.6]
     assert found["retention, before training: 0.900"].get_ydata()[0] == 0.9
-    assert found["retention, chance: 0.250"].get_ydata()[0] == 0.25
+    assert found["retention, chance: 0.250"].get_ydata()[0] == pytest.approx(0.25)
+    assert drawn(log)[1].get_title("left") == "Recall@10 on the validation and retention shards, 95 % intervals"
     assert "best: mean 0.750 at step 20" in found and "chance: 0.020" in found
     assert not any("retention" in label for label in lines(drawn(log[:1])[1]))
     turned_on = lines(drawn([evaluation(0, 0.1, 0.1), evaluation(5, 0.1, 0.1), retained(10, 0.6, 0.5, 0.7)])[1])

@@ -17,7 +17,7 @@ def a_plan(**changes):
         "total_steps": 10, "batch_size": 6, "micro_batch_size": 6, "precision": "fp32", "loss": "clip", "optimizer": "adamw",
         "learning_rate": 1e-2, "schedule": "constant", "warmup_steps": 2, "weight_decay": 0.1, "betas": (0.9, 0.98),
         "eps": 1e-6, "grad_clip_norm": 1.0, "ema_decay": None, "seed": 1, "log_interval": 10, "checkpoint_interval": 10,
-        "eval_interval": None, "patience": None, "settings": {},
+        "eval_interval": None, "patience": None, "keep": "gain", "settings": {},
     }  # fmt: skip
     return Plan(**values | changes)
 
