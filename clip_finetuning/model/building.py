@@ -9,16 +9,14 @@ import contextlib
 import difflib
 import json
 import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.pretrained import download_pretrained_from_hf
 
-from clip_finetuning.model import beside, hf_config, hub
+from clip_finetuning.model import beside, hf_config, hub, sources, tokenizer_files
 from clip_finetuning.model.architecture import (
     Architecture,
     check_architecture,
@@ -51,8 +49,14 @@ def create_model(
     """
     if cache_dir and not Path(cache_dir).is_dir():
         raise FileNotFoundError(f"MODEL_CACHE_DIR={cache_dir} is no folder; create it, or unset it for the default one")
-    named = _named(name, cache_dir)
     pretrained = pretrained or ""
+    if sources.is_source(name) and not (pretrained and Path(pretrained).exists()):
+        if pretrained:
+            raise ValueError(
+                f"MODEL_PRETRAINED={pretrained} is no file, and {name} brings its own weights; leave MODEL_PRETRAINED empty"
+            )
+        return with_image_settings(_of_source(name, cache_dir, device, seed), image)
+    named = _named(name, cache_dir)
     if pretrained and not _is_tag(named.name, pretrained):
         if not Path(pretrained).exists():
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(named.name))
@@ -66,7 +70,7 @@ def create_model(
         return _load(pretrained, checkpoint, architecture, cache_dir, device, image)
     architecture = with_activation_of(named, pretrained) if pretrained else named
     clip_model = _build(architecture, pretrained, cache_dir, device, seed)
-    if not pretrained and not _is_fetched(named.name):
+    if not pretrained:
         print(f"{named.name}: random weights, because MODEL_PRETRAINED is empty (seed {seed})")
     return with_image_settings(clip_model, image)
 
@@ -87,7 +91,8 @@ def load_model(
     `read_checkpoint(path)` returned, if it was read already; `image` what `image_settings` returned.
     """
     checkpoint = checkpoint or read_checkpoint(path, mapped=True)
-    named = None if name is None else _named(name, cache_dir)
+    outlives = sources.is_source(name) and name == checkpoint.get("model_name") and _is_whole(checkpoint)
+    named = None if name is None or outlives else _named(name, cache_dir)
     architecture = _agreed(path, checkpoint, named, default_name, cache_dir)
     return _load(path, checkpoint, architecture, cache_dir, device, image)
 
@@ -106,8 +111,14 @@ def create_start(
     if pretrained and _is_tag(clip_model.name, pretrained) and open_clip.get_model_config(clip_model.name):
         start = _build(architecture, pretrained, cache_dir, clip_model.device)
         return with_image_settings(start, image)
-    if _is_fetched(clip_model.name):
-        return with_image_settings(_build(architecture, "", cache_dir, clip_model.device), image)
+    source = pretrained or clip_model.name
+    if sources.is_source(source):
+        if not sources.is_cached(source, cache_dir):
+            raise ValueError(
+                f"the checkpoint began with {printable(source)[:200]}, which would be fetched; if you trust that, evaluate it "
+                "once as MODEL_NAME"
+            )
+        return with_image_settings(_of_source(source, cache_dir, clip_model.device), image)
     if not pretrained:
         raise ValueError("the checkpoint began with random weights, which had nothing to forget")
     if not Path(pretrained).exists():
@@ -122,12 +133,30 @@ def _load(path, checkpoint, architecture, cache_dir, device, image):
     known, recipe = checkpoint.get("preprocess"), None
     if known is None:
         architecture, recipe = assume(path, architecture, checkpoint)
-    clip_model = _build(architecture, "", cache_dir, device, own_weights=False)
+    files = checkpoint.get(tokenizer_files.FIELD)
+    with tokenizer_files.unpacked(files, path) if files else contextlib.nullcontext() as tokenizer:
+        clip_model = _build(architecture, "", cache_dir, device, tokenizer=tokenizer)
     clip_model.pretrained = str(path)
     size = clip_model.preprocess["size"]
     clip_model.preprocess = {**recipe, "size": size} if recipe else check_preprocess(known, path, size)
     load_weights(clip_model, checkpoint, path)
     return with_image_settings(clip_model, image)
+
+
+def _of_source(name: str, cache_dir: str | None, device: Device, seed: int = 0) -> ClipModel:
+    """The model of a `hf-hub:` or `local-dir:` name, with its own weights."""
+    source = sources.look_up(name, cache_dir)
+    weights = sources.weights_of(name, cache_dir)
+    clip_model = _build(source.architecture, "", cache_dir, device, seed, source.tokenizer)
+    known = {key: plain(value) for key, value in source.preprocess.items() if key in clip_model.preprocess}
+    size = clip_model.preprocess["size"]
+    clip_model.preprocess = check_preprocess({**clip_model.preprocess, **known, "size": size}, name, size)
+    if weights is None:
+        print(f"{name}: random weights, because the folder has none (seed {seed})")
+        return clip_model
+    load_weights(clip_model, read_checkpoint(weights, mapped=True), weights)
+    clip_model.pretrained = name if name.startswith(sources.HUB) else str(weights)
+    return clip_model
 
 
 # ------------------------------------------------------------------------------------- by open_clip's hands
@@ -139,13 +168,14 @@ def _build(
     cache_dir: str | None,
     device: Device,
     seed: int = 0,
-    own_weights: bool = True,
+    tokenizer: str | None = None,
 ) -> ClipModel:
     """Let open_clip build the model; its many ways to fail become one line each.
 
-    `own_weights`: a fetched model's are wanted, none of a checkpoint take their place.
+    `tokenizer`: the folder or the repository that has its files, if not where the architecture says.
     """
     name, config = architecture
+    known = _buildable(architecture, tokenizer)
     torch.manual_seed(seed)
     options: dict[str, Any] = {"cache_dir": cache_dir}
     if config["text_cfg"].get("hf_tokenizer_name"):
@@ -153,18 +183,16 @@ def _build(
     unreachable = ""
     try:
         with (
-            hub.looked_at(hub.wanted_of(name, pretrained, config, own_weights), cache_dir) as unreachable,
+            hub.looked_at(hub.wanted_of(known.name, pretrained, known.config), cache_dir) as unreachable,
             quiet(),
-            _known_to_open_clip(architecture),
+            _known_to_open_clip(known),
         ):
-            if unreachable and own_weights and _is_fetched(name):  # open_clip would go on with random ones
-                raise FileNotFoundError(unreachable)
             model = open_clip.create_model(
-                name, pretrained=pretrained or None, cache_dir=cache_dir, device=device, pretrained_text=False
+                known.name, pretrained=pretrained or None, cache_dir=cache_dir, device=device, pretrained_text=False
             )
-            tokenizer = open_clip.get_tokenizer(name, **options)
+            tokenize = open_clip.get_tokenizer(known.name, **options)
     except Exception as error:  # hub clients differ in what they raise
-        reason = unreachable or _in_short(error)
+        reason = unreachable or sources.in_short(error)
         raise ValueError(
             f"model {name} with weights '{pretrained}' could not be had ({reason}); the first use downloads weights and "
             "tokenizer: connect to the network once, or set MODEL_CACHE_DIR to a folder that holds them, or "
@@ -172,16 +200,25 @@ def _build(
         ) from error
     preprocess = plain(open_clip.get_model_preprocess_cfg(model))
     preprocess = check_preprocess(preprocess, name, getattr(model.visual, "image_size", preprocess.get("size")))
-    return ClipModel(model, tokenizer, preprocess, name, pretrained, torch.device(device), config)
+    return ClipModel(model, tokenize, preprocess, name, pretrained, torch.device(device), config)
+
+
+def _buildable(architecture: Architecture, tokenizer: str | None) -> Architecture:
+    """The architecture under a name that open_clip looks up nowhere, with its tokenizer from where it is."""
+    name, config = architecture
+    if sources.is_source(name):
+        place, _, identifier = name.partition(":")
+        name = place  # open_clip tells some tokenizers by a model's name, but never by such a one
+        tokenizer = tokenizer or (identifier if place == "local-dir" else None)
+    if tokenizer and config["text_cfg"].get("hf_tokenizer_name"):
+        config = {**config, "text_cfg": {**config["text_cfg"], "hf_tokenizer_name": tokenizer}}
+    return Architecture(name, config)
 
 
 @contextlib.contextmanager
 def _known_to_open_clip(architecture: Architecture) -> Iterator[None]:
     """Within the context open_clip finds this architecture under its name; no file is written, no other model changes."""
     name, config = architecture
-    if _is_fetched(name):
-        yield
-        return
     models = open_clip.factory._MODEL_CONFIGS
     before = models.get(name)
     models[name] = config
@@ -199,9 +236,8 @@ def _known_to_open_clip(architecture: Architecture) -> Iterator[None]:
 
 def _named(name: str, cache_dir: str | None = None) -> Architecture:
     """The architecture that the user named; ValueError with the nearest names if there is no such model."""
-    if _is_fetched(name):
-        config = _fetched_config(name, cache_dir)
-        return Architecture(name, check_architecture(config, name, own=_own_sources(name, config)))
+    if sources.is_source(name):
+        return sources.look_up(name, cache_dir).architecture
     if name.endswith(".json"):
         config = _read_config(name)
         own_name = re.sub(r"[^\w.-]", "-", Path(name).stem)
@@ -218,42 +254,6 @@ def _named(name: str, cache_dir: str | None = None) -> Architecture:
 
 def _is_tag(name: str, pretrained: str) -> bool:
     return pretrained.lower().replace("-", "_") in [t.lower() for t in open_clip.list_pretrained_tags_by_model(name)]
-
-
-def _is_fetched(name: object) -> bool:
-    """Whether open_clip takes architecture, weights and tokenizer of a name from a folder or from the hub."""
-    return isinstance(name, str) and name.startswith(("hf-hub:", "local-dir:"))
-
-
-def _fetched_config(name: str, cache_dir: str | None) -> dict:
-    """The architecture of a `hf-hub:` or `local-dir:` name."""
-    place, _, identifier = name.partition(":")
-    wanted = [hub.of_repository(identifier, hub.CONFIG)] if place == "hf-hub" else []
-    unreachable = ""
-    try:
-        with hub.looked_at(wanted, cache_dir) as unreachable:
-            if place == "hf-hub":
-                path = download_pretrained_from_hf(identifier, filename=hub.CONFIG, cache_dir=cache_dir)
-            else:
-                path = Path(identifier, hub.CONFIG)
-        return json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"]
-    except Exception as error:  # hub clients differ in what they raise
-        reason = unreachable or _in_short(error)
-        raise ValueError(
-            f"MODEL_NAME={name}: its open_clip_config.json with a model_cfg could not be had ({reason})"
-        ) from error
-
-
-def _in_short(error: Exception) -> str:
-    """What an error of many lines says, on one, and no word of it cut."""
-    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-
-
-def _own_sources(name: str, config: dict) -> dict:
-    """What may come from where the user pointed: a repository's tokenizer from itself, a folder's whatever it is called."""
-    place, _, identifier = name.partition(":")
-    tokenizer = identifier if place == "hf-hub" else config["text_cfg"].get("hf_tokenizer_name")
-    return {"text_cfg": {"hf_tokenizer_name": tokenizer}}
 
 
 def _read_config(path: str) -> dict:
@@ -318,7 +318,7 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
     name, config = checkpoint.get("model_name"), checkpoint.get("model_config")
     if name is None:
         return None
-    if _is_fetched(name):
+    if sources.is_source(name) and not _is_whole(checkpoint):
         if named is not None and named.name == name:
             return named
         if named is None and name == default_name:
@@ -326,7 +326,8 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
         raise ValueError(
             f"{path} is a checkpoint of {printable(name)}, which would be fetched; if you trust that, set MODEL_NAME to it"
         )
-    check_name(name, path)
+    if not sources.is_source(name):
+        check_name(name, path)
     if config is None:
         config = open_clip.get_model_config(name)
         if config is None:
@@ -335,6 +336,9 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
     own = named.config if named else None
     if own is None and default_name is not None and default_name.endswith(".json"):
         own = _read_config(default_name)
+    if tokenizer_files.FIELD in checkpoint and isinstance(config, dict):  # what the config names is not looked up
+        text = config.get("text_cfg")
+        own = {"text_cfg": {"hf_tokenizer_name": text.get("hf_tokenizer_name") if isinstance(text, dict) else None}}
     config = check_architecture(config, path, own)
     held = _bytes_held(checkpoint["state_dict"])
     if least_parameters(config) > held:
@@ -342,6 +346,15 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
             f"{path} says that it holds a model of {least_parameters(config):,} parameters, but has {held:,} bytes of them"
         )
     return Architecture(name, config)
+
+
+def _is_whole(checkpoint: dict) -> bool:
+    """Whether a checkpoint holds its architecture, and its tokenizer's files if it needs any."""
+    config = checkpoint.get("model_config")
+    text = config.get("text_cfg") if isinstance(config, dict) else None
+    if not isinstance(text, dict):
+        return False
+    return not text.get("hf_tokenizer_name") or tokenizer_files.FIELD in checkpoint
 
 
 def _bytes_held(weights: dict[str, torch.Tensor]) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from clip_finetuning.model import beside, conversion, layouts, weight_files
+from clip_finetuning.model import beside, conversion, layouts, sources, tokenizer_files, weight_files
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.open_clip_call import open_clip_calls
 from clip_finetuning.model.torch_archive import Thing
@@ -37,10 +37,14 @@ def save_checkpoint(
     architecture does not have goes beside the weights, so that open_clip can load them.
     """
     weights = dict(clip_model.model.state_dict() if state_dict is None else state_dict)
-    extra = {}
+    extra: dict[str, object] = {}
     if clip_model.config.get("init_logit_bias") is None and "logit_bias" in weights:
         extra["logit_bias"] = weights.pop("logit_bias")
     name, config, preprocess = clip_model.name, clip_model.config, clip_model.preprocess
+    source = config["text_cfg"].get("hf_tokenizer_name")
+    # A tokenizer of the user's own: whoever reads the checkpoint must not have to look for it.
+    if source and (sources.is_source(name) or os.path.isdir(source)):
+        extra[tokenizer_files.FIELD] = tokenizer_files.packed(clip_model.tokenizer)
     model_call, tokenizer_call = open_clip_calls(name, config, preprocess, path)
     content = {
         "version": version(),
