@@ -7,6 +7,7 @@ fetched from where they point; what a file names is checked by `architecture.py`
 
 import contextlib
 import difflib
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -176,6 +177,7 @@ def _build(
     """
     name, config = architecture
     known = _buildable(architecture, tokenizer)
+    _need_transformers(known)
     torch.manual_seed(seed)
     options: dict[str, Any] = {"cache_dir": cache_dir}
     if config["text_cfg"].get("hf_tokenizer_name"):
@@ -201,6 +203,18 @@ def _build(
     preprocess = plain(open_clip.get_model_preprocess_cfg(model))
     preprocess = check_preprocess(preprocess, name, getattr(model.visual, "image_size", preprocess.get("size")))
     return ClipModel(model, tokenize, preprocess, name, pretrained, torch.device(device), config)
+
+
+def _need_transformers(architecture: Architecture) -> None:
+    """ValueError naming the package, if a model needs it and it is not installed."""
+    text = architecture.config["text_cfg"]
+    parts = {"tokenizer": text.get("hf_tokenizer_name"), "text tower": text.get("hf_model_name")}
+    needed = " and ".join(f"{part} {source}" for part, source in parts.items() if source)
+    if needed and importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            f"model {architecture.name}: the package transformers, which has its {needed}, is not installed; "
+            "pip install transformers"
+        )
 
 
 def _buildable(architecture: Architecture, tokenizer: str | None) -> Architecture:
