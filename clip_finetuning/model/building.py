@@ -7,9 +7,9 @@ fetched from where they point; what a file names is checked by `architecture.py`
 
 import contextlib
 import difflib
+import importlib.util
 import json
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,8 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.pretrained import download_pretrained_from_hf
 
-from clip_finetuning.model import beside, hf_config, hub, lora_file, peft_layout
+from clip_finetuning.model import beside, hf_config, hub, lora_file, peft_layout, sources, tokenizer_files
 from clip_finetuning.model.architecture import (
     Architecture,
     check_architecture,
@@ -52,8 +51,14 @@ def create_model(
     """
     if cache_dir and not Path(cache_dir).is_dir():
         raise FileNotFoundError(f"MODEL_CACHE_DIR={cache_dir} is no folder; create it, or unset it for the default one")
-    named = _named(name, cache_dir)
     pretrained = pretrained or ""
+    if sources.is_source(name) and not (pretrained and Path(pretrained).exists()):
+        if pretrained:
+            raise ValueError(
+                f"MODEL_PRETRAINED={pretrained} is no file, and {name} brings its own weights; leave MODEL_PRETRAINED empty"
+            )
+        return with_image_settings(_of_source(name, cache_dir, device, seed), image)
+    named = _named(name, cache_dir)
     if pretrained and not _is_tag(named.name, pretrained):
         if not Path(pretrained).exists():
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(named.name))
@@ -67,7 +72,7 @@ def create_model(
         return _load(pretrained, checkpoint, architecture, cache_dir, device, image)
     architecture = with_activation_of(named, pretrained) if pretrained else named
     clip_model = _build(architecture, pretrained, cache_dir, device, seed)
-    if not pretrained and not _is_fetched(named.name):
+    if not pretrained:
         print(f"{named.name}: random weights, because MODEL_PRETRAINED is empty (seed {seed})")
     return with_image_settings(clip_model, image)
 
@@ -88,7 +93,8 @@ def load_model(
     `read_checkpoint(path)` returned, if it was read already; `image` what `image_settings` returned.
     """
     checkpoint = checkpoint or read_checkpoint(path, mapped=True)
-    named = None if name is None else _named(name, cache_dir)
+    outlives = sources.is_source(name) and name == checkpoint.get("model_name") and _is_whole(checkpoint)
+    named = None if name is None or outlives else _named(name, cache_dir)
     architecture = _agreed(path, checkpoint, named, default_name, cache_dir)
     return _load(path, checkpoint, architecture, cache_dir, device, image)
 
@@ -117,8 +123,14 @@ def _begun(architecture, pretrained, named, cache_dir, device, image=None):
     if pretrained and _is_tag(architecture.name, pretrained) and open_clip.get_model_config(architecture.name):
         architecture = with_activation_of(architecture, pretrained)
         return with_image_settings(_build(architecture, pretrained, cache_dir, device), image)
-    if _is_fetched(architecture.name) and not named:
-        return with_image_settings(_build(architecture, "", cache_dir, device), image)
+    source = pretrained or architecture.name
+    if sources.is_source(source):
+        if not sources.is_cached(source, cache_dir):
+            raise ValueError(
+                f"the checkpoint began with {printable(source)[:200]}, which would be fetched; if you trust that, evaluate it "
+                "once as MODEL_NAME"
+            )
+        return with_image_settings(_of_source(source, cache_dir, device), image)
     if not pretrained:
         raise ValueError("the checkpoint began with random weights, which had nothing to forget")
     if not Path(pretrained).exists():
@@ -151,7 +163,7 @@ def load_base(
 
 def check_base(name: str, pretrained: str | None) -> None:
     """ValueError unless LoRA's checkpoints can name MODEL_PRETRAINED as their base."""
-    if not pretrained and not _is_fetched(name):
+    if not pretrained and not sources.is_source(name):
         raise ValueError(
             "TUNE=lora adds to weights that its checkpoints name, and random ones have no name: set MODEL_PRETRAINED, or "
             "train them with TUNE=full"
@@ -206,12 +218,30 @@ def _load(path, checkpoint, architecture, cache_dir, device, image):
     known, recipe = checkpoint.get("preprocess"), None
     if known is None:
         architecture, recipe = assume(path, architecture, checkpoint)
-    clip_model = _build(architecture, "", cache_dir, device, own_weights=False)
+    files = checkpoint.get(tokenizer_files.FIELD)
+    with tokenizer_files.unpacked(files, path) if files else contextlib.nullcontext() as tokenizer:
+        clip_model = _build(architecture, "", cache_dir, device, tokenizer=tokenizer)
     clip_model.pretrained = str(path)
     size = clip_model.preprocess["size"]
     clip_model.preprocess = {**recipe, "size": size} if recipe else check_preprocess(known, path, size)
     load_weights(clip_model, checkpoint, path)
     return with_image_settings(clip_model, image)
+
+
+def _of_source(name: str, cache_dir: str | None, device: Device, seed: int = 0) -> ClipModel:
+    """The model of a `hf-hub:` or `local-dir:` name, with its own weights."""
+    source = sources.look_up(name, cache_dir)
+    weights = sources.weights_of(name, cache_dir)
+    clip_model = _build(source.architecture, "", cache_dir, device, seed, source.tokenizer)
+    known = {key: plain(value) for key, value in source.preprocess.items() if key in clip_model.preprocess}
+    size = clip_model.preprocess["size"]
+    clip_model.preprocess = check_preprocess({**clip_model.preprocess, **known, "size": size}, name, size)
+    if weights is None:
+        print(f"{name}: random weights, because the folder has none (seed {seed})")
+        return clip_model
+    load_weights(clip_model, read_checkpoint(weights, mapped=True), weights)
+    clip_model.pretrained = name if name.startswith(sources.HUB) else str(weights)
+    return clip_model
 
 
 # ------------------------------------------------------------------------------------- by open_clip's hands
@@ -223,13 +253,15 @@ def _build(
     cache_dir: str | None,
     device: Device,
     seed: int = 0,
-    own_weights: bool = True,
+    tokenizer: str | None = None,
 ) -> ClipModel:
     """Let open_clip build the model; its many ways to fail become one line each.
 
-    `own_weights`: a fetched model's are wanted, none of a checkpoint take their place.
+    `tokenizer`: the folder or the repository that has its files, if not where the architecture says.
     """
     name, config = architecture
+    known = _buildable(architecture, tokenizer)
+    _need_transformers(known)
     torch.manual_seed(seed)
     options: dict[str, Any] = {"cache_dir": cache_dir}
     if config["text_cfg"].get("hf_tokenizer_name"):
@@ -237,18 +269,16 @@ def _build(
     unreachable = ""
     try:
         with (
-            hub.looked_at(hub.wanted_of(name, pretrained, config, own_weights), cache_dir) as unreachable,
+            hub.looked_at(hub.wanted_of(known.name, pretrained, known.config), cache_dir) as unreachable,
             quiet(),
-            _known_to_open_clip(architecture),
+            _known_to_open_clip(known),
         ):
-            if unreachable and own_weights and _is_fetched(name):  # open_clip would go on with random ones
-                raise FileNotFoundError(unreachable)
             model = open_clip.create_model(
-                name, pretrained=pretrained or None, cache_dir=cache_dir, device=device, pretrained_text=False
+                known.name, pretrained=pretrained or None, cache_dir=cache_dir, device=device, pretrained_text=False
             )
-            tokenizer = open_clip.get_tokenizer(name, **options)
+            tokenize = open_clip.get_tokenizer(known.name, **options)
     except Exception as error:  # hub clients differ in what they raise
-        reason = unreachable or _in_short(error)
+        reason = unreachable or sources.in_short(error)
         raise ValueError(
             f"model {name} with weights '{pretrained}' could not be had ({reason}); the first use downloads weights and "
             "tokenizer: connect to the network once, or set MODEL_CACHE_DIR to a folder that holds them, or "
@@ -256,16 +286,37 @@ def _build(
         ) from error
     preprocess = plain(open_clip.get_model_preprocess_cfg(model))
     preprocess = check_preprocess(preprocess, name, getattr(model.visual, "image_size", preprocess.get("size")))
-    return ClipModel(model, tokenizer, preprocess, name, pretrained, torch.device(device), config)
+    return ClipModel(model, tokenize, preprocess, name, pretrained, torch.device(device), config)
+
+
+def _need_transformers(architecture: Architecture) -> None:
+    """ValueError naming the package, if a model needs it and it is not installed."""
+    text = architecture.config["text_cfg"]
+    parts = {"tokenizer": text.get("hf_tokenizer_name"), "text tower": text.get("hf_model_name")}
+    needed = " and ".join(f"{part} {source}" for part, source in parts.items() if source)
+    if needed and importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            f"model {architecture.name}: the package transformers, which has its {needed}, is not installed; "
+            "pip install transformers"
+        )
+
+
+def _buildable(architecture: Architecture, tokenizer: str | None) -> Architecture:
+    """The architecture under a name that open_clip looks up nowhere, with its tokenizer from where it is."""
+    name, config = architecture
+    if sources.is_source(name):
+        place, _, identifier = name.partition(":")
+        name = place  # open_clip tells some tokenizers by a model's name, but never by such a one
+        tokenizer = tokenizer or (identifier if place == "local-dir" else None)
+    if tokenizer and config["text_cfg"].get("hf_tokenizer_name"):
+        config = {**config, "text_cfg": {**config["text_cfg"], "hf_tokenizer_name": tokenizer}}
+    return Architecture(name, config)
 
 
 @contextlib.contextmanager
 def _known_to_open_clip(architecture: Architecture) -> Iterator[None]:
     """Within the context open_clip finds this architecture under its name; no file is written, no other model changes."""
     name, config = architecture
-    if _is_fetched(name):
-        yield
-        return
     models = open_clip.factory._MODEL_CONFIGS
     before = models.get(name)
     models[name] = config
@@ -283,9 +334,8 @@ def _known_to_open_clip(architecture: Architecture) -> Iterator[None]:
 
 def _named(name: str, cache_dir: str | None = None) -> Architecture:
     """The architecture that the user named; ValueError with the nearest names if there is no such model."""
-    if _is_fetched(name):
-        config = _fetched_config(name, cache_dir)
-        return Architecture(name, check_architecture(config, name, own=_own_sources(name, config)))
+    if sources.is_source(name):
+        return sources.look_up(name, cache_dir).architecture
     if name.endswith(".json"):
         config = _read_config(name)
         own_name = re.sub(r"[^\w.-]", "-", Path(name).stem)
@@ -302,42 +352,6 @@ def _named(name: str, cache_dir: str | None = None) -> Architecture:
 
 def _is_tag(name: str, pretrained: str) -> bool:
     return pretrained.lower().replace("-", "_") in [t.lower() for t in open_clip.list_pretrained_tags_by_model(name)]
-
-
-def _is_fetched(name: object) -> bool:
-    """Whether open_clip takes architecture, weights and tokenizer of a name from a folder or from the hub."""
-    return isinstance(name, str) and name.startswith(("hf-hub:", "local-dir:"))
-
-
-def _fetched_config(name: str, cache_dir: str | None) -> dict:
-    """The architecture of a `hf-hub:` or `local-dir:` name."""
-    place, _, identifier = name.partition(":")
-    wanted = [hub.of_repository(identifier, hub.CONFIG)] if place == "hf-hub" else []
-    unreachable = ""
-    try:
-        with hub.looked_at(wanted, cache_dir) as unreachable:
-            if place == "hf-hub":
-                path = download_pretrained_from_hf(identifier, filename=hub.CONFIG, cache_dir=cache_dir)
-            else:
-                path = Path(identifier, hub.CONFIG)
-        return json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"]
-    except Exception as error:  # hub clients differ in what they raise
-        reason = unreachable or _in_short(error)
-        raise ValueError(
-            f"MODEL_NAME={name}: its open_clip_config.json with a model_cfg could not be had ({reason})"
-        ) from error
-
-
-def _in_short(error: Exception) -> str:
-    """What an error of many lines says, on one, and no word of it cut."""
-    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-
-
-def _own_sources(name: str, config: dict) -> dict:
-    """What may come from where the user pointed: a repository's tokenizer from itself, a folder's whatever it is called."""
-    place, _, identifier = name.partition(":")
-    tokenizer = identifier if place == "hf-hub" else config["text_cfg"].get("hf_tokenizer_name")
-    return {"text_cfg": {"hf_tokenizer_name": tokenizer}}
 
 
 def _read_config(path: str) -> dict:
@@ -402,7 +416,7 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
     name, config = checkpoint.get("model_name"), checkpoint.get("model_config")
     if name is None:
         return None
-    if _is_fetched(name):
+    if sources.is_source(name) and not _is_whole(checkpoint):
         if named is not None and named.name == name:
             return named
         if named is None and name == default_name:
@@ -410,7 +424,8 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
         raise ValueError(
             f"{path} is a checkpoint of {printable(name)}, which would be fetched; if you trust that, set MODEL_NAME to it"
         )
-    check_name(name, path)
+    if not sources.is_source(name):
+        check_name(name, path)
     if config is None:
         config = open_clip.get_model_config(name)
         if config is None:
@@ -419,6 +434,9 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
     own = named.config if named else None
     if own is None and default_name is not None and default_name.endswith(".json"):
         own = _read_config(default_name)
+    if tokenizer_files.FIELD in checkpoint and isinstance(config, dict):  # what the config names is not looked up
+        text = config.get("text_cfg")
+        own = {"text_cfg": {"hf_tokenizer_name": text.get("hf_tokenizer_name") if isinstance(text, dict) else None}}
     config = check_architecture(config, path, own)
     held = _bytes_held(checkpoint["state_dict"])
     if least_parameters(config) > held and not lora_file.is_alone(checkpoint):  # its base says the same of itself
@@ -426,6 +444,15 @@ def _saved(path, checkpoint, named: Architecture | None, default_name: str | Non
             f"{path} says that it holds a model of {least_parameters(config):,} parameters, but has {held:,} bytes of them"
         )
     return Architecture(name, config)
+
+
+def _is_whole(checkpoint: dict) -> bool:
+    """Whether a checkpoint holds its architecture, and its tokenizer's files if it needs any."""
+    config = checkpoint.get("model_config")
+    text = config.get("text_cfg") if isinstance(config, dict) else None
+    if not isinstance(text, dict):
+        return False
+    return not text.get("hf_tokenizer_name") or tokenizer_files.FIELD in checkpoint
 
 
 def _bytes_held(weights: dict[str, torch.Tensor]) -> int:

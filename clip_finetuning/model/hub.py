@@ -47,13 +47,10 @@ def of_repository(repository: str, *names: str) -> Wanted:
     return Wanted(f"{constants.ENDPOINT}/{repository}/resolve/main/{names[-1]}", repository, names)
 
 
-def wanted_of(name: str, pretrained: str, config: Mapping[str, Any], own_weights: bool) -> list[Wanted]:
-    """What the model of a name, a tag and an architecture needs from elsewhere; `own_weights`: those of a `hf-hub:` name too."""
+def wanted_of(name: str, pretrained: str, config: Mapping[str, Any]) -> list[Wanted]:
+    """What the model of a name, a tag and an architecture needs from elsewhere."""
     found = []
-    place, _, identifier = name.partition(":")
-    if place == "hf-hub":
-        found += [of_repository(identifier, SAFE_WEIGHTS, WEIGHTS)] if own_weights else []
-    elif pretrained:
+    if pretrained:
         cfg = open_clip.get_pretrained_cfg(name, pretrained) or {}
         repository, _, file = cfg.get("hf_hub", "").rpartition("/")
         file = file or WEIGHTS
@@ -65,8 +62,6 @@ def wanted_of(name: str, pretrained: str, config: Mapping[str, Any], own_weights
     text = config.get("text_cfg", {})
     for key, file in (("hf_tokenizer_name", "tokenizer_config.json"), ("hf_model_name", "config.json")):
         source = text.get(key)
-        if source and key == "hf_tokenizer_name" and place == "local-dir":
-            source = identifier  # where open_clip takes it from, whatever the config names
         if source and not os.path.isdir(source):
             found.append(of_repository(source, file))
     return found

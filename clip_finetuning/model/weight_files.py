@@ -70,13 +70,31 @@ def resolve(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise FileNotFoundError(f"checkpoint {path} does not exist; train first, or give its path")
-    for name in IN_FOLDER:
-        if (path / name).is_file():
-            return path / name
+    found = in_folder(path)
+    if found is not None:
+        return found
     what = next((words for name, words in FOLDERS.items() if (path / name).exists()), "")
     raise ValueError(
         f"{path} is a folder without weights that are known here: {what or f'none of {_listed(IN_FOLDER)}'}"
     )
+
+
+def in_folder(folder: Path) -> Path | None:
+    """The file of weights in a folder: under a usual name, else the only one; None for none. Raises ValueError for several."""
+    for name in IN_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(
+        path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+    )
+    others = [
+        path for path in others if not path.name.startswith(("adapter_", "optimizer", "scheduler", "training_args"))
+    ]
+    if len(others) > 1:
+        raise ValueError(
+            f"{folder} has {len(others)} files of weights, {_listed(o.name for o in others)}; name one of them"
+        )
+    return others[0] if others else None
 
 
 def read(path: Path, mapped: bool = False) -> Contents:

@@ -17,7 +17,16 @@ from typing import Any
 
 import torch
 
-from clip_finetuning.model import beside, conversion, layouts, lora_file, peft_layout, weight_files
+from clip_finetuning.model import (
+    beside,
+    conversion,
+    layouts,
+    lora_file,
+    peft_layout,
+    sources,
+    tokenizer_files,
+    weight_files,
+)
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.lora import merged
 from clip_finetuning.model.low_rank import additions
@@ -42,7 +51,12 @@ def save_checkpoint(
     additions the merged weights and the additions are written, or `alone` the additions.
     """
     weights = dict(clip_model.model.state_dict() if state_dict is None else state_dict)
-    extra = {}
+    extra: dict[str, object] = {}
+    name, config, preprocess = clip_model.name, clip_model.config, clip_model.preprocess
+    source = config["text_cfg"].get("hf_tokenizer_name")
+    # A tokenizer of the user's own: whoever reads the checkpoint must not have to look for it.
+    if source and (sources.is_source(name) or os.path.isdir(source)):
+        extra[tokenizer_files.FIELD] = tokenizer_files.packed(clip_model.tokenizer)
     if clip_model.lora is not None and additions(weights):
         fields = {name: lora_file.trained(v) if name.endswith("_state_dict") else v for name, v in fields.items()}
         extra["lora"] = lora_file.content(clip_model.lora, weights)
@@ -53,7 +67,6 @@ def save_checkpoint(
         weights = merged({name: weight.cpu() for name, weight in weights.items()}, clip_model.lora.settings.scale)
     if clip_model.config.get("init_logit_bias") is None and "logit_bias" in weights:
         extra["logit_bias"] = weights.pop("logit_bias")
-    name, config, preprocess = clip_model.name, clip_model.config, clip_model.preprocess
     model_call, tokenizer_call = open_clip_calls(name, config, preprocess, path)
     content = {
         "version": version(),

@@ -8,7 +8,7 @@ import threading
 import pytest
 from huggingface_hub import constants
 
-from clip_finetuning.model import building, hub
+from clip_finetuning.model import building, hub, sources
 
 TAG = ("ViT-B-32", "laion2b_s34b_b79k")
 
@@ -110,7 +110,7 @@ def test_what_the_user_forbade_is_said(tmp_path, monkeypatch):
 
 
 def test_a_long_reason_is_cut_between_words():
-    short = building._in_short(ValueError("a reason of many words\nand lines " * 30))
+    short = sources.in_short(ValueError("a reason of many words\nand lines " * 30))
     assert len(short) <= 300 and short.endswith(" ...")
     assert set(short.removesuffix(" ...").split()) <= {"a", "reason", "of", "many", "words", "and", "lines"}
 
@@ -120,12 +120,8 @@ def test_a_long_reason_is_cut_between_words():
     [
         (*TAG, {}, ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]),
         (TAG[0], "", {}, []),
-        ("local-dir:/x", "", {}, []),
-        ("hf-hub:a/b", "", {"text_cfg": {"hf_tokenizer_name": "c/d"}}, ["a/b", "c/d"]),
         ("mine", "", {"text_cfg": {"hf_tokenizer_name": "c/d", "hf_model_name": "e/f"}}, ["c/d", "e/f"]),
     ],
 )
 def test_what_a_model_needs_from_elsewhere(name, pretrained, config, expected):
-    assert [file.repository for file in hub.wanted_of(name, pretrained, config, own_weights=True)] == expected
-    if name.startswith("hf-hub:"):
-        assert [f.repository for f in hub.wanted_of(name, "", config, own_weights=False)] == expected[1:]
+    assert [file.repository for file in hub.wanted_of(name, pretrained, config)] == expected
