@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # at run time a room's modules are imported when they are fir
 
     from clip_finetuning.loading.loader import Loader
     from clip_finetuning.model.clip_model import ClipModel
+    from clip_finetuning.retrieval.disputed import Pair
     from clip_finetuning.retrieval.embeddings import Embeddings
     from clip_finetuning.retrieval.examples import Examples
     from clip_finetuning.retrieval.query_texts import QueryTexts
@@ -91,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
         retrieval.disputed.check(embeddings)
     device = clip_model.device if clip_model else runtime.device.pick_device(args.device, ranks.local_rank)
     truth = truth_of(embeddings, args, args.truth)
-    results = evaluate(embeddings, queries, args, truth, device) | about
+    kept: dict[str, retrieval.ranking.Ranks] = {}
+    results = evaluate(embeddings, queries, args, truth, device, kept) | about
     if ranks.rank == 0:
         if "product" in args.protocol:
             results["examples"] = retrieval.examples.record(embeddings, truth)
@@ -100,9 +102,10 @@ def main(argv: list[str] | None = None) -> None:
             results["zero_shot"] = retrieval.zero_shot.classify(clip_model, embeddings, precision, args.prompts)
         if baseline:
             results["statistics"]["baseline"] = retrieval.comparison.effects(baseline, results | {"name": args.output})
-        write_outputs(args, embeddings, queries, truth, results, baseline)
+        examples = retrieval.examples.pick(embeddings, truth, kept=kept) if args.report else None
+        write_outputs(args, embeddings, queries, examples, results, baseline)
         if args.disputed:
-            write_disputed(args, embeddings, truth)
+            write_disputed(args, embeddings, retrieval.disputed.find(embeddings, truth, kept))
     if args.save_checkpoint:
         retrieval.mixing.check_saved(args.save_checkpoint, about["interpolation"])
 
@@ -217,7 +220,12 @@ def _add_truth_arguments(parser):
         help="write pairs that are called wrong and may be right, and FILE.html to judge them",
     )
     group.add_argument(
-        "--judgements", metavar="FILE.csv", nargs="+", default=[], help="verdicts on such pairs: right ones are hits"
+        "--judgements",
+        metavar="FILE.csv",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="verdicts on such pairs: right ones are hits",
     )
 
 
@@ -424,15 +432,16 @@ def evaluate(
     args: argparse.Namespace,
     truth: "Truth",
     device: "torch.device",
+    kept: dict[str, "retrieval.ranking.Ranks"],
 ) -> dict[str, Any]:
-    """The numbers of the protocols that the flags name, on rank 0; all processes take part."""
+    """The numbers of the protocols that the flags name, on rank 0; all processes take part. `kept` is filled."""
     candidates = None
     if "sampled101" in args.protocol:
         if runtime.distributed.rank() == 0:
             candidates = retrieval.sampled101.read_or_draw(args.candidates, embeddings, args.seed)
         candidates = runtime.distributed.agree(candidates)
     return retrieval.results.measure_embeddings(
-        embeddings, args.protocol, args.k, args.seed, candidates, truth, queries, hubs=True, device=device, shared=True
+        embeddings, args.protocol, args.k, args.seed, candidates, truth, queries, kept=kept, device=device, shared=True
     )
 
 
@@ -457,7 +466,7 @@ def write_outputs(
     args: argparse.Namespace,
     embeddings: "Embeddings",
     queries: dict[str, "QueryTexts"],
-    truth: "Truth",
+    examples: "Examples | None",
     results: dict[str, Any],
     baseline: dict[str, Any] | None,
 ) -> None:
@@ -472,14 +481,13 @@ def write_outputs(
     if args.save_embeddings:
         retrieval.embeddings.save(args.save_embeddings, embeddings, retrieval.query_texts.arrays(queries))
         print(f"embeddings written to {args.save_embeddings}")
-    if args.report:
-        write_report(args, embeddings, truth, results, baseline)
+    if examples:
+        write_report(args, embeddings, examples, results, baseline)
         print(f"report written to {args.report}")
 
 
-def write_disputed(args: argparse.Namespace, embeddings: "Embeddings", truth: "Truth") -> None:
+def write_disputed(args: argparse.Namespace, embeddings: "Embeddings", pairs: "list[Pair]") -> None:
     """The table of disputed pairs, and the page beside it on which they are judged."""
-    pairs = retrieval.disputed.find(embeddings, truth)
     page = str(Path(args.disputed).with_suffix(".html"))
     pictures = read_pictures(args, embeddings.keys_of(retrieval.disputed.images_of(pairs)), page)
     written = {
@@ -505,12 +513,11 @@ def read_pictures(args: argparse.Namespace, key_of: dict[int, str], page: str) -
 def write_report(
     args: argparse.Namespace,
     embeddings: "Embeddings",
-    truth: "Truth",
+    examples: "Examples",
     results: dict[str, Any],
     baseline: dict[str, Any] | None,
 ) -> None:
     """The page, with pictures from the shards; where they are out of reach, their keys stand instead."""
-    examples = retrieval.examples.pick(embeddings, truth)
     if retrieval.report.before_of(baseline, results, "product"):
         examples.before = answers_before(args, baseline or {}, examples, embeddings)
     pictures = read_pictures(args, examples.keys(embeddings), "the report")

@@ -65,10 +65,10 @@ def check(embeddings: Embeddings) -> None:
         )
 
 
-def find(embeddings: Embeddings, truth: Truth) -> list[Pair]:
+def find(embeddings: Embeddings, truth: Truth, kept: Mapping[str, ranking.Ranks] | None = None) -> list[Pair]:
     """The disputed pairs of the product protocol, those that look most alike first; judged ones are left out.
 
-    Of embeddings that pass `check`.
+    Of embeddings that pass `check`. `kept`: what `protocols.evaluate` kept of the protocol.
     """
     tasks = protocols.tasks(embeddings, "product")
     forward = tasks["text_to_image"]
@@ -82,8 +82,11 @@ def find(embeddings: Embeddings, truth: Truth) -> list[Pair]:
     allowed = positives.keys_of(alike.related(kinds_alone, forward.positives, images, texts, judged).pairs, len(images))
     ranks: dict[int, dict[str, int]] = {}
     for direction, task in tasks.items():
-        items = ranking.rank_positives(task.queries, task.gallery, task.positives, top=TOP).top_items
-        assert items is not None
+        answered = (
+            kept[direction] if kept else ranking.rank_positives(task.queries, task.gallery, task.positives, top=TOP)
+        )
+        assert answered.top_items is not None  # they were asked for
+        items = answered.top_items[:, :TOP]
         asking, rank = np.divmod(np.arange(items.size), items.shape[1])
         pair = (asking, items.ravel()) if direction == "text_to_image" else (items.ravel(), asking)
         keys = pair[0] * np.int64(len(images)) + pair[1]

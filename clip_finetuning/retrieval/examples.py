@@ -100,14 +100,19 @@ def name_of(embeddings: Embeddings, direction: str, query: int) -> str:
 # ------------------------------------------------------------------------------------------- what is shown
 
 
-def pick(embeddings: Embeddings, truth: Truth | None = None, queries: int = QUERIES) -> Examples:
+def pick(
+    embeddings: Embeddings,
+    truth: Truth | None = None,
+    queries: int = QUERIES,
+    kept: Mapping[str, ranking.Ranks] | None = None,
+) -> Examples:
     """Queries of both directions in the product protocol, and what pictures are confused with.
 
-    What people judged right (`truth`) is right here too.
+    What people judged right (`truth`) is right here too. `kept`: what `protocols.evaluate` kept of these, by the same truth.
     """
     examples = Examples()
     for direction, task in _tasks(embeddings, truth).items():
-        ranks = ranking.rank_positives(task.queries, task.gallery, task.positives, top=1)
+        ranks = kept[direction] if kept else ranking.rank_positives(task.queries, task.gallery, task.positives, top=1)
         best = ranks.best
         answerable = np.flatnonzero(best != ranking.NEVER)
         hardest = answerable[np.argsort(-best[answerable], kind="stable")]

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -103,8 +104,8 @@ class _Verdicts:
     """What was said of each pair, whatever stands for it."""
 
     def __init__(self) -> None:
-        self.said: dict[Hashable, str] = {}
-        self.places: dict[Hashable, str] = {}
+        self.said: dict[Any, str] = {}
+        self.places: dict[Any, str] = {}
 
     def add(self, pair: Hashable, row: dict[str, str], where: str) -> None:
         """Remember a row's verdict; ValueError if another row says the opposite."""

@@ -64,13 +64,14 @@ def evaluate(
     *,
     truth: Truth | None = None,
     queries: Mapping[str, query_texts.QueryTexts] | None = None,
-    hubs: bool = False,
+    kept: dict[str, ranking.Ranks] | None = None,
     device: torch.device | None = None,
     shared: bool = False,
 ) -> dict[str, Any]:
     """The numbers of one protocol: {query text, per direction: metrics, intervals, per category, per product}.
 
-    `queries` holds the texts of those that do not ask the captions; with `hubs`, `product` has its hubness. `shared`: all
+    `queries` holds the texts of those that do not ask the captions. `kept`: `product` puts the ranks of both directions there,
+    with the first answers of each query, and has its hubness; who needs them again need not rank again. `shared`: all
     processes of a run call this, and each ranks its part of the queries; rank 0 alone has the numbers, the others {}.
     Raises NothingToAsk for what the data cannot be asked.
     """
@@ -88,23 +89,25 @@ def evaluate(
     described = {"protocol": describe(embeddings, protocol)}
     if truth and truth.judged:
         described["protocol"] += f"; {truth.judged.sentence()}"
-    hubs &= protocol == "product"
-    numbers = _evaluate_tasks(embeddings, protocol, ks, seed, where, truth, hubs=hubs, graded=truth is not None)
+    kept = kept if protocol == "product" else None
+    numbers = _evaluate_tasks(embeddings, protocol, ks, seed, where, truth, kept=kept, graded=truth is not None)
     return numbers and described | numbers
 
 
-def _evaluate_tasks(embeddings, protocol, ks, seed, where, truth=None, *, hubs=False, graded=False):
+def _evaluate_tasks(embeddings, protocol, ks, seed, where, truth=None, *, kept=None, graded=False):
     """{direction: numbers} of a protocol that has `tasks`, and its `truth` where others than the strict one are wanted."""
     asked, alike, counts = marked_tasks(truth, tasks(embeddings, protocol))
     gained = _gains(embeddings, asked) if graded else dict.fromkeys(asked)
     ranked, by_gain = {}, {}
     for direction, task in asked.items():
         rank = partial(ranking.rank_positives, task.queries, task.gallery, **where)
-        ranked[direction] = rank(task.positives, alike=alike[direction], top=hubness.FIRST if hubs else 0)
+        ranked[direction] = rank(task.positives, alike=alike[direction], top=0 if kept is None else hubness.FIRST)
         if found := gained[direction]:
             by_gain[direction] = rank(found[0], grades=found[1]), found[1]
     if where["shared"] and distributed.rank() > 0:
         return {}
+    if kept is not None:
+        kept |= ranked
     result: dict[str, Any] = {}
     numbers = {}
     for direction, task in asked.items():

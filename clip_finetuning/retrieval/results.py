@@ -15,6 +15,7 @@ from clip_finetuning.retrieval.embed import Loader, NothingFinite, embed
 from clip_finetuning.retrieval.embeddings import Embeddings, unlike_captions
 from clip_finetuning.retrieval.names import DIRECTIONS, DIRECTIONS_OF, KS, QUERIES_OF
 from clip_finetuning.retrieval.query_texts import NothingToAsk, QueryTexts
+from clip_finetuning.retrieval.ranking import Ranks
 from clip_finetuning.retrieval.sampled101 import Candidates, draw_candidates
 from clip_finetuning.retrieval.truth import Truth
 from clip_finetuning.runtime import distributed
@@ -63,7 +64,7 @@ def measure_embeddings(
     candidates: Candidates | None = None,
     truth: Truth | None = None,
     queries: Mapping[str, QueryTexts] | None = None,
-    hubs: bool = False,
+    kept: dict[str, Ranks] | None = None,
     device: torch.device | None = None,
     shared: bool = False,
 ) -> dict[str, Any]:
@@ -71,12 +72,12 @@ def measure_embeddings(
     named in `not_measured`; if that is so of all, NothingToAsk is raised.
 
     `truth` says what else than the items of one product may count as right; `queries`: the texts of those that do not ask
-    the captions; `hubs`: whether hubness is measured too. `shared`: all processes of a run call this, and each ranks its
+    the captions; `kept` is that of `protocols.evaluate`. `shared`: all processes of a run call this, and each ranks its
     part of the queries on its device; rank 0 alone has results, the others {}.
     """
     if "sampled101" in protocol_names:
         candidates = candidates or draw_candidates(embeddings, seed)
-    work = partial(protocols.evaluate, truth=truth, queries=queries, hubs=hubs, device=device, shared=shared)
+    work = partial(protocols.evaluate, truth=truth, queries=queries, kept=kept, device=device, shared=shared)
     evaluated, not_measured = {}, {}
     for name in protocol_names:
         try:

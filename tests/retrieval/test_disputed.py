@@ -3,9 +3,10 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from clip_finetuning.retrieval import disputed, judgements, truth
+from clip_finetuning.retrieval import disputed, judgements, protocols, ranking, truth
 from clip_finetuning.retrieval.embeddings import texts
 from tests.helpers import embedded_catalogue, parsed_page
 
@@ -41,6 +42,11 @@ def test_what_looks_alike_and_has_equal_attributes_is_disputed_unless_it_was_jud
         (1, 0, 1, 3, 6),
     ]
     assert all(set(pair.ranks) == {"text_to_image", "image_to_text"} for pair in pairs)
+    kept = {}
+    protocols.evaluate(mine, "product", (1,), kept=kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "rank_positives", lambda *_, **__: pytest.fail("ranked again"))
+        assert disputed.find(mine, truth.truth_of(mine), kept) == pairs
     verdicts = judgements.Judgements(*((np.array([n]), np.array([1 - n])) for n in (0, 1)), 0, 0, "f")
     assert disputed.find(mine, truth.truth_of(mine, judged=verdicts)) == []
 

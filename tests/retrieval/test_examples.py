@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clip_finetuning.retrieval import examples
+from clip_finetuning.retrieval import examples, protocols, ranking, truth
 from clip_finetuning.retrieval.embeddings import texts
 from clip_finetuning.retrieval.names import DIRECTIONS
 from tests.helpers import embedded_catalogue
@@ -24,6 +24,13 @@ def embeddings():
 @pytest.fixture(scope="module")
 def picked(embeddings):
     return examples.pick(embeddings)
+
+
+def test_what_was_ranked_is_not_ranked_again(embeddings, picked, monkeypatch):
+    kept = {}
+    protocols.evaluate(embeddings, "product", (1,), truth=truth.truth_of(embeddings, "all"), kept=kept)
+    monkeypatch.setattr(ranking, "rank_positives", lambda *_, **__: pytest.fail("ranked again"))
+    assert examples.pick(embeddings, truth.truth_of(embeddings, "all"), kept=kept) == picked
 
 
 def names_of(embeddings, picked, direction):

@@ -31,7 +31,7 @@ def test_a_hub_is_seen_in_both_directions():
         rows *= 0.1
     hub.image_embeddings[:2] = hub.text_embeddings[0] = 1.0
     for direction in ("text_to_image", "image_to_text"):
-        found = [protocols.evaluate(e, "product", (1,), hubs=True)[direction]["hubness"] for e in (even, hub)]
+        found = [protocols.evaluate(e, "product", (1,), kept={})[direction]["hubness"] for e in (even, hub)]
         assert found[1]["skew_at_10"] > found[0]["skew_at_10"]
         assert 0 <= found[0]["never_in_top_10"] < 0.2
     assert "hubness" not in protocols.evaluate(even, "product", (1,))["text_to_image"]  # costs time; a trainer has none
@@ -40,14 +40,14 @@ def test_a_hub_is_seen_in_both_directions():
 def test_all_queries_tied_and_a_gallery_below_ten_are_sane():
     embeddings = embedded_catalogue(products=40, views=1)
     embeddings.image_embeddings[:] = embeddings.text_embeddings[:] = embeddings.image_embeddings[0]
-    tied = protocols.evaluate(embeddings, "product", (1,), hubs=True)["text_to_image"]["hubness"]
+    tied = protocols.evaluate(embeddings, "product", (1,), kept={})["text_to_image"]["hubness"]
     assert tied["never_in_top_10"] == pytest.approx(30 / 40)
-    small = protocols.evaluate(embedded_catalogue(products=3, views=1), "product", (1,), hubs=True)
+    small = protocols.evaluate(embedded_catalogue(products=3, views=1), "product", (1,), kept={})
     assert small["text_to_image"]["hubness"] == {"skew_at_10": 0, "never_in_top_10": 0}
 
 
 def test_the_table_says_it_in_a_sentence():
-    results = measure_embeddings(embedded_catalogue(products=30, noise=1.0), ["product"], (1, 10), hubs=True)
+    results = measure_embeddings(embedded_catalogue(products=30, noise=1.0), ["product"], (1, 10), kept={})
     shown = " ".join(table.render(results).split())
     numbers = results["protocols"]["product"]["image_to_text"]["hubness"]
     assert f"image->text skew {numbers['skew_at_10']:.2f}, {numbers['never_in_top_10']:.1%} of products never" in shown
