@@ -12,6 +12,8 @@ from clip_finetuning.runtime import distributed
 from clip_finetuning.training import losses
 from clip_finetuning.training.plan import Plan
 
+MARGIN = 1.01  # less is the chance of one batch
+
 
 def guessing_loss(identities: torch.Tensor, loss: str) -> float:
     """The lowest `clip` or `siglip` loss that a model has which gives all pairs of a batch the same logit.
@@ -32,7 +34,7 @@ def remark(loss: float, identities: torch.Tensor, scale: float, plan: Plan) -> s
     """What to say of the first step's contrastive loss, if it is above guessing; every rank calls this, with its identities."""
     everywhere = torch.cat(distributed.gather_objects(identities.cpu()))
     guessing = guessing_loss(everywhere, plan.loss)
-    if not loss > guessing:
+    if not loss > MARGIN * guessing:
         return None
     sum_of = f"ln {len(everywhere)} = " if plan.loss == "clip" else ""
     cures: list[Any] = [] if plan.fit_temperature else ["FIT_TEMPERATURE=true sets it to where the loss is lowest"]

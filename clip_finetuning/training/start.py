@@ -110,6 +110,9 @@ def _fill(start, checkpoint, folder, cache_dir, image):
     # ---- the file that the run wrote, if it wrote one
     places = dict.fromkeys((Path(checkpoint["path"]).parent / START, folder.path / START)) if wanted else ()
     for path in places:
+        if not path.is_file():
+            refused.append(f"there is no {path}")
+            continue
         try:
             load_weights(start, read_checkpoint(path, mapped=True), path)
         except (ValueError, OSError) as error:

@@ -180,7 +180,7 @@ def test_a_start_that_is_not_to_be_had_is_named_in_one_line(data, run):
             train(data, run, "--resume")
     finally:
         (data / "away.pt").replace(data / "trained.pt")
-    assert "start.pt does not exist" in str(caught.value) and "\n" not in str(caught.value)
+    assert f"there is no {run / 'start.pt'}" in str(caught.value) and "\n" not in str(caught.value)
     assert "--anchor=0 --start-share=0 --force" in str(caught.value)
 
 
