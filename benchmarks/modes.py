@@ -84,9 +84,14 @@ class Mode:
 
     def __init__(self, name, *arguments):
         command = [sys.executable, __file__, "--process", json.dumps([name, *arguments])]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            text=True,
+        )
         self.name, self.seconds, self.peak = name, [], 0.0
         self.trainable = self.answer()["trainable"]
 

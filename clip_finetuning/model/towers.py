@@ -165,7 +165,7 @@ def _projection(tower: Any, names: list[str]) -> set[str]:
     for prefix in ("proj", "text_projection", "attnpool.c_proj", "head.proj", "head.mlp", "head.pool.proj"):
         if found := {name for name in names if name == prefix or name.startswith(f"{prefix}.")}:
             return found
-    trunk = getattr(tower, "trunk", None)
+    trunk: Any = getattr(tower, "trunk", None)
     classifier = trunk.get_classifier() if hasattr(trunk, "get_classifier") else None
     if not isinstance(classifier, nn.Module):
         return set()

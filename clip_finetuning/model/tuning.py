@@ -150,7 +150,7 @@ def summary(model: OpenClip, tuning: Tuning) -> str:
             parts.append(f"{tower} tower locked")
         elif {*reached} != {1.0}:
             low, high = min(reached), max(reached)
-            blocks = max(place.below for place in own.values()) - 1 if tuning.layer_decay != 1 else 0
+            blocks = max(place.below or 0 for place in own.values()) - 1 if tuning.layer_decay != 1 else 0
             over = f" over {blocks} blocks" if blocks else ""
             parts.append(f"{tower} tower at {low:.3g}{f' to {high:.3g}' if low < high else ''} times the rate{over}")
     return f"{tuning.tune}: {'; '.join(parts)}" if parts else ""  # of LoRA's additions the model says more
