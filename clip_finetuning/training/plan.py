@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from clip_finetuning.model.tuning import FULL, Tuning, of_settings
+from clip_finetuning.model.low_rank import Lora
+from clip_finetuning.model.tuning import FULL, Tuning
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 from clip_finetuning.training import knobs
@@ -132,8 +133,15 @@ def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -
         eval_interval=values["EVAL_INTERVAL"] if facts.validation else None,
         patience=values["PATIENCE"],
         settings=values,
-        tuning=of_settings(values),
+        tuning=_tuning(values),
     )
+
+
+def _tuning(values):
+    lora = None
+    if values["TUNE"] == "lora":
+        lora = Lora(values["LORA_RANK"], values["LORA_ALPHA"], values["LORA_DROPOUT"], values["LORA_TARGETS"])
+    return Tuning(values["TUNE"], values["LAYER_DECAY"], values["IMAGE_RATE"], values["TEXT_RATE"], lora)
 
 
 def _total_steps(epochs, max_steps, batches):
