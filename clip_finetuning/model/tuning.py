@@ -5,7 +5,6 @@ its own depth, as BEiT does (Bao et al. 2021, arXiv:2106.08254): projection and 
 one before it `decay` squared, embeddings one below the first block. IMAGE_RATE and TEXT_RATE multiply a whole tower.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +30,6 @@ class Tuning:
 
 
 FULL = Tuning()
-
-
-def of_settings(settings: Mapping[str, Any]) -> Tuning:
-    """The tuning of a run's settings, {knob: value}."""
-    lora = None
-    if settings["TUNE"] == "lora":
-        lora = Lora(settings["LORA_RANK"], settings["LORA_ALPHA"], settings["LORA_DROPOUT"], settings["LORA_TARGETS"])
-    return Tuning(settings["TUNE"], settings["LAYER_DECAY"], settings["IMAGE_RATE"], settings["TEXT_RATE"], lora)
 
 
 def apply(clip_model: Any, tuning: Tuning, seed: int = 0) -> dict[str, float]:

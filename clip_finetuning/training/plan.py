@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from clip_finetuning.model.tuning import FULL, Tuning, of_settings
+from clip_finetuning.model.low_rank import Lora
+from clip_finetuning.model.tuning import FULL, Tuning
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
 from clip_finetuning.training import knobs
@@ -153,7 +154,7 @@ def resolve(settings: Mapping[str, Any], given: Collection[str], facts: Facts) -
         patience=values["PATIENCE"],
         keep=values["KEEP"],
         settings=values,
-        tuning=of_settings(values),
+        tuning=_tuning(values),
         anchor=values["ANCHOR"],
         start_share=values["START_SHARE"],
         fit_temperature=values["FIT_TEMPERATURE"],
@@ -173,6 +174,13 @@ def doubts(plan: Plan, untrained: bool) -> list[str]:
     if plan.fit_temperature:
         found.append("FIT_TEMPERATURE=true goes by what random weights tell apart, which is nothing: leave it off")
     return found
+
+
+def _tuning(values):
+    lora = None
+    if values["TUNE"] == "lora":
+        lora = Lora(values["LORA_RANK"], values["LORA_ALPHA"], values["LORA_DROPOUT"], values["LORA_TARGETS"])
+    return Tuning(values["TUNE"], values["LAYER_DECAY"], values["IMAGE_RATE"], values["TEXT_RATE"], lora)
 
 
 def _total_steps(epochs, max_steps, batches):
