@@ -13,8 +13,9 @@ import torch
 
 import clipFineTuner
 import openClipManagement as clip
-from clip_finetuning.training import curves, pilot_record, pilots
+from clip_finetuning.training import curves, halving, pilot_record, pilots
 from clip_finetuning.training import step as training_step
+from clip_finetuning.training.halving import Outcome
 from tests import test_clipFineTuner as trainer
 from tests.helpers import write_config
 
@@ -127,11 +128,8 @@ def test_all_rates_train_the_same_batches_from_the_same_start_and_the_better_go_
     done = {float(rate): [step for peak, step, _ in steps if peak == float(rate)] for rate in RATES}
     assert sorted(map(len, done.values())) == [6, 12, 12]
     assert all(numbers == list(range(len(numbers))) for numbers in done.values())
-    outcomes = record(run)["outcomes"]
-    scores = {float(rate): outcomes[rate]["6"]["score"] for rate in outcomes}
-    assert min(scores, key=lambda rate: (scores[rate], -outcomes[repr(rate)]["6"]["loss"])) in [
-        rate for rate in done if len(done[rate]) == 6
-    ]
+    first_round = {float(rate): Outcome(**found["6"]) for rate, found in record(run)["outcomes"].items()}
+    assert {rate for rate in done if len(done[rate]) == 12} == set(halving.better_half(first_round))
 
 
 def test_a_pilot_that_stays_is_a_run_of_its_length(data, tmp_path, undisturbed):

@@ -56,6 +56,20 @@ def test_what_is_not_finite_never_goes_on():
     assert halving.better_half(dict.fromkeys((1.0, 2.0), Outcome(12, None, trouble=NOT_FINITE))) == []
 
 
+def test_what_shows_nothing_comes_behind_what_does_the_lower_rate_first_and_harm_behind_that():
+    """A model that collapsed keeps a recall near chance, which may be above that of a pilot which learns."""
+    chance = {"interval": [-0.1, 0.1], "trouble": NO_BETTER_THAN_GUESSING}
+    found = {
+        4.0: Outcome(20, 4.16, 0.9, **chance),
+        3.0: Outcome(20, 4.16, 0.8, **chance),
+        2.0: Outcome(20, 4.0, 0.1, interval=[-0.1, 0.1]),
+        1.0: Outcome(20, 5.0, 0.2, interval=[0.1, 0.2], trouble=NO_BETTER_THAN_GUESSING),  # learns all the same
+        0.5: Outcome(20, 1.0, 0.95, trouble=BELOW_START),
+        0.4: Outcome(12, None, trouble=NOT_FINITE),
+    }
+    assert sorted(found, key=lambda rate: found[rate].rank(rate)) == [1.0, 2.0, 3.0, 4.0, 0.5, 0.4]
+
+
 @pytest.mark.parametrize(
     ("loss", "interval", "expected"),
     [
