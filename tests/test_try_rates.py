@@ -1,5 +1,7 @@
 """--try-rates: pilots from one start, the training with the best rate, and that no step is done twice."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -11,8 +13,9 @@ import torch
 
 import clipFineTuner
 import openClipManagement as clip
-from clip_finetuning.training import curves, pilot_record, pilots
+from clip_finetuning.training import curves, halving, pilot_record, pilots
 from clip_finetuning.training import step as training_step
+from clip_finetuning.training.halving import Outcome
 from tests import test_clipFineTuner as trainer
 from tests.helpers import write_config
 
@@ -46,6 +49,10 @@ def train(data, run, *more, **options):
 @pytest.fixture
 def steps(monkeypatch):
     """(peak rate, step, loss) of every training step that is done, in order."""
+    return count_steps(monkeypatch)
+
+
+def count_steps(monkeypatch):
     real_step, done = training_step.train_step, []
 
     def train_step(*arguments, step, **options):
@@ -70,11 +77,19 @@ def same_weights(one, other):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory):
+def dry_run(data, tmp_path_factory):
+    """(folder, every step as `steps` has it, what was printed) of pilots that nothing disturbs."""
+    run, told = tmp_path_factory.mktemp("undisturbed") / "run", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
+        done = count_steps(patch)
+        assert train(data, run, "--dry-run") == 0
+    return run, done, told.getvalue()
+
+
+@pytest.fixture
+def undisturbed(dry_run):
     """What the pilots come to if nothing happens: rates.json."""
-    run = tmp_path_factory.mktemp("undisturbed")
-    train(data, run, "--dry-run")
-    return record(run)
+    return record(dry_run[0])
 
 
 def numbers(found):
@@ -106,18 +121,15 @@ def test_the_training_with_the_best_rate_is_that_of_a_run_with_it(data, tmp_path
     assert not list((run / "pilots").rglob("*.pt"))
 
 
-def test_all_rates_train_the_same_batches_from_the_same_start_and_the_better_go_on(data, tmp_path, steps):
-    train(data, tmp_path, "--dry-run")
+def test_all_rates_train_the_same_batches_from_the_same_start_and_the_better_go_on(dry_run):
+    run, steps, _ = dry_run
     first = {loss for _, step, loss in steps if step == 0}
     assert len(first) == 1
     done = {float(rate): [step for peak, step, _ in steps if peak == float(rate)] for rate in RATES}
     assert sorted(map(len, done.values())) == [6, 12, 12]
     assert all(numbers == list(range(len(numbers))) for numbers in done.values())
-    outcomes = record(tmp_path)["outcomes"]
-    scores = {float(rate): outcomes[rate]["6"]["score"] for rate in outcomes}
-    assert min(scores, key=lambda rate: (scores[rate], -outcomes[repr(rate)]["6"]["loss"])) in [
-        rate for rate in done if len(done[rate]) == 6
-    ]
+    first_round = {float(rate): Outcome(**found["6"]) for rate, found in record(run)["outcomes"].items()}
+    assert {rate for rate in done if len(done[rate]) == 12} == set(halving.better_half(first_round))
 
 
 def test_a_pilot_that_stays_is_a_run_of_its_length(data, tmp_path, undisturbed):
@@ -132,9 +144,8 @@ def test_a_pilot_that_stays_is_a_run_of_its_length(data, tmp_path, undisturbed):
     assert outcome["gain"] == pytest.approx(scores[12] - scores[0])
 
 
-def test_what_will_be_done_and_what_was_found_is_said_in_eighty_columns(data, tmp_path, capsys):
-    train(data, tmp_path, "--dry-run")
-    told = capsys.readouterr().out
+def test_what_will_be_done_and_what_was_found_is_said_in_eighty_columns(dry_run):
+    _, _, told = dry_run
     assert "pilots  3 x 6 + 2 x 6 = 30 steps of 8 samples, then 12 of the training" in told
     assert "criterion  best mean Recall@10 on the validation shards at the end of a round" in told
     assert "learning rate  the best of 0.001, 1e-05, 0.003 for adamw" in told
@@ -144,31 +155,34 @@ def test_what_will_be_done_and_what_was_found_is_said_in_eighty_columns(data, tm
     assert max(map(len, table)) <= 80
 
 
-def test_a_dry_run_ends_with_the_command_that_trains(data, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert train(data, run, "--dry-run") == 0
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+def test_a_dry_run_leaves_the_pilots_numbers_and_the_command_that_trains(dry_run, tmp_path, steps):
+    run, done, told = dry_run
     assert sorted(path.name for path in run.iterdir()) == [".lock", "pilots"]
-    assert command[:2] == ["python", "clipFineTuner.py"] and "--dry-run" not in command
-    assert clipFineTuner.main(command[2:]) == 0
-    assert final(run)["settings"]["LEARNING_RATE"] == record(run)["chosen"]
+    command = shlex.split(told.splitlines()[-1])
+    assert command[:2] == ["python", "clipFineTuner.py"] and not {"--dry-run", "--try-rates"} & set(command)
+    assert (
+        clipFineTuner.main([*command[2:], f"--checkpoint-dir={tmp_path}", "--eval-interval=none", "--max-steps=1"]) == 0
+    )
+    assert (final(tmp_path)["settings"]["LEARNING_RATE"], len(done)) == (record(run)["chosen"], PILOT_STEPS)
 
 
-def test_an_earlier_run_stays_until_a_rate_is_chosen(data, tmp_path):
-    train(data, tmp_path, rates=None, learning_rate=1e-3, max_steps=1, eval_interval="none")
-    train(data, tmp_path, "--dry-run")
+def test_an_earlier_run_stays_until_a_rate_is_chosen_and_finished_pilots_are_not_repeated(data, tmp_path, steps):
+    common = {"rates": RATES[:2], "eval_interval": "none"}
+    train(data, tmp_path, **{**common, "rates": None}, learning_rate=1e-3, max_steps=1)
+    train(data, tmp_path, "--dry-run", **common, max_steps=2)
     assert final(tmp_path)["step"] == 1
-    train(data, tmp_path)
+    train(data, tmp_path, **common, max_steps=2)
     assert clip.read_checkpoint(tmp_path / "earlier_run_1" / "final_checkpoint.pt")["step"] == 1
-    assert final(tmp_path)["step"] == 12
+    assert (final(tmp_path)["step"], len(steps)) == (2, 1 + 2 * 2 + 2)
 
 
-@pytest.mark.parametrize("changes", [{"ema_decay": 0.5}, {"loss": "siglip", "lr_schedule": "constant"}])
-def test_whatever_a_run_consists_of_its_pilots_are_of_too(data, tmp_path, steps, changes):
-    train(data, tmp_path / "run", **changes)
-    train(data, tmp_path / "plain", rates=None, learning_rate=record(tmp_path / "run")["chosen"], **changes)
+def test_whatever_a_run_consists_of_its_pilots_are_of_too(data, tmp_path, steps):
+    """An average, a fitted temperature and bias, a constant rate: and the run after them begins as if they had not been."""
+    common = {"ema_decay": 0.5, "loss": "siglip", "lr_schedule": "constant", "max_steps": 6, "eval_interval": 3}
+    train(data, tmp_path / "run", **common)
+    train(data, tmp_path / "plain", rates=None, learning_rate=record(tmp_path / "run")["chosen"], **common)
     assert same_weights(tmp_path / "run", tmp_path / "plain")
-    assert len(steps) == PILOT_STEPS + 12 + 12
+    assert len(steps) == 5 * 3 + 6 + 6
     assert len({loss for _, step, loss in steps if step == 0}) == 1
 
 
@@ -211,13 +225,14 @@ def test_a_rate_whose_loss_is_not_finite_ends_and_the_others_go_on(data, tmp_pat
         return done._replace(updated=False) if arguments[4].learning_rate == 3e-3 else done
 
     monkeypatch.setattr(training_step, "train_step", train_step)
-    assert train(data, tmp_path, max_steps=60) == 0  # 20 steps a round: ten in a row are enough
+    knobs = {"max_steps": 60, "rates": RATES[1:]}  # 20 steps a round: ten in a row are enough
+    assert train(data, tmp_path, "--dry-run", **knobs) == 0
     told = capsys.readouterr()
     assert "WARNING: the pilot of 0.003 ends here: the loss or its gradient was not finite in steps 1 to 10" in told.err
     assert [line.split()[-3:] for line in told.out.splitlines() if line.split()[:1] == ["0.003"]] == [
         ["not", "finite", "stops"]
     ]
-    assert record(tmp_path)["chosen"] in (1e-3, 1e-5)
+    assert record(tmp_path)["chosen"] == 1e-5
 
 
 def test_rates_that_all_diverge_end_in_one_line(data, tmp_path, monkeypatch):
@@ -226,7 +241,7 @@ def test_rates_that_all_diverge_end_in_one_line(data, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="with none of the rates the loss stays finite: try lower ones, such as --try-rates 1e-07"
     ):
-        train(data, tmp_path, max_steps=60)
+        train(data, tmp_path, max_steps=60, rates=RATES[:2], eval_interval="none")
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -292,12 +307,6 @@ def test_an_evaluation_that_was_not_noted_is_made_once_more_and_its_steps_are_no
     train(data, tmp_path, "--dry-run")
     assert len(steps) == PILOT_STEPS
     assert numbers(record(tmp_path)) == numbers(undisturbed)
-
-
-def test_finished_pilots_are_not_repeated(data, tmp_path, steps):
-    train(data, tmp_path, "--dry-run")
-    train(data, tmp_path)
-    assert len(steps) == PILOT_STEPS + 12
 
 
 @pytest.mark.parametrize(
@@ -372,9 +381,11 @@ def test_two_processes_try_the_same_rates_and_choose_the_same(data, tmp_path, un
     run = tmp_path / "run"
     run.mkdir()
     consoles = [run / f"{r}.txt" for r in range(2)]
-    codes = trainer.train_on_two_ranks([flags(data, run)] * 2, consoles)
+    codes = trainer.train_on_two_ranks([flags(data, run, "--dry-run")] * 2, consoles)
     assert codes == [0, 0], [path.read_text() for path in consoles]
-    assert final(run)["settings"]["LEARNING_RATE"] == record(run)["chosen"]
-    for key, values in numbers(undisturbed).items():
-        assert numbers(record(run))[key][0] == pytest.approx(values[0], abs=1e-3)
+    assert record(run)["chosen"] is not None
+    first_round = [key for key in numbers(undisturbed) if key[1] == "6"]
+    assert len(first_round) == 3
+    for key in first_round:
+        assert numbers(record(run))[key][0] == pytest.approx(numbers(undisturbed)[key][0], abs=1e-3)
     assert consoles[0].read_text().count("round 2 of 2") == 1 and "round" not in consoles[1].read_text()

@@ -58,10 +58,21 @@ class Outcome:
     trouble: str = ""  # how it diverged; empty: it did not
     by_product: Mapping[str, Any] | None = None  # the evaluation, to compare it with another pilot's
 
-    def rank(self, rate: float) -> tuple[bool, float, float, float]:
-        """What pilots are sorted by, the best first: by score, then by loss; of equals the lower rate is better."""
-        loss = math.inf if self.loss is None else self.loss
-        return self.trouble == NOT_FINITE, -(self.score or 0), loss, rate
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether neither the loss nor the recall tell that anything was learnt: collapsed, or too slow to see."""
+        return self.trouble == NO_BETTER_THAN_GUESSING and (self.interval is None or self.interval[0] <= 0)
+
+    def rank(self, rate: float) -> tuple[int, float, float, float]:
+        """What pilots are sorted by, the best first: by score, then by loss; of equals the lower rate is better.
+
+        Behind these come pilots that show nothing, the lower rate first, since what collapsed does not recover; then those
+        that ended below the start, then those that are not finite.
+        """
+        group = {BELOW_START: 2, NOT_FINITE: 3}.get(self.trouble, int(self.shows_nothing))
+        if self.shows_nothing:
+            return group, 0.0, 0.0, rate
+        return group, -(self.score or 0.0), math.inf if self.loss is None else self.loss, rate
 
 
 def rate(text: str) -> float:

@@ -40,7 +40,7 @@ class Record:
     def outcome(self, rate: float, step: int) -> Outcome | None:
         """What the pilot of a rate came to by a step, or None if it is not there yet."""
         found = self.outcomes.get(repr(rate), {}).get(str(step))
-        return found and Outcome(**found)
+        return None if found is None else Outcome(**found)
 
     def note(self, rate: float, step: int, outcome: Outcome) -> None:
         """Keep an outcome."""

@@ -157,7 +157,7 @@ class Pilots:
         logged = [record for record in pilot.folder.records() if "loss" in record]
         half = [r["loss"] for r in logged if r["step"] > until - self.halving.round_steps / 2 and r["loss"] is not None]
         outcome = Outcome(until, sum(half) / len(half) if half else None)
-        if pilot.plan.eval_interval is not None:
+        if pilot.last_scores is not None:
             first, last = pilot.first_evaluation, pilot.last_evaluation
             if first and not last:  # no sample has a finite embedding
                 return replace(outcome, trouble=halving.NOT_FINITE)
