@@ -111,13 +111,8 @@ def _quick(architecture: Architecture) -> Architecture:
     name, config = architecture
     if config.get("quick_gelu"):
         return architecture
-    quick = f"{name}{QUICK}"
-    known = open_clip.get_model_config(quick)
-    return (
-        Architecture(quick, known)
-        if known == {**config, "quick_gelu": True}
-        else Architecture(name, {**config, "quick_gelu": True})
-    )
+    quick, wanted = f"{name}{QUICK}", {**config, "quick_gelu": True}
+    return Architecture(quick if open_clip.get_model_config(quick) == wanted else name, wanted)
 
 
 def _usual_recipe(name: str) -> tuple[dict, str]:

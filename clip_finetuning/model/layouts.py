@@ -83,9 +83,9 @@ def _tables(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
 
 def _models(keys: tuple[str, ...], weights: Weights) -> list[_Place]:
     """The models whose weights lie in one dictionary, each by the prefix of its image tower."""
-    prefixes = sorted({prefix for name in weights if (prefix := _prefix(name)) is not None}, key=len, reverse=True)
+    prefixes = {prefix for name in weights if (prefix := _prefix(name)) is not None}
     places, left = [], dict(weights)
-    for prefix in prefixes:  # the longest first: a blank one would take them all
+    for prefix in sorted(prefixes, key=lambda prefix: -len(prefix)):  # a blank one would take them all
         own = {name.removeprefix(prefix): left.pop(name) for name in list(left) if name.startswith(prefix)}
         places.append((prefix, own))
     return [_Place(keys, prefix, own, list(left)) for prefix, own in places]
