@@ -97,16 +97,14 @@ def corrected(p_values: Sequence[float]) -> np.ndarray:
 def bootstrap(
     sums: dict[str, np.ndarray], counts: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, list[float]]:
-    """95 % intervals of ratios of sums, products drawn with replacement: {name: (P,)} -> {name: [low, high]}.
+    """95 % intervals of ratios of sums, products drawn with replacement: {name: (P,)}, (P,) counts >= 1 -> {name: [low, high]}.
 
     Products, not queries, are drawn, because the views of one product stand or fall together. Percentile bootstrap
     (Efron 1979).
     """
     matrix = np.stack([*sums.values(), counts], axis=1).astype(np.float64)  # (P, metrics + 1)
     drawn = np.concatenate([weights @ matrix for weights in _weights(len(counts), seed, resamples)])
-    with np.errstate(invalid="ignore"):
-        ratios = drawn[:, :-1] / drawn[:, -1:]
-    low, high = np.nanpercentile(ratios, [2.5, 97.5], axis=0)
+    low, high = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
     return {name: [float(a), float(b)] for name, a, b in zip(sums, low, high)}
 
 

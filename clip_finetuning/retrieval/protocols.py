@@ -30,6 +30,8 @@ from clip_finetuning.retrieval.positives import Positives, by_group, from_pairs,
 from clip_finetuning.retrieval.stored_rows import selected
 from clip_finetuning.retrieval.tiles import Rows
 from clip_finetuning.retrieval.truth import (
+    CAPTIONS_AND_PICTURES,
+    NAMES_AND_PICTURES,
     Truth,
     alike_texts,
     by_truth,
@@ -94,7 +96,9 @@ def evaluate(
     return numbers and described | numbers
 
 
-def _evaluate_tasks(embeddings, protocol, ks, seed, where, truth=None, *, kept=None, graded=False):
+def _evaluate_tasks(
+    embeddings, protocol, ks, seed, where, truth=None, *, kept=None, graded=False, of=CAPTIONS_AND_PICTURES
+):
     """{direction: numbers} of a protocol that has `tasks`, and its `truth` where others than the strict one are wanted."""
     asked, alike, counts = marked_tasks(truth, tasks(embeddings, protocol))
     gained = _gains(embeddings, asked) if graded else dict.fromkeys(asked)
@@ -125,7 +129,7 @@ def _evaluate_tasks(embeddings, protocol, ks, seed, where, truth=None, *, kept=N
             result[direction]["intervals"] |= ends
         if truth and alike[direction] is not None:
             numbers[direction] = by_truth(ranks, truth, task.query_products, ks)
-    return result | ({"truth": entry(truth, numbers, counts)} if truth and numbers else {})
+    return result | ({"truth": entry(truth, numbers, counts, of)} if truth and numbers else {})
 
 
 def _gains(e, asked):
@@ -179,7 +183,8 @@ def _evaluate_queries(embeddings, protocol, ks, seed, queries, where, truth):
     asked = query_texts.asked(embeddings, protocol, queries)
     mine = queries[QUERIES_OF[protocol]]
     result: dict[str, Any] = {"protocol": query_texts.describe(protocol, asked, mine.note)}
-    result |= _evaluate_tasks(asked, protocol, ks, seed, where, truth and of_texts(truth, asked.captions))
+    of = NAMES_AND_PICTURES if protocol == "category_to_product" else CAPTIONS_AND_PICTURES
+    result |= _evaluate_tasks(asked, protocol, ks, seed, where, truth and of_texts(truth, asked.captions), of=of)
     languages = query_texts.by_language(mine)
     if languages:
         result["languages"] = {

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,8 @@ def _categories(clip_model, embeddings, names, precision, prompts):
     without = int((embeddings.category == "").sum())
     note = f"each the mean of {len(prompts)} prompts as for zero-shot classification"
     note += f" ({without:,} images have no category and are no hit)" if without else ""
-    return _finite(rows, {(name, name): "" for name in names}, note)
+    other = () if tuple(prompts) == zero_shot.PROMPTS else tuple(prompts)
+    return replace(_finite(rows, {(name, name): "" for name in names}, note), prompts=other)
 
 
 def _embedded(clip_model, found, note, precision):

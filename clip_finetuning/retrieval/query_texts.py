@@ -2,7 +2,7 @@
 
 They are made where the model is (`query_making`) and saved with the embeddings, in arrays named by their kind:
 `short_queries` (texts, packed), `short_query_embeddings`, `short_query_groups` (the product, or category, of each),
-`short_query_languages`, `short_query_note`. So a file can be asked later what the model was asked.
+`short_query_languages`, `short_query_note` (and the prompts, where they are not the usual ones). So a file can be asked later what the model was asked.
 """
 
 import dataclasses
@@ -41,6 +41,7 @@ class QueryTexts:
     groups: np.ndarray  # (T,) product ids, or names of categories as the shards have them
     languages: np.ndarray  # (T,) such as "de", "de en" where a text is both, blank where nobody says
     note: str  # how they were made, as the protocol's sentence says it
+    prompts: tuple[str, ...] = ()  # in which each was asked, if in others than zero_shot.PROMPTS
 
 
 def asked(embeddings: Embeddings, protocol: str, queries: Mapping[str, QueryTexts]) -> Embeddings:
@@ -55,6 +56,7 @@ def what_decides(protocol: str, embeddings: Embeddings, queries: Mapping[str, Qu
     """What numbers of a protocol depend on besides the samples' keys, products and captions."""
     mine = queries[QUERIES_OF[protocol]]
     decides = {"texts": mine.texts, "groups": mine.groups, "languages": mine.languages}
+    decides |= {"prompts": texts(mine.prompts)} if mine.prompts else {}
     return decides | ({"category": embeddings.category} if QUERIES_OF[protocol] == OF_CATEGORIES else {})
 
 
@@ -122,7 +124,7 @@ def arrays(queries: Mapping[str, QueryTexts]) -> dict[str, np.ndarray]:
             (f"{kind}_query_embeddings", mine.embeddings),
             (f"{kind}_query_groups", packed(mine.groups)),
             (f"{kind}_query_languages", packed(mine.languages)),
-            (f"{kind}_query_note", packed(texts([mine.note]))),
+            (f"{kind}_query_note", packed(texts([mine.note, *mine.prompts]))),
         )
     }
 
@@ -166,7 +168,8 @@ def _read(file, kind, dimensions):
     for name, column in columns.items():
         if len(column) != len(rows):
             raise ValueError(f"{kind} has {len(column)} {name}, but {len(rows)} embeddings")
-    return QueryTexts(unit(rows), **columns, note=unpacked(file[f"{kind}_query_note"])[0])
+    note, *prompts = unpacked(file[f"{kind}_query_note"])
+    return QueryTexts(unit(rows), **columns, note=note, prompts=tuple(prompts))
 
 
 def rows_of(embeddings: np.ndarray, found: Mapping[tuple[str, str], str], note: str) -> QueryTexts:

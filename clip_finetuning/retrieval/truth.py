@@ -36,6 +36,7 @@ MEANING = {
     "without": "they are left out of the gallery",
 }
 CAPTIONS_AND_PICTURES = "captions and pictures of different products"
+NAMES_AND_PICTURES = "names and pictures of different categories"
 WHATS = {"pictures": "near-duplicate pictures", "captions": "captions of one wording", "attributes": "equal attributes"}
 
 

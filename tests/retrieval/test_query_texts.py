@@ -29,6 +29,22 @@ def catalogue():
 # ------------------------------------------------------------------------------------------------- what is asked
 
 
+def test_names_in_other_prompts_are_cited_otherwise_and_stay_so_in_a_file(catalogue, monkeypatch, tmp_path):
+    monkeypatch.setattr(query_making.zero_shot, "embed_names", lambda *_: np.eye(16, dtype=np.float32)[:2])
+    usual, same, other = (
+        query_making.make(None, catalogue, ["category"], "fp32", prompts=prompts)
+        for prompts in (None, query_making.zero_shot.PROMPTS, ["a {}", "{}"])
+    )
+    embeddings_file.save(tmp_path / "e.npz", catalogue, query_texts.arrays(other))
+    again = query_texts.load(tmp_path / "e.npz", 16, ["category_to_product"])
+    lines = [
+        measure_embeddings(catalogue, ["category_to_product"], (1,), queries=made)["cite"]
+        for made in (usual, same, other, again)
+    ]
+    assert lines[0] == lines[1] != lines[2] == lines[3]
+    assert again["category"].note == other["category"].note
+
+
 def test_a_keyword_caption_of_several_products_finds_all_their_images(catalogue):
     """`red` lies on P0 alone, yet P1's images are hits too; `blue`, P2's, lies on P3."""
     found = {("red", "P0"): "", ("red", "P1"): "", ("blue", "P2"): "", ("green", "P3"): ""}

@@ -150,6 +150,7 @@ def test_short_queries_and_names_of_categories():
         assert of[name]["pairs"] == {"pictures": 2, "captions": 0, "all": 2}
     recalls = {kind: of[asked[2]][kind]["text_to_image"]["recall@1"] for kind in truth.TRUTHS}
     assert recalls == pytest.approx({"strict": 1 / 3, "tolerant": 1.0, "without": 1.0})
+    assert "2 pairs of names and pictures of different categories are alike" in of[asked[2]]["sentence"]
     result_file.check_results(results | {"data": {}})
     assert "Recall@10 tolerant" not in table.render(results) and "Recall@3 tolerant" in table.render(results)
 
