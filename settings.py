@@ -203,10 +203,10 @@ LORA_TARGETS: str = "qkv,out,mlp"
 """what gets additions: attention's inputs (qkv) and output (out), the two layers after it (mlp)"""
 
 ANCHOR: NotNegative | None = None
-"""weight of the loss that holds the model to its frozen start; none: 0 for random weights, else what measured best"""
+"""weight of the loss that holds embeddings to those of the frozen start; none: 0 for random weights, else 1"""
 
 START_SHARE: Fraction | None = None
-"""share of the start in the weights that are evaluated and saved (WiSE-FT); none: 0 for random weights, else as ANCHOR"""
+"""share of the start in the weights that are evaluated and saved (WiSE-FT); none: 0 for random weights, else 0.1"""
 
 FIT_TEMPERATURE: bool = False
 """before the first step set the temperature to where the loss of a few batches is lowest"""
