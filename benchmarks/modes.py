@@ -125,7 +125,7 @@ def measure(model_name, batch_size, options):
     for turn in range(WARMUP + options.steps):
         for mode in modes:
             mode.step(keep=turn >= WARMUP)
-    print(f"\n{model_name}, batch {batch_size}, {options.precision}, medians of {options.steps} steps")
+    print(f"\n{model_name}, batch {batch_size}, {options.precision}, medians of {options.steps} steps", flush=True)
     print(f"  {'TUNE':<6} {'trainable':>12} {'peak MiB':>9} {'samples/s':>10} {'periodic MiB':>13} {'final MiB':>10}")
     for mode in modes:
         rate = batch_size / statistics.median(mode.seconds)
