@@ -6,8 +6,6 @@ batch (under torch.distributed, gathered from all ranks) and compute in float32 
 softmax over thousands of logits of up to 100 needs it.
 """
 
-import math
-
 import torch
 from torch.nn import functional
 
@@ -65,15 +63,6 @@ def siglip_loss(
     if products.ndim == 2:
         losses = losses.masked_fill(positives(products) & ~same, 0)
     return losses.sum() / len(logits)
-
-
-def guessing(loss: str, batch_size: int) -> float:
-    """The lowest loss, `clip` or `siglip`, of a model that gives all pairs of a batch one logit; each text is right once.
-
-    ln N for the softmax; the sigmoid's best logit says 1/N: ln N + (N - 1) ln(N / (N - 1)).
-    """
-    others = batch_size - 1
-    return math.log(batch_size) + (others * math.log(batch_size / others) if loss == "siglip" and others else 0.0)
 
 
 def _logits(image_embeddings, text_embeddings, logit_scale):

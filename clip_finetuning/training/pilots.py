@@ -14,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.model.weights import write
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.atomic_write import remove_leftovers
 from clip_finetuning.runtime.console import warn
-from clip_finetuning.training import halving, losses, pilot_record, state, summary
+from clip_finetuning.training import halving, pilot_record, state, summary
+from clip_finetuning.training.first_loss import guessing_loss
 from clip_finetuning.training.halving import Outcome
 from clip_finetuning.training.plan import Plan
 from clip_finetuning.training.run_folder import BEST, METRICS, CheckpointFolder
@@ -32,7 +35,7 @@ class StateFolder(CheckpointFolder):
         """As of every run; but the best of a pilot is for nobody."""
         return path.name != BEST and super().save(path, clip_model, needed, **fields)
 
-    def _write(self, path, clip_model, **fields):
+    def _write(self, path, clip_model, *, alone=False, **fields):
         write(path, {"state_dict": clip_model.model.state_dict(), **fields})
 
 
@@ -145,6 +148,7 @@ class Pilots:
             total_steps=steps,
             learning_rate=rate,
             warmup_steps=plan.warmup_steps * steps // plan.total_steps,
+            warm_statistics=plan.warm_statistics * steps // plan.total_steps,
             log_interval=min(plan.log_interval, max(1, self.halving.round_steps // 10)),
             eval_interval=self.halving.round_steps if plan.eval_interval is not None else None,
             patience=None,
@@ -155,7 +159,11 @@ class Pilots:
         if not finite:
             return Outcome(pilot.progress.step, None, trouble=halving.NOT_FINITE)
         logged = [record for record in pilot.folder.records() if "loss" in record]
-        half = [r["loss"] for r in logged if r["step"] > until - self.halving.round_steps / 2 and r["loss"] is not None]
+        half = [
+            r["loss"] - r.get("anchor_loss", 0)
+            for r in logged
+            if r["step"] > until - self.halving.round_steps / 2 and r["loss"] is not None
+        ]
         outcome = Outcome(until, sum(half) / len(half) if half else None)
         if pilot.last_scores is not None:
             first, last = pilot.first_evaluation, pilot.last_evaluation
@@ -172,7 +180,7 @@ class Pilots:
                 retention=retention - start["retention"] if known else None,
                 by_product=last,
             )
-        guessing = losses.guessing(pilot.plan.loss, pilot.plan.batch_size)
+        guessing = guessing_loss(torch.arange(pilot.plan.batch_size), pilot.plan.loss)
         return replace(outcome, trouble=halving.trouble(outcome, guessing))
 
     def _note_start(self, pilot: state.Run) -> None:

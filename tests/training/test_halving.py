@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clip_finetuning.training import halving, losses
+from clip_finetuning.training.first_loss import guessing_loss
 from clip_finetuning.training.halving import BELOW_START, NO_BETTER_THAN_GUESSING, NOT_FINITE, Outcome
 
 
@@ -82,19 +83,21 @@ def test_what_shows_nothing_comes_behind_what_does_the_lower_rate_first_and_harm
     ],
 )
 def test_how_a_pilot_diverged(loss, interval, expected):
-    assert halving.trouble(Outcome(20, loss, interval=interval), losses.guessing("clip", 128)) == expected
+    assert halving.trouble(Outcome(20, loss, interval=interval), guessing_loss(torch.arange(128), "clip")) == expected
 
 
 def test_guessing_is_the_loss_of_a_model_that_tells_nothing_apart():
     batch_size = 7
     same, scale = torch.ones(batch_size, 1), torch.tensor(1.0)
     products = torch.arange(batch_size)
-    assert losses.clip_loss(same, same, products, scale) == pytest.approx(losses.guessing("clip", batch_size))
+    assert losses.clip_loss(same, same, products, scale) == pytest.approx(
+        guessing_loss(torch.arange(batch_size), "clip")
+    )
     best = min(
         losses.siglip_loss(same, same, products, scale, torch.tensor(bias / 1000)).item()
         for bias in range(-3000, 0, 10)
     )
-    assert best == pytest.approx(losses.guessing("siglip", batch_size), abs=1e-3)
+    assert best == pytest.approx(guessing_loss(torch.arange(batch_size), "siglip"), abs=1e-3)
 
 
 def test_a_table_has_a_row_a_rate_in_eighty_columns():
