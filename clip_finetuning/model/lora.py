@@ -115,7 +115,7 @@ def fingerprint(state_dict: Mapping[str, torch.Tensor]) -> str:
         if name in SCALARS or not weight.is_floating_point():
             continue
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(memoryview(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -29,7 +29,6 @@ IN_FOLDER = (
 )
 # What else a folder may be: a file in it, and what that says.
 FOLDERS = {
-    "adapter_config.json": "it is an adapter of PEFT without its base; merge it (`merge_and_unload`) and save the model",
     ".metadata": "it is a distributed checkpoint; `python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
     "FOLDER FILE` makes one file of it",
     "zero_to_fp32.py": "it is a checkpoint of DeepSpeed; its own zero_to_fp32.py makes one file of it",

@@ -4,6 +4,7 @@ An item of the query's own product gains 1, one of its category the share of its
 them at least (Jarvelin and Kekalainen 2002 for graded gains). An attribute that only one of the two has is unequal.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,13 +16,14 @@ from clip_finetuning.runtime.text import same_caption_key
 
 LEAST = 0.5  # share of equal attributes
 COMPARED = 1 << 24  # (query, item) pairs at a time
-MOST_GAINS = 20_000_000  # beyond, attributes say so little that an order by them means nothing
+MOST_GAINS = 3_000_000  # beyond, grading costs a third of the ranking, and attributes tell little apart
+log = logging.getLogger(__name__)
 
 
 def gains(embeddings: Embeddings, own: Positives, images: np.ndarray) -> tuple[Positives, np.ndarray] | None:
     """(for each query the items that gain something, how much each does) in a gallery of images, by a query's first own one.
 
-    None where there are no attributes, or more than MOST_GAINS pairs gain.
+    None where there are no attributes, or, which is warned of, more than MOST_GAINS pairs gain.
     """
     if embeddings.attributes is None:
         return None
@@ -36,6 +38,10 @@ def gains(embeddings: Embeddings, own: Positives, images: np.ndarray) -> tuple[P
             row, column = np.nonzero(share >= LEAST)
             total += len(row)
             if total > MOST_GAINS:
+                log.warning(
+                    "nDCG is not graded by the attributes: more than %d pairs share half of theirs, which tells too little apart",
+                    MOST_GAINS,
+                )
                 return None
             keys.append(asking[part[row]] * np.int64(len(images)) + items[column])
             shares.append(share[row, column])

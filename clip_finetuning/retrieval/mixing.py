@@ -68,7 +68,7 @@ class Mixing:
             return
         if distributed.rank() == 0:
             mixed = replace(self._model, pretrained=self._of_start)
-            save_checkpoint(self._save, mixed, interpolated=mix, **self._fields)
+            save_checkpoint(self._save, mixed, **{"interpolated": mix, **self._fields})  # type: ignore[arg-type]
         self._model.pretrained = self._save
 
 

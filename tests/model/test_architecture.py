@@ -1,6 +1,7 @@
 """Architectures and preprocessing from files: harmless ones pass, and no field chooses code, a path or a download."""
 
 import copy
+import importlib.machinery
 import json
 import math
 import sys
@@ -42,6 +43,7 @@ def transformers(monkeypatch):
         return types.SimpleNamespace()
 
     stand_in = types.SimpleNamespace(AutoTokenizer=types.SimpleNamespace(from_pretrained=from_pretrained))
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("transformers", None)
     monkeypatch.setitem(sys.modules, "transformers", stand_in)
     return asked
 

@@ -292,7 +292,7 @@ def test_another_file_is_named(tmp_path, name, data, words):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("adapter_config.json", "PEFT"), (".metadata", "dcp_to_torch"), ("x.txt", "none of open_clip_model.safetensors")],
+    [(".metadata", "dcp_to_torch"), ("x.txt", "none of open_clip_model.safetensors")],
 )
 def test_a_folder_without_weights_is_named(tmp_path, name, words):
     (tmp_path / "folder").mkdir()
