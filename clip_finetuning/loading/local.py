@@ -32,7 +32,8 @@ class LocalBatches:
         self.skipped, self.guessed = self.index.skipped, self.index.guessed
         self.num_samples, self.batch_size = len(self.index), options.batch_size
         rank, world_size = options.rank, options.world_size
-        self._alike, self.arrangement, self.categories = None, "", None
+        self._alike, self.arrangement = None, ""
+        self.categories: str | None = None
         self._apart = self.products  # what a spare is not to share with its batch
         if options.train:
             self._codes = product_codes(self.products)  # once, before the workers part

@@ -138,7 +138,8 @@ class FileBatches:
 
     streamed = False
     max_workers: int | None = None
-    arrangement, categories = "", None
+    arrangement: str = ""
+    categories: str | None = None
     most_captions = 1
     products: np.ndarray | None = None
 
