@@ -35,7 +35,7 @@ class StreamedBatches:
     streamed = True
     most_captions = sys.maxsize  # nobody has looked yet
     products: np.ndarray | None = None
-    arrangement = ""
+    arrangement: str = ""
     categories: str | None = None
 
     def __init__(self, shards: Sequence[str], options: Options) -> None:

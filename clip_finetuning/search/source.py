@@ -138,7 +138,7 @@ class FileBatches:
 
     streamed = False
     max_workers: int | None = None
-    arrangement = ""
+    arrangement: str = ""
     categories: str | None = None
     most_captions = 1
     products: np.ndarray | None = None
