@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -294,7 +295,8 @@ def _need_transformers(architecture: Architecture) -> None:
     text = architecture.config["text_cfg"]
     parts = {"tokenizer": text.get("hf_tokenizer_name"), "text tower": text.get("hf_model_name")}
     needed = " and ".join(f"{part} {source}" for part, source in parts.items() if source)
-    if needed and importlib.util.find_spec("transformers") is None:
+    is_here = sys.modules.get("transformers") or importlib.util.find_spec("transformers")
+    if needed and not is_here:
         raise ValueError(
             f"model {architecture.name}: the package transformers, which has its {needed}, is not installed; "
             "pip install transformers"
