@@ -173,8 +173,6 @@ def look_for_shards(args: argparse.Namespace) -> None:
     """FileNotFoundError or ValueError for shards that do not serve: known before a model is built or downloaded."""
     fields = loading.sample.Fields(args.caption_key, args.product_key)
     loading.first_look.check_contrast(args.train_dataset_pattern, fields)
-    if args.batches == "category":
-        loading.first_look.check_categories(args.train_dataset_pattern, fields)
     if args.flip:
         warn_of_sides(args.train_dataset_pattern, fields)
     if args.eval_interval is not None and "VALID_DATASET_PATTERN" in args.given:
@@ -231,7 +229,6 @@ def load_data(args: argparse.Namespace, ranks: Ranks, clip_model: ClipModel) -> 
         batch_size=size,
         seed=args.seed,
         views=args.views,
-        batches=args.batches,
         **mine,
     )
     if args.eval_interval is None:

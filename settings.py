@@ -103,9 +103,6 @@ PRODUCT_KEY: str | None = None
 VIEWS: Literal["all", "random"] = "all"
 """an epoch shows every view of a product, or one drawn at random"""
 
-BATCHES: Literal["mixed", "category"] = "mixed"
-"""a batch is drawn from all products, or from one category at a time"""
-
 CROP_SCALE: Share = 0.9
 """training shows a random crop of at least this share of a picture's area; 1: the whole picture, as in evaluation"""
 

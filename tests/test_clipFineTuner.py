@@ -497,12 +497,7 @@ def test_a_checkpoint_from_before_there_was_muon_goes_on_with_adamw(data, tmp_pa
     content = torch.load(run / "final_checkpoint.pt", weights_only=True)
     for part, name in (("settings", "OPTIMIZER"), ("progress", "evaluated_step"), ("progress", "learns_statistics")):
         del content[part][name]
-    del (
-        content["total_steps"],
-        content["settings"]["CROP_SCALE"],
-        content["settings"]["FLIP"],
-        content["settings"]["BATCHES"],
-    )
+    del content["total_steps"], content["settings"]["CROP_SCALE"], content["settings"]["FLIP"]
     torch.save(content, run / "final_checkpoint.pt")
     (run / "best_checkpoint.pt").unlink()
     with pytest.raises(ValueError, match="OPTIMIZER was adamw, is muon"):
@@ -706,7 +701,7 @@ def send_sigterm_at(number, monkeypatch):
         {"ema_decay": 0.9},
         {"precision": "bf16", "loss": "siglip", "ema_decay": 0.5},
         {"precision": "fp16", "grad_checkpointing": "true", "micro_batch_size": 3},
-        {"crop_scale": 1, "flip": "true", "batches": "category"},
+        {"crop_scale": 1, "flip": "true"},
     ],
 )
 def test_whatever_a_run_consists_of_goes_on_to_the_bit(data, tmp_path, monkeypatch, changes):

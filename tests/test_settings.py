@@ -37,7 +37,7 @@ FLAGS = {
         --log-interval --loss --lr-schedule --max-steps --micro-batch-size --model-cache-dir --model-name
         --model-pretrained --num-workers --on-colab --optimizer --patience --precision --product-key --reduced-decode --resume --seed
         --tensorboard --train-dataset-pattern --valid-dataset-pattern --views --warmup-steps --weight-decay
-        --retention-dataset-pattern --batches --crop-scale --flip --tune --layer-decay --image-rate --text-rate --lora-rank --lora-alpha --lora-dropout
+        --retention-dataset-pattern --crop-scale --flip --tune --layer-decay --image-rate --text-rate --lora-rank --lora-alpha --lora-dropout
         --lora-targets --anchor --start-share --fit-temperature --warm-statistics --keep --try-rates --dry-run
     """,
     "evaluate_clip": """
@@ -89,7 +89,7 @@ def test_documented_defaults():
 def test_editors_and_linters_see_every_knob_as_a_plain_annotated_assignment():
     plain = [node.target.id for node in PAGE.body if isinstance(node, ast.AnnAssign)]
     assert [name for name in plain if name in KNOBS] == list(KNOBS)
-    assert len(KNOBS) == 65
+    assert len(KNOBS) == 64
 
 
 def test_the_page_holds_no_machinery():

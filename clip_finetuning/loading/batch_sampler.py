@@ -47,15 +47,6 @@ def plan_epoch(products: np.ndarray, batch_size: int, seed: int, epoch: int, vie
     if not batches:
         return np.empty((0, 0), dtype=np.int64)
     random = generator(seed, epoch)
-    order = choose(codes, batches, batch_size, views, random)
-    return deal(order, codes[order], batches, batch_size, random)
-
-
-def choose(codes: np.ndarray, batches: int, batch_size: int, views: str, random: np.random.Generator) -> np.ndarray:
-    """The samples (batches * batch_size,) of an epoch of that `plan_size`, in random order, a product's side by side.
-
-    codes: the product of each sample, as `product_codes` numbers them. None is chosen more often than there are batches.
-    """
     order = random.permutation(len(codes))
     rank_of_product = random.permutation(codes.max() + 1)
     # The walk in which a sample is passed over only if its product has one in every batch already, or has one at all.
@@ -66,7 +57,8 @@ def choose(codes: np.ndarray, batches: int, batch_size: int, views: str, random:
         order = order[: batches * batch_size]
     order = order[_stable_order(rank_of_product[codes[order]])]  # a product's samples side by side
     # Which products are left out is decided here, by their rank: the first views come the earlier the more there are.
-    return order[: batches * batch_size]
+    order = order[: batches * batch_size]
+    return _deal(order, codes[order], batches, batch_size, random)
 
 
 def _occurrence(codes):
@@ -84,12 +76,10 @@ def _stable_order(codes):
     return np.sort(codes.astype(np.int64) << 32 | np.arange(len(codes))) & 0xFFFFFFFF
 
 
-def deal(
-    cards: np.ndarray, codes: np.ndarray, batches: int, batch_size: int, random: np.random.Generator
-) -> np.ndarray:
-    """Deal the cards (equal codes side by side, none more often than `batches`) like a pack -> (batches, batch_size).
+def _deal(cards, codes, batches, batch_size, random):
+    """Deal the cards (equal codes side by side, none more often than `batches`) like a pack, round after round.
 
-    Each of its rounds gives every batch one card, in a random order of the batches. Equal codes meet in a batch only if they
+    Each round gives every batch one card, in a random order of the batches. Equal codes meet in a batch only if they
     straddle two rounds, and there the later round keeps clear of the batches that the earlier one gave them to.
     """
     batch_of_card = random.permuted(np.tile(np.arange(batches), (batch_size, 1)), axis=1)  # (rounds, batches)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from clip_finetuning.loading import first_look, named_fields
+from clip_finetuning.loading import named_fields
 from clip_finetuning.loading.failure import Failure, failures_as_values
 from clip_finetuning.loading.local import LocalBatches
 from clip_finetuning.loading.sample import (
@@ -102,8 +102,6 @@ class ClipDataset(IterableDataset):
     ) -> None:
         super().__init__()
         shards = expand_pattern(pattern)
-        if options.batches == "category":
-            first_look.check_categories(pattern, options.fields)
         kind = StreamedBatches if any(is_url(shard) for shard in shards) else LocalBatches
         self.source: Source = kind(shards, options)
         named_fields.check(pattern, shards, self.source, options.fields)

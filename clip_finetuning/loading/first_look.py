@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from clip_finetuning.loading.labels import labels_of
 from clip_finetuning.loading.sample import USUAL, Fields, SampleError, ShardSample, parse_sample
 from clip_finetuning.loading.shard_list import expand_pattern, is_url
 from clip_finetuning.loading.stream_reader import shard_samples
@@ -56,28 +55,6 @@ def check_contrast(pattern: str, fields: Fields = USUAL) -> None:
     raise ValueError(
         f"the samples of {pattern} are of {what} ({name!r}), so there is nothing to be told apart, and training on them "
         "teaches nothing: add products, or check product_id and captions in the shards"
-    )
-
-
-def check_categories(pattern: str, fields: Fields = USUAL) -> None:
-    """ValueError unless the shards are local and have a sample with a category: else no batch is of one.
-
-    Reads a few samples, and only where these do not suffice the texts of all of them.
-    """
-    shards = expand_pattern(pattern)
-    if any(map(is_url, shards)):
-        raise ValueError(
-            "BATCHES=category needs local shards: the categories of streamed ones are not known before they are read; copy "
-            f"the shards of {pattern}, or set BATCHES=mixed"
-        )
-    if (
-        any(sample.category for sample in _samples(shards, LOOKED_AT, fields))
-        or labels_of(TarIndex(shards, fields)).names
-    ):
-        return
-    raise ValueError(
-        f"BATCHES=category: no sample of {pattern} has a category in its .json; name their column when the catalogue is "
-        "read (clip_prep.py --category-column), or set BATCHES=mixed"
     )
 
 

@@ -9,16 +9,15 @@ format and of the same `rules`, whole by its checksum, and if every number in it
 headers of what it reads besides.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +29,6 @@ PREFIX = struct.Struct("<8sII")  # magic, checksum of what follows, bytes of the
 LITTLE_MORE = 1 << 16  # bytes by which an index may exceed its tar, whose every member takes more
 STALE, DAMAGED, OTHER = "the tar has changed", "damaged", "of another version or other settings"
 DTYPES = ("|u1", "<u2", "<u4", "<i8")
-T = TypeVar("T")
 
 
 class Unusable(ValueError):
@@ -79,11 +77,11 @@ def narrow(numbers: Any) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------- where
 
 
-def places(path: str, ending: str = "index") -> Iterator[Path]:
-    """The files that may keep what is known of a tar, the best one first."""
+def places(path: str) -> Iterator[Path]:
+    """The files that may keep a tar's index, the best one first."""
     folder, name = os.path.split(path)
-    yield Path(folder, ".index", f"{name}.{ending}")
-    yield Path(cache_of(folder), f"{name}.{ending}")
+    yield Path(folder, ".index", f"{name}.index")
+    yield Path(cache_of(folder), f"{name}.index")
 
 
 def cache_of(folder: str) -> str:
@@ -95,13 +93,8 @@ def cache_of(folder: str) -> str:
 
 def save(path: str, contents: Contents, rules: Mapping[str, Any]) -> Path:
     """Keep a tar's contents -> where. Raises OSError if there is no place for it."""
-    return write(path, encode(contents, rules))
-
-
-def write(path: str, data: bytes, ending: str = "index") -> Path:
-    """Keep what is known of a tar -> where. Raises OSError if there is no place for it."""
-    failure = OSError()
-    for place in places(path, ending):
+    data, failure = encode(contents, rules), OSError()
+    for place in places(path):
         try:
             with atomic_write(place) as temporary:
                 temporary.write_bytes(data)
@@ -113,20 +106,15 @@ def write(path: str, data: bytes, ending: str = "index") -> Path:
 
 def load(path: str, stamp: tuple[int, int], rules: Mapping[str, Any]) -> Contents | None:
     """The contents of a tar of this size and time; None if none are kept. Raises Unusable if none of those kept will do."""
-    return read(path, stamp, lambda data: decode(data, stamp, rules))
-
-
-def read(path: str, stamp: tuple[int, int], decode: Callable[[bytes], T], ending: str = "index") -> T | None:
-    """What `decode` makes of what is kept of a tar; None and Unusable as in `load`."""
     unusable = None
-    for place in places(path, ending):
+    for place in places(path):
         try:
             status = os.stat(place)
             if (
                 not stat.S_ISREG(status.st_mode) or status.st_size > stamp[0] + LITTLE_MORE
             ):  # a pipe would be waited for
                 raise Unusable(DAMAGED)
-            return decode(place.read_bytes())
+            return decode(place.read_bytes(), stamp, rules)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -143,62 +131,49 @@ def read(path: str, stamp: tuple[int, int], decode: Callable[[bytes], T], ending
 
 
 def encode(contents: Contents, rules: Mapping[str, Any]) -> bytes:
-    """The bytes of the file of an index."""
-    return pack({**contents._asdict(), "format": FORMAT, "rules": dict(rules)}, contents.columns)
-
-
-def pack(head: Mapping[str, Any], columns: Sequence[np.ndarray]) -> bytes:
-    """The bytes of a file: `PREFIX`, the head in JSON, then the columns one after the other."""
-    columns = [np.ascontiguousarray(column) for column in columns]
-    described = [[column.dtype.newbyteorder("<").str, len(column)] for column in columns]
-    text = json.dumps({**head, "columns": described}).encode()
+    """The bytes of the file: `PREFIX`, a head in JSON, then the columns one after the other."""
+    columns = [np.ascontiguousarray(column) for column in contents.columns]
+    head = {
+        **contents._asdict(),
+        "format": FORMAT,
+        "rules": dict(rules),
+        "columns": [[column.dtype.newbyteorder("<").str, len(column)] for column in columns],
+    }
+    text = json.dumps(head).encode()
     body = text + b"".join(column.astype(column.dtype.newbyteorder("<")).tobytes() for column in columns)
     return PREFIX.pack(MAGIC, zlib.crc32(body), len(text)) + body
 
 
 def decode(data: bytes, stamp: tuple[int, int], rules: Mapping[str, Any]) -> Contents:
     """The contents that `encode` wrote. Raises Unusable for anything else, or for those of another tar."""
-    with damaged_is_unusable():
-        head, columns = unpack(data, stamp, rules)
+    try:
+        magic, checksum, length = PREFIX.unpack_from(data)
+        body = memoryview(data)[PREFIX.size :]
+        if magic != MAGIC or zlib.crc32(body) != checksum:
+            raise Unusable(DAMAGED)
+        head = json.loads(bytes(body[:length]))
+        if head["format"] != FORMAT or head["rules"] != dict(rules):
+            raise Unusable(OTHER)
+        if head["stamp"] != list(stamp):
+            raise Unusable(STALE)
         contents = Contents(
             stamp=stamp,
             found=_count(head["found"]),
-            damage=None if head["damage"] is None else text_in(head["damage"]),
+            damage=None if head["damage"] is None else _text(head["damage"]),
             lost=_count(head["lost"]),
             most_captions=_count(head["most_captions"]),
             suffixes=[_suffix(suffix) for suffix in head["suffixes"]],
             skipped=[_entry(entry) for entry in head["skipped"]],
             guessed=[_entry(entry) for entry in head["guessed"]],
-            columns=Columns(*columns),
+            columns=_columns(head["columns"], body[length:]),
         )
-    if not is_within_bounds(contents):
-        raise Unusable(DAMAGED)
-    return contents
-
-
-@contextlib.contextmanager
-def damaged_is_unusable() -> Iterator[None]:
-    """What may go wrong while a damaged file is read becomes Unusable."""
-    try:
-        yield
     except Unusable:
         raise
     except (ValueError, TypeError, KeyError, IndexError, struct.error, RecursionError):
         raise Unusable(DAMAGED) from None
-
-
-def unpack(data: bytes, stamp: tuple[int, int], rules: Mapping[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """(head, columns) that `pack` wrote, of this tar by these rules. Raises Unusable, or what `damaged_is_unusable` expects."""
-    magic, checksum, length = PREFIX.unpack_from(data)
-    body = memoryview(data)[PREFIX.size :]
-    if magic != MAGIC or zlib.crc32(body) != checksum:
+    if not is_within_bounds(contents):
         raise Unusable(DAMAGED)
-    head = json.loads(bytes(body[:length]))
-    if head["format"] != FORMAT or head["rules"] != dict(rules):
-        raise Unusable(OTHER)
-    if head["stamp"] != list(stamp):
-        raise Unusable(STALE)
-    return head, _columns(head["columns"], body[length:])
+    return contents
 
 
 def is_within_bounds(contents: Contents) -> bool:
@@ -233,7 +208,7 @@ def is_rising(ends: np.ndarray, last: int) -> bool:
     return bool(ends[0] >= 0 and ends[-1] == last and (ends[1:] >= ends[:-1]).all())
 
 
-def _columns(described: Any, body: memoryview) -> list[np.ndarray]:
+def _columns(described: Any, body: memoryview) -> Columns:
     arrays, start = [], 0
     for kind, length in described:
         if kind not in DTYPES:
@@ -242,7 +217,7 @@ def _columns(described: Any, body: memoryview) -> list[np.ndarray]:
         start += arrays[-1].nbytes
     if start != len(body):
         raise ValueError(start)
-    return arrays
+    return Columns(*arrays)
 
 
 def _count(value: Any) -> int:
@@ -251,19 +226,18 @@ def _count(value: Any) -> int:
     return value
 
 
-def text_in(value: Any) -> str:
-    """A text of the head. Raises ValueError for anything else."""
+def _text(value: Any) -> str:
     if type(value) is not str:
         raise ValueError(value)
     return value
 
 
 def _suffix(value: Any) -> str:
-    if not is_picture(text_in(value)) and not is_text(value):
+    if not is_picture(_text(value)) and not is_text(value):
         raise ValueError(value)
     return value
 
 
 def _entry(value: Any) -> tuple[str, str, int]:
     reason, key, number = value
-    return text_in(reason), text_in(key), _count(number)
+    return _text(reason), _text(key), _count(number)

@@ -104,24 +104,16 @@ class Loader:
     def guessed(self) -> collections.Counter[str]:
         return count_lost([self.guesses])
 
-    @property
-    def arrangement(self) -> str:
-        """How the batches are made of categories, in words; blank where they are not."""
-        return self.dataset.source.arrangement
-
     def state(self) -> dict[str, Any]:
         """What the order of the batches depends on, besides (epoch, batch): plain data for a checkpoint."""
         source, options = self.dataset.source, self.dataset.options
         state = {
             "seed": options.seed,
             "views": options.views,
-            "batches": options.batches,
             "global batch size": self.batch_size,
             "samples": source.num_samples,
             "data": source.fingerprint(),
         }
-        if source.categories:
-            state["categories"] = source.categories
         if source.streamed:  # each process and worker reads a part of the shards
             return state | {"processes": options.world_size, "workers": max(self.num_workers, 1)}
         return state | {"order": ORDER}
@@ -139,19 +131,12 @@ class Loader:
     def check_state(self, state: Mapping[str, Any]) -> list[str]:
         """A message for each thing that differs from a checkpoint's state: then the batches are not the same."""
         messages = []
-        mine, theirs = self.state(), {"batches": "mixed", **state}  # before there was a choice
-        if mine["batches"] != theirs["batches"]:  # one of them has no categories, which goes without saying
-            mine.pop("categories", None)
-            theirs.pop("categories", None)
+        mine, theirs = self.state(), dict(state)
         for numbers in (mine, theirs):  # a matter of versions, not of the user's settings: see `changed_order`
             numbers.pop("order", None)
         for name in [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
             if name == "data":
                 messages.append("the shards, or the products in them, are not those of the checkpoint")
-            elif name == "categories":
-                messages.append(
-                    "the categories, or the captions by which look-alikes are known, are not those of the checkpoint"
-                )
             else:
                 messages.append(f"{name}: {theirs.get(name)} in the checkpoint, {mine.get(name)} now")
         return messages
@@ -166,7 +151,6 @@ def train_loader(
     num_workers: int = 0,
     seed: int = 0,
     views: str = "all",
-    batches: str = "mixed",
     rank: int = 0,
     world_size: int = 1,
     caption_key: str | None = None,
@@ -174,12 +158,11 @@ def train_loader(
 ) -> Loader:
     """A Loader of training batches: full, seeded, without two samples of one product (see ClipDataset).
 
-    `batches="category"` makes each of one category as far as there are samples for that (see `category_batches`).
     Every rank gets the same number of batches of `batch_size` samples; together those of a rank's `batch_size` times
     `world_size` in one process. `caption_key` and `product_key` are fields of the `.json` files (see `sample.Fields`).
     """
     fields = Fields(caption_key, product_key)
-    options = Options(batch_size, True, seed, views, batches, rank, world_size, fields=fields)
+    options = Options(batch_size, True, seed, views, rank, world_size, fields=fields)
     return Loader(ClipDataset(pattern, transform, tokenizer, options), num_workers)
 
 

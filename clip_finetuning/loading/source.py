@@ -18,7 +18,6 @@ class Options:
     train: bool
     seed: int = 0
     views: str = "all"
-    batches: str = "mixed"  # or "category", see `category_batches`
     rank: int = 0
     world_size: int = 1
     max_samples: int | None = None  # the first ones alone; in evaluation
@@ -46,8 +45,6 @@ class Source(Protocol):
     most_captions: int  # of any sample (at most)
     skipped: list[Skipped]  # what is known to be unusable from the start, the same on every rank
     guessed: list[Guessed]  # what is known to be guessed from the start, likewise
-    arrangement: str  # in words, how the batches of a training are made of categories; blank where they are not
-    categories: str | None  # a fingerprint of these, likewise
 
     @property
     def products(self) -> np.ndarray | None:

@@ -35,8 +35,6 @@ class StreamedBatches:
     streamed = True
     most_captions = sys.maxsize  # nobody has looked yet
     products: np.ndarray | None = None
-    arrangement: str = ""
-    categories: str | None = None
 
     def __init__(self, shards: Sequence[str], options: Options) -> None:
         self.shards, self.options = shards, options

@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,11 +62,6 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self.products)
 
-    def shards(self) -> Iterator[tuple[str, tuple[int, int], int]]:
-        """(path, stamp, usable samples) of each shard, in order."""
-        for path, shard in zip(self.paths, self._shards):
-            yield path, shard.stamp, len(shard.columns.products)
-
     def key(self, i: int) -> str:
         shard, sample = self._place(i)
         return key_of(self._shards[shard].columns, sample)
@@ -85,19 +80,16 @@ class TarIndex:
             sums.append(np.diff(up_to[columns.firsts]))
         return np.concatenate(sums)
 
-    def read(self, i: int, pictures: bool = True) -> dict[str, Any]:
-        """The raw sample i: suffix -> bytes, with `__key__` and `__url__`. Raises ShardReadError.
-
-        Without `pictures` their bytes are blank, and not read.
-        """
+    def read(self, i: int) -> dict[str, Any]:
+        """The raw sample i: suffix -> bytes, with `__key__` and `__url__`. Raises ShardReadError."""
         shard, sample = self._place(i)
         path = self.paths[shard]
         try:
-            files = self._read(shard, sample, pictures)
+            files = self._read(shard, sample)
         except OSError as error:  # a handle goes stale when a network file system's server starts anew
             self._close(path)
             try:
-                files = self._read(shard, sample, pictures)
+                files = self._read(shard, sample)
             except OSError as still:
                 self._close(path)
                 reason = f"shard cannot be read: {still.strerror or type(still).__name__}"
@@ -114,17 +106,15 @@ class TarIndex:
         shard = bisect.bisect_right(self._ends, i)
         return shard, i - (self._ends[shard - 1] if shard else 0)
 
-    def _read(self, shard, sample, pictures):
+    def _read(self, shard, sample):
         file, contents = self._open(self.paths[shard]), self._shards[shard]
         columns = contents.columns
         files, check = {}, 0
         for member in range(columns.firsts[sample], columns.firsts[sample + 1]):
-            suffix = contents.suffixes[columns.suffixes[member]]
-            wanted = int(columns.sizes[member]) if pictures or not is_picture(suffix) else 0
             file.seek(int(columns.offsets[member]) - BLOCK)
-            data = read_exactly(file, BLOCK + wanted)
+            data = read_exactly(file, BLOCK + int(columns.sizes[member]))
             check = check_of(data[:BLOCK], check)
-            files[suffix] = data[BLOCK:]
+            files[contents.suffixes[columns.suffixes[member]]] = data[BLOCK:]
         if check != columns.checks[sample]:
             raise ShardReadError(CHANGED)
         return files

@@ -20,8 +20,8 @@ import numpy as np
 from clip_finetuning.pictures.near_duplicates import close_pairs, unpacked
 from clip_finetuning.retrieval.embeddings import Embeddings
 from clip_finetuning.retrieval.positives import Positives, by_group, distinct, from_keys, not_among, pair_keys
+from clip_finetuning.retrieval.wording import wording_key
 from clip_finetuning.runtime.text import same_caption_key
-from clip_finetuning.runtime.wording import wording_key
 
 REASONS = ("pictures", "captions", "attributes")
 NONE = np.empty(0, np.int64)

@@ -138,8 +138,6 @@ class FileBatches:
 
     streamed = False
     max_workers: int | None = None
-    arrangement: str = ""
-    categories: str | None = None
     most_captions = 1
     products: np.ndarray | None = None
 

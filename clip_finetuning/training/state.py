@@ -28,7 +28,7 @@ MAX_SKIPPED_IN_A_ROW = 10
 # What a training did before these were settings.
 WITHOUT_A_CHOICE = {
     "OPTIMIZER": "adamw", "TUNE": "full", "LAYER_DECAY": 1.0, "IMAGE_RATE": 1.0, "TEXT_RATE": 1.0,
-    "ANCHOR": 0.0, "START_SHARE": 0.0, "FIT_TEMPERATURE": False, "WARM_STATISTICS": 0, "BATCHES": "mixed", "CROP_SCALE": 0.9, "FLIP": False,
+    "ANCHOR": 0.0, "START_SHARE": 0.0, "FIT_TEMPERATURE": False, "WARM_STATISTICS": 0, "CROP_SCALE": 0.9, "FLIP": False,
     "RETENTION_DATASET_PATTERN": None, "KEEP": "gain",
 }  # fmt: skip
 

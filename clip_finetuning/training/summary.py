@@ -31,8 +31,7 @@ def announce(run: Run, tried: Sequence[float] = ()) -> None:
         **({"tuning": tuned} if tuned else {}),
         **({"LoRA": str(clip_model.lora)} if clip_model.lora else {}),
         "device": f"{clip_model.device}, {plan.precision}{together}",
-        "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch"
-        + (f"; {run.loader.arrangement}" if run.loader.arrangement else ""),
+        "data": f"{run.loader.num_samples:,} samples, {len(run.loader):,} batches an epoch",
         "pictures": run.loader.dataset.transform.what_it_does,
         "validation": f"{run.valid_loader.num_samples:,} samples" if run.valid_loader else "none",
         **_retention(run),

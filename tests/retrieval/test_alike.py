@@ -5,7 +5,7 @@ import pytest
 
 from clip_finetuning.retrieval import alike, protocols
 from clip_finetuning.retrieval.positives import Positives, by_group
-from clip_finetuning.runtime.wording import wording_key
+from clip_finetuning.retrieval.wording import wording_key
 from tests.helpers import embedded_catalogue
 
 
