@@ -27,14 +27,14 @@ from tests.helpers import (
 from tests.web_server import WebServer
 
 MEMORY = {"object_store_memory": 80_000_000}
-# The driver looks for a machine of the cluster at its own address, and ends its process if that one is dead: the machine
-# that a test kills has another address, so that only the first one can be meant.
-ELSEWHERE = {"node_ip_address": "127.0.0.2"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster():
-    """A machine with one processor; a test adds another, and kills it."""
+    """A machine with one processor; a test adds another, and kills it.
+
+    Not for several tests: a killed machine is told dead a while after, and a driver that is connected to it ends its process.
+    """
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -58,7 +58,7 @@ def wait_for_processors(cluster, count):
 
 def kill_when(cluster, in_the_middle):
     """Add a machine, and kill it once `in_the_middle()` -> the thread that waits for it, and what it killed."""
-    machine, killed = cluster.add_node(num_cpus=1, **MEMORY, **ELSEWHERE), []
+    machine, killed = cluster.add_node(num_cpus=1, **MEMORY), []
     wait_for_processors(cluster, 2)
 
     def kill():
