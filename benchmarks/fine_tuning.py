@@ -38,7 +38,7 @@ from benchmarks import fine_tuning_runs as runs  # noqa: E402
 RATES = (1e-3, 3e-4, 3e-3, 1e-4)  # those first that matter most, should the time end
 LOWER_RATES = (3e-4, 1e-4, 3e-5, 1e-5)  # of a tower that was trained elsewhere, at ImageNet's scale
 PRETRAINING_STEPS, STEPS = 600, 200
-START = "start"
+START, DEFAULT = "start", "anchor 1, embeddings, 0.1 of the start"
 
 
 class Cell(NamedTuple):
@@ -176,24 +176,48 @@ def print_pair(results: list[dict[str, Any]], pair: str) -> None:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """The planes: gain to the right, retention upwards, a line for each contender along its rates."""
+    """The planes: gain to the right, retention upwards, the part of it that is asked for shaded.
+
+    A line along the rates for plain fine-tuning, ours and the default, a named dot for each ingredient at its best rate, grey
+    ones for mixes with the start.
+    """
     from matplotlib.figure import Figure
 
     pairs = [pair for pair in data.PAIRS if any(row["pair"] == pair for row in results)]
-    figure = Figure(figsize=(7 * len(pairs), 7), layout="constrained")
-    for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs):
-        cells = cells_of(results, pair)
-        for name in dict.fromkeys(cell.name for cell in cells):
-            line = sorted((cell for cell in cells if cell.name == name), key=lambda cell: cell.rate)
-            plain = name in (runs.PEER, runs.PLAIN, START)
-            axes.plot(
-                [100 * c.gain[0] for c in line], [100 * c.retention[0] for c in line], "o-" if plain else ".--",
-                linewidth=2.5 if plain else 0.8, markersize=7 if plain else 4, label=name,
-            )  # fmt: skip
+    figure = Figure(figsize=(15, 6.5 * -(-len(pairs) // 2)), layout="constrained")
+    grid = figure.subplots(-(-len(pairs) // 2), 2, squeeze=False)
+    for axes, pair in zip(grid.flat, pairs):
+        draw_pair(axes, cells_of(results, pair))
         axes.set(title=pair, xlabel="Recall@10 on the new domain, %", ylabel="Recall@10 on the old domain, %")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=6)
+    for axes in grid.flat[len(pairs) :]:
+        axes.remove()
     figure.savefig(path, dpi=110)
+
+
+def draw_pair(axes: Any, cells: list[Cell]) -> None:
+    """One plane."""
+    start = next(cell for cell in cells if cell.name == START)
+    plain = max((cell for cell in cells if cell.name in (runs.PEER, runs.PLAIN)), key=lambda cell: cell.gain[0])
+    lowest_gain, lowest = plain.gain[0] - plain.gain[1], (start.retention[0] + plain.retention[0]) / 2
+    axes.fill_between([100 * lowest_gain, 101], 100 * lowest, 101, color="tab:green", alpha=0.12, linewidth=0)
+    axes.plot(100 * start.gain[0], 100 * start.retention[0], "k*", markersize=14, label=START)
+    lines = {runs.PLAIN: "tab:gray", runs.PEER: "tab:orange", runs.OURS: "tab:blue", DEFAULT: "tab:green"}
+    for name, colour in lines.items():
+        line = sorted((cell for cell in cells if cell.name == name), key=lambda cell: cell.rate)
+        points = [[100 * cell.gain[0] for cell in line], [100 * cell.retention[0] for cell in line]]
+        axes.plot(*points, "o-", color=colour, linewidth=2, label=name)
+    for name in dict.fromkeys(cell.name for cell in cells if cell.name not in (*lines, START)):
+        best = best_of([cell for cell in cells if cell.name == name], plain)
+        x, y = 100 * best.gain[0], 100 * best.retention[0]
+        if "of the start" in name:
+            axes.plot(x, y, ".", color="0.75", markersize=4, zorder=1)
+        else:
+            axes.plot(x, y, "D", color="tab:purple", markersize=4)
+            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    gains, kept = ([100 * getattr(cell, what)[0] for cell in cells] for what in ("gain", "retention"))
+    axes.set(xlim=(min(gains) - 4, min(103, max(gains) + 6)), ylim=(min(kept) - 4, min(103, max(kept) + 4)))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left")
 
 
 def main() -> None:
