@@ -83,7 +83,8 @@ class CheckpointFolder:
         if failure is None:
             self._prune(path)
             if beside and clip_model.lora is not None:
-                self.save(path.with_name(beside), clip_model, state_dict=fields.get("state_dict"))
+                told = {name: fields[name] for name in ("settings", "start") if name in fields}
+                self.save(path.with_name(beside), clip_model, state_dict=fields.get("state_dict"), **told)
             return True
         what = f"{path} could not be written ({failure.strerror or failure}{self._free_space()})"
         if needed:
