@@ -275,6 +275,7 @@ def take_folder(run: Run) -> None:
     if run.is_main:
         for before, now in run.folder.set_aside().items():
             if Path(run.clip_model.pretrained).resolve() == before.resolve():  # these weights keep a name of their own
+                print(f"{now} has the weights that this run begins with: keep it")
                 model.lora_file.rename_base(run.clip_model, str(now))
                 if run.start is not None:
                     run.start.clip_model.pretrained = str(now)
