@@ -20,6 +20,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import settings
@@ -269,7 +270,12 @@ def check_processes(run: Run, step: int) -> None:
 def take_folder(run: Run) -> None:
     """Let CHECKPOINT_DIR be that of a new run: what an earlier one left there is moved aside."""
     if run.is_main:
-        run.folder.set_aside()
+        for before, now in run.folder.set_aside().items():
+            if Path(run.clip_model.pretrained).resolve() == before.resolve():  # these weights keep a name of their own
+                print(f"{now} has the weights that this run begins with: keep it")
+                model.lora_file.rename_base(run.clip_model, str(now))
+                if run.start is not None:
+                    run.start.clip_model.pretrained = str(now)
     keep_start(run)
 
 

@@ -384,7 +384,8 @@ def load_start(clip_model: "ClipModel", checkpoint: dict[str, Any], args: argpar
     named = args.model_pretrained if "MODEL_PRETRAINED" in args.given else None
     try:
         image = model.image_recipe.image_settings(args)
-        base = model.building.create_start(clip_model, checkpoint, args.model_cache_dir, image, named)
+        kept = None if named else model.building.kept_start(clip_model, checkpoint, args.model_cache_dir, image)
+        base = kept or model.building.create_start(clip_model, checkpoint, args.model_cache_dir, image, named)
     except (ValueError, FileNotFoundError) as error:
         missing = str(error)
     missing = next(filter(None, runtime.distributed.gather_objects(missing)), "")

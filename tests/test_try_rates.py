@@ -389,3 +389,40 @@ def test_two_processes_try_the_same_rates_and_choose_the_same(data, tmp_path, un
     for key in first_round:
         assert numbers(record(run))[key][0] == pytest.approx(numbers(undisturbed)[key][0], abs=1e-3)
     assert consoles[0].read_text().count("round 2 of 2") == 1 and "round" not in consoles[1].read_text()
+
+
+# ------------------------------------------------------------------------------- weights that were trained before
+
+
+@pytest.mark.parametrize("changes", [{"tune": "lora", "lora_rank": 2, "ema_decay": 0.9}, {"tune": "image"}])
+def test_pilots_are_held_to_the_start_that_the_training_after_them_has(
+    data, tmp_path, monkeypatch, steps, capsys, changes
+):
+    """Stopped in a pilot and in the training: nothing is done twice, and it is the run with that rate, to the bit."""
+    clip_model = clip.create_model(str(data / "tiny-test.json"))
+    torch.nn.init.constant_(clip_model.model.ln_final.bias, 0.1)
+    clip.save_checkpoint(tmp_path / "trained.pt", clip_model)
+    common = {"model_pretrained": tmp_path / "trained.pt", "eval_interval": "none", "max_steps": 4, **changes}
+    counted, run = training_step.train_step, tmp_path / "run"
+
+    def train_step(*arguments, **options):
+        done = counted(*arguments, **options)
+        if len(steps) in (7, 12):  # in the second round, and in the training
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    monkeypatch.setattr(training_step, "train_step", train_step)
+    assert train(data, run, "--dry-run", **common) == 143
+    assert train(data, run, "--dry-run", **common) == 0
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "pilots"]
+    assert "average of the weights is taken" not in capsys.readouterr().out  # a state of ours is not searched
+    assert train(data, run, **common) == 143
+    assert train(data, run, "--resume", rates=None, **common) == 0
+    assert len(steps) == 5 * 2 + 4 and len({loss for _, step, loss in steps if step == 0}) == 1
+    assert {"start.pt", "final_checkpoint.pt"} < {path.name for path in run.iterdir()}
+    assert not list(run.glob("earlier_run_*"))
+    train(data, tmp_path / "plain", rates=None, learning_rate=record(run)["chosen"], **common)
+    assert same_weights(run, tmp_path / "plain")
+    for name, value in final(tmp_path / "plain")["raw_state_dict"].items():
+        assert torch.equal(final(run)["raw_state_dict"][name], value), name
+    assert final(run)["start"] == final(tmp_path / "plain")["start"]

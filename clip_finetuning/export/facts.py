@@ -18,7 +18,7 @@ from clip_finetuning.runtime.text import printable
 
 RECIPE = (
     "LOSS", "OPTIMIZER", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "WEIGHT_DECAY", "BATCH_SIZE", "VIEWS", "EPOCHS",
-    "MAX_STEPS", "PRECISION", "EMA_DECAY", "GRAD_CLIP_NORM", "REDUCED_DECODE", "SEED",
+    "MAX_STEPS", "PRECISION", "EMA_DECAY", "GRAD_CLIP_NORM", "REDUCED_DECODE", "SEED", "TUNE", "ANCHOR", "START_SHARE",
 )  # fmt: skip
 RESULT_FILES = "evaluation_results*.json"
 

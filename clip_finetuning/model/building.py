@@ -30,7 +30,7 @@ from clip_finetuning.model.architecture import (
 )
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.image_recipe import assume, plain, with_activation_of, with_image_settings
-from clip_finetuning.model.weights import load_weights, quiet, read_checkpoint
+from clip_finetuning.model.weights import START, load_weights, quiet, read_checkpoint
 from clip_finetuning.runtime.text import printable
 
 Device = str | torch.device
@@ -119,6 +119,25 @@ def create_start(
     return _begun(architecture, pretrained, named, cache_dir, clip_model.device, image)
 
 
+def kept_start(
+    clip_model: ClipModel, checkpoint: dict, cache_dir: str | None = None, image: dict | None = None
+) -> ClipModel | None:
+    """The same as the run kept it beside its checkpoints, or None: no name can have come to stand for other weights there.
+
+    `checkpoint` has its `path`.
+    """
+    path, record = Path(checkpoint["path"]).parent / START, checkpoint.get("start")
+    if not isinstance(record, dict) or not path.is_file():
+        return None
+    kept = read_checkpoint(path, mapped=True)
+    if kept.get("start") != record:
+        return None
+    architecture = Architecture(clip_model.name, clip_model.config)
+    start = _load(path, kept, _agreed(path, kept, architecture, None, cache_dir), cache_dir, clip_model.device, image)
+    named = checkpoint.get("pretrained")
+    return replace(start, pretrained=printable(named)) if isinstance(named, str) else start
+
+
 def _begun(architecture, pretrained, named, cache_dir, device, image=None):
     """The model of an architecture with the weights that a checkpoint, or the user as `named`, says it began with."""
     if pretrained and _is_tag(architecture.name, pretrained) and open_clip.get_model_config(architecture.name):
@@ -177,7 +196,25 @@ def check_base(name: str, pretrained: str | None) -> None:
 
 
 def _base(path, checkpoint, architecture, cache_dir, device):
-    """(the model that has the weights which additions were trained on, the additions)."""
+    """(the model that has the weights which additions were trained on, the additions).
+
+    They are where the additions say, else in the start that their run kept beside them.
+    """
+    try:
+        return _base_of_name(path, checkpoint, architecture, cache_dir, device)
+    except ValueError:
+        kept = Path(path).parent / START
+        if "peft" in checkpoint or not kept.is_file():
+            raise
+        saved = lora_file.read(path, checkpoint)
+        with contextlib.suppress(ValueError):
+            base = _with_base(_begun(architecture, str(kept), None, cache_dir, device), saved, path, checkpoint)
+            print(printable(f"{path} adds to the weights in {kept}: they are no longer in {saved.base.pretrained}"))
+            return base, saved
+        raise
+
+
+def _base_of_name(path, checkpoint, architecture, cache_dir, device):
     is_adapter = "peft" in checkpoint
     pretrained = peft_layout.base_of(checkpoint) if is_adapter else lora_file.read(path, checkpoint).base.pretrained
     found = _found(pretrained, path, architecture)
@@ -196,11 +233,16 @@ def _base(path, checkpoint, architecture, cache_dir, device):
         print(printable(f"{path} has no hash of the weights that it adds to: they are taken to be {found}"))
         return replace(base, pretrained=str(path)), peft_layout.saved(path, checkpoint, base.model)
     saved = lora_file.read(path, checkpoint)
+    return _with_base(base, saved, path, checkpoint), saved
+
+
+def _with_base(base, saved, path, checkpoint):
+    """A base as the file of its additions wants it; ValueError if it has other weights."""
     lora_file.check_base(base.model, saved, path)
     if "logit_bias" in saved.additions:
         add_logit_bias(base)
     preprocess = check_preprocess(checkpoint.get("preprocess"), path, base.preprocess["size"])
-    return replace(base, preprocess=preprocess, pretrained=str(path)), saved
+    return replace(base, preprocess=preprocess, pretrained=str(path))
 
 
 def _found(pretrained, path, architecture):

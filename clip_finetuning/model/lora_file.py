@@ -5,7 +5,7 @@ The best and the final one hold the merged weights too, which are a plain open_c
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,13 @@ def trained(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def content(added: Added, state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """What goes into a checkpoint under `lora`, plain data and tensors."""
     return {**asdict(added.settings), "base": asdict(added.base), "additions": trained(state_dict)}
+
+
+def rename_base(clip_model: Any, pretrained: str) -> None:
+    """Say that the weights which a ClipModel began with, and which its additions belong to, are now elsewhere."""
+    clip_model.pretrained = pretrained
+    if clip_model.lora is not None:
+        clip_model.lora = replace(clip_model.lora, base=replace(clip_model.lora.base, pretrained=pretrained))
 
 
 def is_alone(checkpoint: Mapping[str, Any]) -> bool:

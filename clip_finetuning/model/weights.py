@@ -36,6 +36,8 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.runtime.version import version
 
+START = "start.pt"  # beside the checkpoints of a run that is held to its start, or keeps a share of it
+
 
 def save_checkpoint(
     path: str | os.PathLike,

@@ -22,13 +22,20 @@ class Mixing:
     """
 
     def __init__(self, start: ClipModel, tuned: ClipModel, checkpoint: Mapping[str, Any], save: str | None) -> None:
-        self._ends = {"start": start.pretrained or start.name, "tuned": str(checkpoint["path"])}
+        self._ends: dict[str, Any] = {"start": start.pretrained or start.name, "tuned": str(checkpoint["path"])}
         if save:
             _check_place(Path(save), [start.pretrained, self._ends["tuned"]])
         self._line, self._model, self._save = line_between(start, tuned), tuned, save
         settings = checkpoint.get("settings")
         self._fields = {"settings": settings} if isinstance(settings, dict) else {}  # they say what it was trained on
         self._of_start = start.pretrained
+        share = self._fields.get("settings", {}).get("START_SHARE")
+        if isinstance(share, float) and 0 < share < 1:
+            self._ends["start_share"] = share
+            self._line.remarks.append(
+                f"{self._ends['tuned']} holds {share:g} of its start already (START_SHARE): of the trained weights each mix has "
+                f"{1 - share:g} of the share that is named"
+            )
 
     def at(self, share: float) -> dict[str, Any]:
         """Take the weights of this mix, write them if that is wished -> what results say of it."""

@@ -36,7 +36,8 @@ class StateFolder(CheckpointFolder):
         return path.name != BEST and super().save(path, clip_model, needed, **fields)
 
     def _write(self, path, clip_model, *, alone=False, **fields):
-        write(path, {"state_dict": clip_model.model.state_dict(), **fields})
+        # Its name tells the file from those of other trainers, whose weights are searched for.
+        write(path, {"model_name": clip_model.name, "state_dict": clip_model.model.state_dict(), **fields})
 
 
 class Pilots:

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from clip_finetuning.model.clip_model import ClipModel
-from clip_finetuning.model.weights import read_checkpoint, save_checkpoint
+from clip_finetuning.model.weights import START, read_checkpoint, save_checkpoint
 from clip_finetuning.runtime.atomic_write import atomic_write, remove_leftovers
 from clip_finetuning.runtime.console import warn
 
 FINAL, BEST = "final_checkpoint.pt", "best_checkpoint.pt"
-START = "start.pt"
 ADDITIONS = {BEST: "best_lora.pt", FINAL: "final_lora.pt"}
 METRICS, CURVES = "metrics.jsonl", "training_curves.png"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -84,7 +83,8 @@ class CheckpointFolder:
         if failure is None:
             self._prune(path)
             if beside and clip_model.lora is not None:
-                self.save(path.with_name(beside), clip_model, state_dict=fields.get("state_dict"))
+                told = {name: fields[name] for name in ("settings", "start") if name in fields}
+                self.save(path.with_name(beside), clip_model, state_dict=fields.get("state_dict"), **told)
             return True
         what = f"{path} could not be written ({failure.strerror or failure}{self._free_space()})"
         if needed:
@@ -185,14 +185,17 @@ class CheckpointFolder:
         with atomic_write(self.path / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
-    def set_aside(self) -> None:
-        """Move an earlier run's files into a folder of their own, so that a new run neither mixes with nor loses them."""
+    def set_aside(self) -> dict[Path, Path]:
+        """Move an earlier run's files into a folder of their own, so that a new run neither mixes with nor loses them.
+
+        -> where each of them now is.
+        """
         names = [FINAL, BEST, *ADDITIONS.values(), METRICS, CURVES, *(path.name for path in self._periodic_files())]
         events = self.path.glob("events.out.tfevents.*")  # TensorBoard's
         present = [*(self.path / name for name in names if (self.path / name).exists()), *events]
         if present and (self.path / START).exists():  # alone it is that of a run which has not done a step
             present.append(self.path / START)
-        self._move_aside(present)
+        return self._move_aside(present)
 
     def set_aside_start(self) -> None:
         """Move the start of another run out of the way of this one's."""
@@ -208,7 +211,7 @@ class CheckpointFolder:
 
     def _move_aside(self, present):
         if not present:
-            return
+            return {}
         number = next(n for n in itertools.count(1) if not (self.path / f"earlier_run_{n}").exists())
         aside = self.path / f"earlier_run_{number}"
         aside.mkdir()
@@ -216,6 +219,7 @@ class CheckpointFolder:
             path.rename(aside / path.name)
         names = ", ".join(path.name for path in present)
         print(f"{self.path} held another run: {names} are now in {aside} (delete it if you do not need it)")
+        return {path: aside / path.name for path in present}
 
 
 def _failure(function, *arguments, **options):

@@ -22,6 +22,8 @@ def announce(run: Run, tried: Sequence[float] = ()) -> None:
     tuned = tuning.summary(clip_model.model, plan.tuning)
     sizes = _checkpoints(run, everything)
     number = ", ".join(f"{count} of {size / 2**20:,.0f} MiB" for size, count in Counter(sizes).items())
+    start = _start_bytes(run)
+    number += f", {START} of {start / 2**20:,.0f} MiB" if start else ""
     free = shutil.disk_usage(run.folder.path).free
     best_of = f"the best of {', '.join(f'{rate:g}' for rate in tried)}" if tried else ""
     together = f", {processes} processes" if processes > 1 else ""
@@ -44,7 +46,8 @@ def announce(run: Run, tried: Sequence[float] = ()) -> None:
     print("\n".join(f"{name:>14}  {text}" for name, text in lines.items()), flush=True)
     if plan.tuning.tune != "full" and clip.is_untrained(clip_model.model):
         warn(f"TUNE={plan.tuning.tune} locks weights that are random, and learns around them: TUNE=full trains all")
-    if sum(sizes) + max(sizes) > free:  # the one that is being written lies beside the older ones
+    start *= not (run.folder.path / START).is_file()  # what is there takes no more of what is free
+    if start + sum(sizes) + max(sizes) > free:  # the one that is being written lies beside the older ones
         warn(
             f"checkpoints, {number}, and one more while writing, may not fit into {run.folder.path}: "
             "free some space, or lower KEEP_CHECKPOINTS"
@@ -90,6 +93,11 @@ def _checkpoints(run, parameters):
     added = sum(p.numel() for low_rank in low_ranks(run.clip_model.model) for p in low_rank.parameters())
     small = 4 * (added * _copies(run) + optimizers.count_moments(run.optimizer))
     return [small] * periodic + [small + 4 * parameters, 4 * added] * others  # merged, and the additions beside it
+
+
+def _start_bytes(run):
+    """The size of the file that keeps the start, 0 if there will be none."""
+    return 0 if run.start is None else 4 * clip.count_parameters(run.start.clip_model.model)[0]
 
 
 def state_bytes(run: Run) -> int:

@@ -11,9 +11,12 @@ import torch
 import clipFineTuner
 import evaluate_clip
 import openClipManagement as clip
+from clip_finetuning.model import lora_file
 from clip_finetuning.training import step as training_step
 from tests.helpers import write_config
 from tests.test_clipFineTuner import train_on_two_ranks
+
+FREE = {"anchor": 0, "start_share": 0}  # no start is kept
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def finished(data, tmp_path_factory):
 
 def test_periodic_checkpoints_are_small_and_the_others_are_plain_with_the_additions_beside_them(data, finished):
     names = ["best_checkpoint.pt", "best_lora.pt", "checkpoint_00000002.pt", "checkpoint_00000004.pt"]
-    names += ["final_checkpoint.pt", "final_lora.pt"]
+    names += ["final_checkpoint.pt", "final_lora.pt", "start.pt"]
     assert sorted(path.name for path in finished.glob("*.pt")) == names
     small, base = clip.read_checkpoint(finished / "checkpoint_00000004.pt"), clip.read_checkpoint(data / "base.pt")
     assert not small["state_dict"] and small["lora"]["base"]["pretrained"] == str(data / "base.pt")
@@ -202,7 +205,7 @@ def refused(data, run, *more, **changes):
 
 def test_additions_without_their_base_are_refused(data, finished, tmp_path):
     moved = trained_weights(tmp_path / "elsewhere.pt", data)
-    run = train(data, tmp_path / "run", model_pretrained=moved, max_steps=3)
+    run = train(data, tmp_path / "run", model_pretrained=moved, max_steps=3, **FREE)
     moved.unlink()
     for path in ("final_lora.pt", "checkpoint_00000002.pt"):
         with pytest.raises(
@@ -216,11 +219,41 @@ def test_additions_without_their_base_are_refused(data, finished, tmp_path):
 
 def test_another_base_is_refused(data, tmp_path):
     base = trained_weights(tmp_path / "base.pt", data)
-    run = train(data, tmp_path / "run", model_pretrained=base, max_steps=3)
+    run = train(data, tmp_path / "run", model_pretrained=base, max_steps=3, **FREE)
     trained_weights(base, data, seed=1)
     with pytest.raises(ValueError, match="final_lora.pt holds LoRA additions to other weights .* their hashes differ"):
         clip.load_model(run / "final_lora.pt")
     assert "their hashes differ" in refused(data, run, "--resume", model_pretrained=base, max_steps=5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "loss": "siglip"}])
+def test_a_run_that_keeps_its_start_goes_on_to_the_bit_where_its_base_is_other_weights_now(
+    data, tmp_path, monkeypatch, capsys, changes
+):
+    """And what it saves is its start's share and the trained weights', in small files and in merged ones."""
+    base = trained_weights(tmp_path / "base.pt", data)
+    changes = {"model_pretrained": base, "max_steps": 4, **changes}
+    whole = train(data, tmp_path / "whole", **changes)
+    stop_at(3, monkeypatch)
+    run = train(data, tmp_path / "run", **changes)
+    trained_weights(base, data, seed=1)
+    capsys.readouterr()
+    train(data, run, "--resume", **changes)
+    assert f"adds to the weights in {run / 'start.pt'}: they are no longer in {base}" in capsys.readouterr().out
+    found, expected = (clip.read_checkpoint(folder / "final_checkpoint.pt") for folder in (run, whole))
+    averaged = "average_state_dict" if "ema_decay" in changes else "raw_state_dict"
+    for part in ("state_dict", "raw_state_dict", averaged):
+        assert same(found[part], expected[part])
+    small = clip.read_checkpoint(whole / "checkpoint_00000002.pt")
+    held = sum(value.numel() for part in ("raw_state_dict", averaged) for value in small[part].values())
+    assert held < 5_000 and (whole / "checkpoint_00000002.pt").stat().st_size < base.stat().st_size / 10
+    start = clip.load_model(run / "start.pt").model.state_dict()
+    trained = clip.load_model(run / "start.pt")
+    lora_file.merge(trained.model, lora_file.read("run", found)._replace(additions=found[averaged]), "run")
+    for saved in (found["state_dict"], clip.load_model(run / "final_lora.pt").model.state_dict()):
+        for name, value in trained.model.state_dict().items():
+            if name in saved and torch.isfinite(value).all():
+                assert torch.allclose(saved[name], 0.1 * start[name] + 0.9 * value, atol=1e-6), name
 
 
 @pytest.mark.parametrize(
@@ -296,3 +329,14 @@ def test_additions_that_name_themselves_as_base_end(finished, tmp_path):
     torch.save(content, tmp_path / "forged.pt")
     with pytest.raises(ValueError, match="has no weights but additions itself"):
         clip.load_model(tmp_path / "forged.pt")
+
+
+def test_a_base_that_a_new_run_moves_aside_keeps_a_name_of_its_own(data, tmp_path):
+    """CHECKPOINT_DIR holds the run before: its last checkpoint would come to be this one's."""
+    run = train(data, tmp_path, tune="full", max_steps=1, **FREE)
+    train(data, run, model_pretrained=run / "final_checkpoint.pt", max_steps=3, **FREE)
+    base = str(run / "earlier_run_1" / "final_checkpoint.pt")
+    for name in ("final_checkpoint.pt", "checkpoint_00000002.pt"):
+        assert clip.read_checkpoint(run / name)["pretrained"] == base
+    train(data, run, "--resume", "--force", model_pretrained=run / "final_checkpoint.pt", max_steps=4, **FREE)
+    assert clip.read_checkpoint(run / "final_lora.pt")["lora"]["base"]["pretrained"] == base

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import clipFineTuner
+import evaluate_clip
 import openClipManagement as clip
+from clip_finetuning.training import knobs, state
 from clip_finetuning.training import step as training_step
 from tests.helpers import write_config
 
@@ -47,8 +49,9 @@ def train(data, run, *more, **changes):
         **HELD,
         **changes,
     }
-    clipFineTuner.main([f"--{name.replace('_', '-')}={value}" for name, value in knobs.items()] + list(more))
-    return clip.read_checkpoint(run / "final_checkpoint.pt")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in knobs.items() if value is not None]
+    clipFineTuner.main(flags + list(more))
+    return clip.read_checkpoint(run / "final_checkpoint.pt") if "--dry-run" not in more else {}
 
 
 def assert_same(found, expected):
@@ -202,3 +205,63 @@ def test_a_run_can_do_without_and_take_it_up_again(data, run):
     train(data, run, "--resume", "--force", max_steps=5)
     start = clip.read_checkpoint(run / "start.pt")["state_dict"]["visual.proj"]
     assert torch.equal(start, clip.read_checkpoint(data / "trained.pt")["state_dict"]["visual.proj"])
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_goes_on_as_it_trained(data, tmp_path):
+    """Without an anchor, and without a share of the start, whatever is usual now."""
+    free = {"anchor": 0, "start_share": 0, "ema_decay": 0.9}
+    expected = train(data, tmp_path / "whole", **free)
+    path = interrupted(data, tmp_path / "run", **free) / "checkpoint_00000003.pt"
+    content = torch.load(path, weights_only=True)
+    for name in set(state.WITHOUT_A_CHOICE) - {"OPTIMIZER"} | set(knobs.LORA):
+        del content["settings"][name]
+    for part, name in (("progress", "keep"), ("progress", "first_retention")):
+        del content[part][name]
+    del content["first_retention"], content["retention_data"]
+    torch.save(content, path)
+    found = train(data, tmp_path / "run", "--resume", ema_decay=0.9, anchor=None, start_share=None)
+    assert_same(found, expected)
+    assert (found["settings"]["ANCHOR"], found["settings"]["START_SHARE"], "start" in found) == (0, 0, False)
+
+
+# ------------------------------------------------------------------------------------------------ what others make of it
+
+
+@pytest.mark.parametrize("more", [[], ["--try-rates", "1e-3", "1e-4", "--dry-run"]])
+def test_the_size_of_the_start_is_said_and_counted_where_it_is_not_there_yet(data, tmp_path, monkeypatch, capsys, more):
+    """A checkpoint has 25 MiB, and lies there twice while one is written; pilots come before the start is written."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=52 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    train(data, tmp_path, *more, max_steps=1, learning_rate=None if more else 1e-3)
+    told = capsys.readouterr()
+    assert f"checkpoints  1 of 25 MiB, start.pt of 6 MiB in {tmp_path}, 52 MiB free" in told.out
+    assert ("1 of 25 MiB, start.pt of 6 MiB, and one more while writing, may not fit" in told.err) == bool(more)
+    assert (tmp_path / "start.pt").exists() == (not more)
+
+
+def evaluated(data, checkpoint, output, *more):
+    arguments = [f"--checkpoint={checkpoint}", f"--dataset-path={data / 'valid.000000.tar'}", f"--output={output}"]
+    evaluate_clip.main([*arguments, "--device=cpu", "--num-workers=0", "--protocol", "product", *more])
+    return json.loads(output.read_text())
+
+
+def test_a_mix_goes_by_the_start_that_was_kept_and_tells_of_the_share_of_it_that_is_in_already(data, tmp_path, capsys):
+    """Even where its name has come to stand for other weights."""
+    weights = Path(shutil.copy(data / "trained.pt", tmp_path / "weights.pt"))
+    done = train(data, tmp_path / "run", model_pretrained=weights, max_steps=2)
+    shutil.copy(tmp_path / "run" / "final_checkpoint.pt", weights)
+    capsys.readouterr()
+    mix = tmp_path / "mix.pt"
+    found = evaluated(
+        data,
+        tmp_path / "run" / "final_checkpoint.pt",
+        tmp_path / "results.json",
+        "--interpolate=0.5",
+        f"--save-checkpoint={mix}",
+    )
+    said = "holds 0.25 of its start already (START_SHARE): of the trained weights each mix has 0.75 of the share that is named"
+    assert said in capsys.readouterr().out
+    assert found["interpolation"]["start_share"] == 0.25
+    start = clip.read_checkpoint(data / "trained.pt")["state_dict"]["visual.proj"]
+    expected = (start + done["state_dict"]["visual.proj"]) / 2
+    assert torch.allclose(clip.read_checkpoint(mix)["state_dict"]["visual.proj"], expected, atol=1e-7)
