@@ -5,8 +5,8 @@
     python benchmarks/training.py --device cpu --rounds 9
     python benchmarks/training.py --case ViT-B-32 256 4      # any model, batch size, steps a turn
 
-Contenders: ours is `train_step` with the suite's default settings for weights that were trained before, and for the
-demo's model also with Muon, its default for random ones; open_clip_train is its `train_one_epoch` with its
+Contenders: ours is `train_step` with AdamW and without an anchor, then held to its start by ANCHOR=1, as weights that were
+trained before are by default, and for the demo's model also with Muon, the default for random ones; open_clip_train is its `train_one_epoch` with its
 AdamW and ClipLoss and its defaults; the plain loop is the model's own forward, cross entropy and `torch.optim.AdamW` as
 it comes, in fp32. All train the same model from the same random weights, at full batch, on batches that lie in memory.
 Ours gets uint8 pictures, as its loader gives, and normalises them within the step; the others get finished floats.
@@ -33,7 +33,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = "demo/tiny_clip.json"
 CASES = [["ViT-B-32", 16, 1], [DEMO_MODEL, 128, 3]]  # model, batch size, steps a turn
-OURS, OURS_MUON, PEER, PLAIN = "ours", "ours with Muon", "open_clip_train", "plain loop"
+OURS, HELD, OURS_MUON = "ours", "ours, held to its start", "ours with Muon"
+PEER, PLAIN = "open_clip_train", "plain loop"
 DIFFERENT_BATCHES = 4
 LEARNING_RATE = 1e-5
 PEER_PRECISION = {"fp32": "fp32", "bf16": "amp_bf16", "fp16": "amp"}
@@ -69,9 +70,10 @@ def make_batches(clip_model, model_name, batch_size):
 # -------------------------------------------------------------------------------- contenders: steps -> None
 
 
-def ours(clip_model, batches, precision, optimizer_kind="adamw"):
+def ours(clip_model, batches, precision, optimizer_kind="adamw", held=False):
     import torch
 
+    from clip_finetuning.training.anchor import Anchor, frozen
     from clip_finetuning.training.plan import Plan
     from clip_finetuning.training.state import planned_optimizer
     from clip_finetuning.training.step import train_step
@@ -100,6 +102,7 @@ def ours(clip_model, batches, precision, optimizer_kind="adamw"):
         keep="gain",
         settings={},
     )
+    anchor = Anchor(frozen(clip_model), 1.0) if held else None
     optimizer = planned_optimizer(plan, clip_model)
     scaler = torch.amp.GradScaler(clip_model.device.type, enabled=precision == "fp16")
     identities = torch.arange(size)[:, None].expand(-1, 2).contiguous()
@@ -108,7 +111,9 @@ def ours(clip_model, batches, precision, optimizer_kind="adamw"):
     def run(steps):
         for step in range(steps):
             batch = batches[step % len(batches)]
-            done = train_step(clip_model, optimizer, scaler, batch, plan, step=step, micro_batch_size=size)
+            done = train_step(
+                clip_model, optimizer, scaler, batch, plan, step=step, micro_batch_size=size, anchor=anchor
+            )
         done.loss.item()
 
     return run
@@ -196,7 +201,8 @@ def contend(name, model_name, batch_size, precision, device):
     model_name = str(ROOT / model_name) if model_name.endswith(".json") else model_name
     clip_model = clip.create_model(model_name, "", device=clip.pick_device(device), seed=0)
     batches = make_batches(clip_model, model_name.removeprefix(f"{ROOT}/"), batch_size)
-    contender = {OURS: ours, OURS_MUON: partial(ours, optimizer_kind="muon"), PEER: open_clip_train, PLAIN: plain_loop}
+    contender = {OURS: ours, HELD: partial(ours, held=True), OURS_MUON: partial(ours, optimizer_kind="muon")}
+    contender |= {PEER: open_clip_train, PLAIN: plain_loop}
     run = contender[name](clip_model, batches, precision)
     on_gpu = clip_model.device.type == "cuda"
     real = statistics.mean(float((tokens > 0).sum(1).float().mean()) for _, tokens in batches)
@@ -255,7 +261,7 @@ class Contender:
 
 def compare(model_name, batch_size, steps, precisions, options):
     """Let ours and open_clip_train in a precision, and the plain fp32 loop, take turns; print and return the ratios."""
-    timed = (OURS, OURS_MUON, PEER) if model_name == DEMO_MODEL else (OURS, PEER)
+    timed = (OURS, HELD, OURS_MUON, PEER) if model_name == DEMO_MODEL else (OURS, HELD, PEER)
     names = [(name, precision) for precision in precisions for name in timed] + [(PLAIN, "fp32")]
     contenders = [Contender(*name, model_name, batch_size, options.device) for name in names]
     for contender in contenders:
