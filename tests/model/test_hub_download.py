@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -48,6 +49,9 @@ def test_the_default_is_downloaded_and_evaluated_and_goes_on_where_it_broke_off(
     half = len(data) - 1000
     with Hub({REPOSITORY: {FILE: data}}, cuts={FILE: [half]}) as hub:
         done = evaluate(tmp_path, hub.address, "--dataset-path", shards, "--output", "a.json")
+        if int(huggingface_hub.__version__.split(".")[0]) < 1:  # breaks off itself, and goes on when it is called again
+            assert done.returncode == 2 and "could not be had" in done.stderr
+            done = evaluate(tmp_path, hub.address, "--dataset-path", shards, "--output", "a.json")
     assert done.returncode == 0, done.stderr
     assert "downloading" in done.stdout
     gets = [(path, asked) for method, path, asked in hub.asked if method == "GET" and path.endswith(FILE)]
