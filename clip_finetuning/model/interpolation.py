@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from clip_finetuning.model.clip_model import ClipModel
+from clip_finetuning.model.fingerprint import SCALARS
 
 Weights = Mapping[str, torch.Tensor]
-OF_LOSS = ("logit_scale", "logit_bias")  # what makes a loss of similarities; another loss, other values
 
 
 class Line:
@@ -22,7 +22,7 @@ class Line:
 
     def __init__(self, start: Weights, tuned: Weights) -> None:
         one_bias = ("logit_bias" in start) != ("logit_bias" in tuned)
-        self._kept = OF_LOSS if one_bias else ()
+        self._kept = SCALARS if one_bias else ()
         self.remarks = (
             ["one of the two had the sigmoid loss: mixes have the fine-tuned model's logit scale and bias"]
             if one_bias

@@ -4,7 +4,6 @@ Targets go by what a matrix does, in every kind of tower: `qkv` are attention's 
 after it. They are found by the names that open_clip, timm and transformers give them.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from clip_finetuning.model import low_rank
+from clip_finetuning.model.fingerprint import SCALARS, fingerprint
 from clip_finetuning.model.low_rank import Lora
 
 # Parameters and linear layers that hold attention's inputs, with the parts that are stacked in their rows.
@@ -30,7 +30,6 @@ APART = {
 # The layers after attention: those in a module of this name, or of these names beside an attention.
 FEED_FORWARD = ("mlp", "ffn", "feed_forward", "DenseReluDense", "intermediate", "output")
 BESIDE = ("fc1", "fc2", "ffn", "ffn_output")
-SCALARS = ("logit_scale", "logit_bias")  # of the loss; they train beside the additions
 
 
 class Matrix(NamedTuple):
@@ -89,7 +88,7 @@ def add(clip_model: Any, lora: Lora, seed: int = 0) -> Added:
     _check_rank(wanted, lora.rank)
     base = Base(clip_model.name, clip_model.pretrained, fingerprint(model.state_dict()))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in SCALARS)
+        parameter.requires_grad_(name in SCALARS)  # these train beside the additions
     generator = torch.Generator().manual_seed(seed)
     for matrix in wanted:
         low_rank.attach(matrix.module, matrix.attribute, matrix.parts, lora, generator)
@@ -108,24 +107,8 @@ def _check_rank(wanted, rank):
             )
 
 
-def fingerprint(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of the weights of a plain model, without the scalars of the loss: the same on every device."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(low_rank.without_additions(state_dict).items()):
-        if name in SCALARS or not weight.is_floating_point():
-            continue
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a model with its additions in them, under open_clip's own names."""
-    return merged(model.state_dict(), next(low_rank.low_ranks(model)).scale)
-
-
 def merged(state_dict: Mapping[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
-    """The same of the state dict of a model with additions."""
+    """The weights of a model with additions, in which they are, under open_clip's own names, from its state dict."""
     return low_rank.with_additions(low_rank.without_additions(state_dict), low_rank.additions(state_dict), scale)
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from clip_finetuning.model import low_rank
-from clip_finetuning.model.lora import SCALARS, Added, Base, fingerprint
+from clip_finetuning.model.fingerprint import SCALARS, fingerprint
+from clip_finetuning.model.lora import Added, Base
 from clip_finetuning.model.low_rank import PLACE, Lora
 from clip_finetuning.runtime.text import printable
 

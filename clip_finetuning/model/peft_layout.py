@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from clip_finetuning.model.lora import SCALARS, Base, matrices
+from clip_finetuning.model.fingerprint import SCALARS
+from clip_finetuning.model.lora import Base, matrices
 from clip_finetuning.model.lora_file import Saved
 from clip_finetuning.model.low_rank import Lora, by_weight, parts_of
 from clip_finetuning.runtime.text import printable
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+# Up to this version, PEFT adds the pair of nn.MultiheadAttention's output twice whenever it computes (its pull request 3774).
+TWICE, TWICE_UP_TO = ".base_layer.out_proj", (0, 21, 2)
 KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 BLOCKS = {
     r"visual\.(?:transformer\.resblocks|trunk\.blocks)\.(\d+)\.(.+)": "vision_model.encoder.layers",
@@ -129,6 +132,7 @@ def saved(folder: object, checkpoint: Mapping[str, Any], model: nn.Module) -> Sa
     config, tensors = checkpoint["peft"]["config"], checkpoint["peft"]["tensors"]
     places, found = _places(model), {matrix.name: matrix for matrix in matrices(model)}
     pairs: dict[str, dict[str, torch.Tensor]] = {}
+    twice = False
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
         place = places.get(match["module"].replace(".base_layer", "")) if match else None
@@ -138,7 +142,12 @@ def saved(folder: object, checkpoint: Mapping[str, Any], model: nn.Module) -> Sa
             )
         weight, part = place
         scale = _scale(folder, config, match["module"], tensor.shape[1]) if match["side"] == "B" else 1.0
+        if match["side"] == "B" and match["module"].endswith(TWICE) and _adds_twice(config):
+            scale, twice = 2 * scale, True
         pairs.setdefault(weight, {})[f"{match['side']}{part}"] = tensor.float() * scale
+    if twice:
+        what = f"is added twice, as PEFT {config.get('peft_version') or ''}".rstrip() + " did when it trained it"
+        print(printable(f"{folder}: the pair of each attention's output {what}"))
     rank = max((side.shape[0] for sides in pairs.values() for name, side in sides.items() if name[0] == "A"), default=0)
     if not rank:
         raise ValueError(f"{folder} holds no LoRA pairs")
@@ -162,6 +171,12 @@ def _places(model: nn.Module) -> dict[str, tuple[str, str]]:
             if name:
                 found[name] = matrix.name, part
     return found
+
+
+def _adds_twice(config):
+    """Whether the PEFT that trained an adapter is one that added the pair of nn.MultiheadAttention's output twice."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", str(config.get("peft_version") or ""))
+    return match is None or tuple(map(int, match.groups())) <= TWICE_UP_TO
 
 
 def _scale(folder, config, module, rank):

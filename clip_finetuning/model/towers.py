@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from clip_finetuning.model.fast_towers import OpenClip
+from clip_finetuning.model.fingerprint import SCALARS
 
 WITH_PREVIOUS = 99999.0  # timm's mark for what belongs to the block before it
 Blocks = Callable[
@@ -41,7 +42,7 @@ def places(model: OpenClip) -> dict[str, Place]:
 
 def tower_of(name: str) -> str:
     """The tower of a parameter or buffer by its name; `CLIP` itself is its text tower."""
-    if name in ("logit_scale", "logit_bias"):
+    if name in SCALARS:
         return "both"
     return {"visual": "image", "text_decoder": "decoder"}.get(name.partition(".")[0], "text")
 

@@ -28,6 +28,7 @@ from clip_finetuning.model import (
     weight_files,
 )
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
+from clip_finetuning.model.fingerprint import SCALARS
 from clip_finetuning.model.lora import merged
 from clip_finetuning.model.low_rank import additions
 from clip_finetuning.model.open_clip_call import open_clip_calls
@@ -157,7 +158,7 @@ def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLik
     if _differences(expected, weights):
         with quiet(), contextlib.suppress(Exception):  # a conversion may fail in any way: then it is no such layout
             weights, told = conversion.converted(weights, model)
-    for name in ("logit_scale", "logit_bias"):  # a scalar for some trainers, one element for others
+    for name in SCALARS:  # a scalar for some trainers, one element for others
         wanted = getattr(model, name, None)
         if name in weights and isinstance(wanted, torch.Tensor) and weights[name].numel() == wanted.numel():
             weights[name] = weights[name].reshape(wanted.shape)
@@ -174,7 +175,6 @@ def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLik
 
 def _differences(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
     """How weights differ from those that a model has, in words; "" if only numbers do."""
-    scalars = ("logit_scale", "logit_bias")
     kinds = {
         "missing": [key for key in expected if key not in weights],
         "unexpected": [key for key in weights if key not in expected],
@@ -183,7 +183,7 @@ def _differences(expected: Mapping[str, torch.Tensor], weights: Mapping[str, tor
             for key in expected
             if key in weights
             and weights[key].shape != expected[key].shape
-            and not (key in scalars and weights[key].numel() == 1)
+            and not (key in SCALARS and weights[key].numel() == 1)
         ],
     }
     return "; ".join(f"{len(keys)} {what} ({printable(keys[0])} ...)" for what, keys in kinds.items() if keys)

@@ -3,7 +3,6 @@
 It is written whole after every pilot's round. Pilots of other settings, data or weights are moved out of the way, not taken.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from clip_finetuning.model.fingerprint import fingerprint
 from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.training import knobs
@@ -25,7 +25,6 @@ DECISIVE = [
     *(name for name in knobs.MATHEMATICAL if name not in ("LEARNING_RATE", "WARMUP_STEPS")),
     "KEEP",
 ]
-FITTED = ("logit_scale", "logit_bias")  # may be set by what a few batches say, on a GPU not to the bit
 
 
 @dataclass
@@ -107,20 +106,10 @@ def described(run: Run, halving: Halving, weights: Mapping[str, torch.Tensor]) -
         "training data": run.loader.state(),
         "validation samples": _samples(run.valid_loader),
         "retention samples": _samples(run.retention_loader),
-        "start": _fingerprint(weights),
+        "start": fingerprint(weights),
     }
     return json.loads(json.dumps(decisive))
 
 
 def _samples(loader):
     return 0 if loader is None else loader.num_samples
-
-
-def _fingerprint(weights):
-    """A hash of the start, whatever it is called and wherever it came from."""
-    digest = hashlib.sha256()
-    for name, tensor in weights.items():
-        if name not in FITTED:
-            digest.update(name.encode())
-            digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -5,7 +5,6 @@ the start's fingerprint, so that a resumed run has the very same start, also on 
 """
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,13 @@ import torch
 
 from clip_finetuning.model import building
 from clip_finetuning.model import clip_model as clip
+from clip_finetuning.model.fingerprint import SCALARS, fingerprint
 from clip_finetuning.model.weights import load_weights, read_checkpoint
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.training.anchor import frozen
 from clip_finetuning.training.plan import Plan
 from clip_finetuning.training.run_folder import START, CheckpointFolder
-
-TEMPERATURE = ("logit_scale", "logit_bias")  # FIT_TEMPERATURE and LOSS=siglip set them anew before the first step
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Start:
     @property
     def record(self) -> dict[str, Any]:
         """What every checkpoint says of it."""
-        numbers = {name: float(value) for name in TEMPERATURE if (value := _tensor(self.clip_model, name)) is not None}
+        numbers = {name: float(value) for name in SCALARS if (value := _tensor(self.clip_model, name)) is not None}
         return {"fingerprint": self.fingerprint, **numbers}
 
 
@@ -53,17 +51,7 @@ def of_run(
     if checkpoint is not None:
         return resumed(clip_model, checkpoint, folder, cache_dir, image)
     start = frozen(clip_model)
-    return Start(start, fingerprint(start.model))
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 of all weights and buffers but the temperature, to the bit."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name not in TEMPERATURE:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return Start(start, fingerprint(start.model.state_dict()))
 
 
 def keep(start: Start, folder: CheckpointFolder) -> None:
@@ -118,7 +106,7 @@ def _fill(start, checkpoint, folder, cache_dir, image):
         except (ValueError, OSError) as error:
             refused.append(str(error))
             continue
-        if fingerprint(start.model) == wanted:
+        if fingerprint(start.model.state_dict()) == wanted:
             return wanted
         refused.append(f"{path} is the start of another run")
     # ---- the weights that the run was told to begin with
@@ -128,10 +116,10 @@ def _fill(start, checkpoint, folder, cache_dir, image):
         refused.append(str(error))
     else:
         start.model.load_state_dict({**start.model.state_dict(), **found.state_dict()})
-        for name in TEMPERATURE:
+        for name in SCALARS:
             if isinstance(record.get(name), float):
                 getattr(start.model, name).fill_(record[name])
-        mark = fingerprint(start.model)
+        mark = fingerprint(start.model.state_dict())
         if wanted in (None, mark):
             print(printable(f"the start of this run is read again from {checkpoint['pretrained']}"))
             return mark

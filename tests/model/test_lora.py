@@ -10,6 +10,7 @@ import torch
 
 from clip_finetuning.model import fast_towers, lora, lora_file, low_rank
 from clip_finetuning.model.clip_model import batch_norms, checkpoint_gradients
+from clip_finetuning.model.fingerprint import fingerprint
 from clip_finetuning.model.lora import Lora
 from tests.model import test_fast_towers as towers
 
@@ -77,6 +78,10 @@ def made(kind):
     return clip_model, pixels, tokens
 
 
+def merged(model):
+    return lora.merged(model.state_dict(), next(low_rank.low_ranks(model)).scale)
+
+
 def embeddings(model, pixels, tokens, graph):
     """Of both towers, in evaluation and in training, by open_clip's own way and by the fast one."""
     found = []
@@ -115,7 +120,7 @@ def test_the_output_is_unchanged_to_the_bit_then_what_is_merged_equals_what_trai
     move(model)
     after = embeddings(model, pixels, tokens, graph)
     assert not any(map(torch.equal, before, after))
-    plain.load_state_dict(lora.merged_state_dict(model))
+    plain.load_state_dict(merged(model))
     for one, other in zip(after, embeddings(plain, pixels, tokens, graph)):
         assert torch.allclose(one, other, atol=1e-5, rtol=0)
 
@@ -178,7 +183,7 @@ def test_queries_keys_and_values_have_pairs_of_their_own():
         **dict.fromkeys(("Bq", "Bk", "Bv"), (16, 2)),
     }
     torch.nn.init.normal_(pairs["Bk"])
-    change = lora.merged_state_dict(model)[name] - before
+    change = merged(model)[name] - before
     assert not change[:16].any() and not change[32:].any()
     assert torch.allclose(change[16:32], 3 * pairs["Bk"] @ pairs["Ak"], atol=1e-6)
 
@@ -233,7 +238,7 @@ def test_half_precision_does_not_round_the_additions():
     block = clip_model.model.transformer.resblocks[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         weight = block.mlp.c_fc.weight
-    assert torch.equal(weight, lora.merged_state_dict(clip_model.model)["transformer.resblocks.0.mlp.c_fc.weight"])
+    assert torch.equal(weight, merged(clip_model.model)["transformer.resblocks.0.mlp.c_fc.weight"])
 
 
 def test_a_seed_draws_the_same_additions():
@@ -275,10 +280,10 @@ def test_a_model_without_any_target_is_refused():
 def test_the_fingerprint_is_of_the_base_alone():
     clip_model, *_ = made("ViT")
     model = clip_model.model
-    before = lora.fingerprint(model.state_dict())
+    before = fingerprint(model.state_dict())
     assert lora.add(clip_model, Lora(2, 4.0)).base == lora.Base("tiny", "there.pt", before)
     move(model)
     model.logit_scale.data += 1
-    assert lora.fingerprint(model.state_dict()) == before
+    assert fingerprint(model.state_dict()) == before
     model.visual.conv1.weight.data[0, 0, 0, 0] += 1e-6
-    assert lora.fingerprint(model.state_dict()) != before
+    assert fingerprint(model.state_dict()) != before

@@ -25,11 +25,12 @@ def base(tmp_path):
 def trained(base, tmp_path):
     """The path of additions to the base, and the weights with them."""
     lora.add(base, Lora(2, 6.0))
-    for addition in low_rank.low_ranks(base.model):
+    additions = list(low_rank.low_ranks(base.model))
+    for addition in additions:
         for parameter in addition.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     clip.save_checkpoint(tmp_path / "final_lora.pt", base, alone=True)
-    return tmp_path / "final_lora.pt", lora.merged_state_dict(base.model)
+    return tmp_path / "final_lora.pt", lora.merged(base.model.state_dict(), additions[0].scale)
 
 
 def exported(path, folder):
@@ -109,14 +110,18 @@ def test_an_adapter_to_some_modules_with_ranks_and_scales_of_their_own(base, tmp
     assert torch.allclose(found["visual.transformer.resblocks.0.mlp.c_fc.weight"], 4 * other, atol=1e-5)
 
 
-def test_an_adapter_to_open_clips_own_modules_and_its_packed_attention(base, tmp_path):
+@pytest.mark.parametrize("version, times", [(None, 2), ("0.13.0", 2), ("0.21.2", 2), ("0.21.3", 1), ("1.0.0.dev0", 1)])
+def test_an_adapter_to_open_clips_own_modules_and_its_packed_attention(base, tmp_path, capsys, version, times):
+    """The output's pair counts as often as the PEFT that trained it added it: twice up to 0.21.2."""
     attention = "visual.transformer.resblocks.0.attn"
     packed, change = pair(attention, 96, 32)
     out, other = pair(f"{attention}.base_layer.out_proj", 32, 32)
-    found = changes(write_adapter(tmp_path / "adapter", packed | out, use_rslora=True), base, tmp_path)
+    folder = write_adapter(tmp_path / "adapter", packed | out, use_rslora=True, peft_version=version)
+    found = changes(folder, base, tmp_path)
     scale = 6 / 3**0.5
     assert torch.allclose(found[f"{attention}.in_proj_weight"], scale * change, atol=1e-5)
-    assert torch.allclose(found[f"{attention}.out_proj.weight"], scale * other, atol=1e-5)
+    assert torch.allclose(found[f"{attention}.out_proj.weight"], times * scale * other, atol=1e-5)
+    assert ("added twice" in capsys.readouterr().out) == (times == 2)
 
 
 QUERIES = "vision_model.encoder.layers.0.self_attn.q_proj"
