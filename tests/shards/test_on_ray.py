@@ -31,42 +31,45 @@ MEMORY = {"object_store_memory": 80_000_000}
 
 @pytest.fixture
 def cluster():
-    """A machine with one processor; a test adds another, and kills it.
+    """A cluster of two machines with a processor each, beside the one that keeps its books.
 
     Not for several tests: a killed machine is told dead a while after, and a driver that is connected to it ends its process.
     """
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **MEMORY})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **MEMORY})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **MEMORY)
+        ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+        end = time.monotonic() + 60
+        while (
+            ray.cluster_resources().get("CPU") != 2 and time.monotonic() < end
+        ):  # that it has them is told a while after
+            time.sleep(0.05)
+        ray.shutdown()
         yield cluster
         cluster.shutdown()
 
 
-def wait_for_processors(cluster, count):
-    """Until the cluster counts them: that it has a machine, or has lost one, is told a while after."""
+def kill_when(cluster, in_the_middle):
+    """Kill a machine of two once `in_the_middle()` -> the thread that waits for it, and what it killed.
+
+    Not that which the driver is connected to, as it may be to any: Ray would not go on.
+    """
     import ray
 
-    ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-    end = time.monotonic() + 60
-    while ray.cluster_resources().get("CPU") != count and time.monotonic() < end:
-        time.sleep(0.05)
-    ray.shutdown()
-
-
-def kill_when(cluster, in_the_middle):
-    """Add a machine, and kill it once `in_the_middle()` -> the thread that waits for it, and what it killed."""
-    machine, killed = cluster.add_node(num_cpus=1, **MEMORY), []
-    wait_for_processors(cluster, 2)
+    killed = []
 
     def kill():
         end = time.monotonic() + 120
         while not in_the_middle() and time.monotonic() < end:
             time.sleep(0.01)
         killed.append(in_the_middle())
-        cluster.remove_node(machine, allow_graceful=False)
+        mine = ray.get_runtime_context().get_node_id()
+        cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id != mine), allow_graceful=False)
 
     thread = threading.Thread(target=kill)
     thread.start()
