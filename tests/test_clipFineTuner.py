@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from clip_finetuning.runtime import signals
 from clip_finetuning.training import losses, run_folder, state
 from clip_finetuning.training import step as training_step
 from tests.helpers import catalogue_sample, write_config, write_shard
+from tests.processes import CONTEXT, places
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
 
@@ -87,13 +87,6 @@ def assert_same_weights(run, other, tolerance=0.0):
     assert mine.keys() == theirs.keys()
     for name in theirs:
         assert torch.allclose(mine[name], theirs[name], atol=tolerance, rtol=0), name
-
-
-CONTEXT = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-if os.name == "posix":
-    CONTEXT.set_forkserver_preload(
-        ["dBManagement", "openClipManagement", "clip_finetuning.training.state", "clipFineTuner"]
-    )
 
 
 def _child(arguments, console, group=False):
@@ -1088,19 +1081,15 @@ def test_the_loss_is_told_of_products_that_are_described_alike(data, tmp_path, m
 # ------------------------------------------------------------------------------------------ several processes
 
 
-def _rank(arguments, rank, port, console):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _rank(arguments, place, console):
+    os.environ.update(place)
     _child(arguments, console)
 
 
 def train_on_two_ranks(arguments, consoles, seconds=120, target=_rank):
     """A trainer for each of two command lines, as torchrun would start them -> exit codes; None for one that waits."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [CONTEXT.Process(target=target, args=(arguments[r], r, port, str(consoles[r]))) for r in range(2)]
+    started = zip(arguments, places(2), map(str, consoles))
+    ranks = [CONTEXT.Process(target=target, args=one) for one in started]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -1157,9 +1146,9 @@ def test_processes_that_see_different_folders_do_not_wait_for_each_other(data, t
     assert (resumed / "final_checkpoint.pt").exists()
 
 
-def _rank_with_scores(arguments, rank, port, console):
+def _rank_with_scores(arguments, place, console):
     """A rank that judges for itself that it gets better (1) or does not (0)."""
-    scores = itertools.count(1) if rank else itertools.repeat(1)
+    scores = itertools.count(1) if place["RANK"] == "1" else itertools.repeat(1)
     real_measure = results.measure_embeddings
 
     def measure(*given, **options):
@@ -1168,7 +1157,7 @@ def _rank_with_scores(arguments, rank, port, console):
         return results and {**results, "recall@10": dict.fromkeys(results["recall@10"], share)}
 
     results.measure_embeddings = measure
-    _rank(arguments, rank, port, console)
+    _rank(arguments, place, console)
 
 
 def test_the_first_process_decides_whether_the_training_gets_better(data, tmp_path):

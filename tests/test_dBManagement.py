@@ -3,7 +3,6 @@
 import collections
 import io
 import json
-import multiprocessing
 import os
 import struct
 import subprocess
@@ -37,6 +36,7 @@ from tests.helpers import (
     training,
     write_shard,
 )
+from tests.processes import CONTEXT
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -536,8 +536,7 @@ def test_two_processes_share_the_batches_of_one(make_shards, tmp_path):
         (uneven, {"batch_size": 3, "seed": 3}),
         (uneven, {"batch_size": 4, "views": "random"}),
     ]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=rank_job, args=(rank, tmp_path, jobs)) for rank in range(2)]
+    processes = [CONTEXT.Process(target=rank_job, args=(rank, tmp_path, jobs)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

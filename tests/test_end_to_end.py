@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from tests.helpers import write_config
+from tests.processes import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,14 +20,7 @@ def command(folder, line, status=0, **knobs):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CLIP_")}
     environment |= {f"CLIP_{name}": str(value) for name, value in knobs.items()}
     script, *flags = line.split()
-    done = subprocess.run(
-        [sys.executable, ROOT / script, *flags],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_script(ROOT / script, *flags, cwd=folder, env=environment)
     assert done.returncode == status, f"{line}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 

@@ -2,9 +2,7 @@
 
 import io
 import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +29,7 @@ from tests.helpers import (
     write_config,
     write_shard,
 )
+from tests.processes import run_ranks
 
 PRODUCTS, VIEWS = 20, 3
 
@@ -543,15 +542,6 @@ def test_wrong_flags_end_in_one_line(arguments, words, capsys):
 # ------------------------------------------------------------------------------------------ several processes
 
 
-def _rank(arguments, rank, port, folder):
-    os.chdir(folder)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    evaluate_clip.main(arguments)
-
-
 def test_processes_that_see_different_shards_are_refused(data, tmp_path, monkeypatch):
     """Each takes its share of what it sees: some samples would be measured twice, others never."""
     gather = distributed.gather_objects
@@ -572,17 +562,9 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path):
     more = (shard_of(tmp_path, samples), "--protocol=all", "--batch-size=8", "--queries=short", "--captions=all")
     alone = evaluate(data, tmp_path, *more, "--save-embeddings=alone.npz")
     (tmp_path / "two").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
     arguments = flags(data, *more, "--save-embeddings=two.npz")
-    ranks = [context.Process(target=_rank, args=(arguments, rank, port, tmp_path / "two")) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(300)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    done = run_ranks(evaluate_clip.__file__, *arguments, cwd=tmp_path / "two")
+    assert done.returncode == 0, done.stderr
     together = json.loads((tmp_path / "two" / "evaluation_results.json").read_text())
     assert together["protocols"] == alone["protocols"]
     assert together["data"]["skipped"] == alone["data"]["skipped"]

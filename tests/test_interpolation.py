@@ -12,7 +12,8 @@ from PIL import Image
 import evaluate_clip
 import openClipManagement as clip
 from clip_finetuning.retrieval import embed, interpolation
-from tests.helpers import CountedTransform, catalogue_sample, launch, write_config, write_shard
+from tests.helpers import CountedTransform, catalogue_sample, write_config, write_shard
+from tests.processes import run_ranks
 
 RECALLS = ("recall@5", "recall@10")
 
@@ -212,7 +213,7 @@ def test_that_no_mix_is_better_is_said_and_nothing_is_written(data, monkeypatch,
 
 def test_two_processes_find_the_same(data, tmp_path):
     one = evaluate(data, "--interpolate=sweep", retention(data), "--output=one.json")
-    two = launch(
+    two = run_ranks(
         evaluate_clip.__file__,
         *flags(data, "--interpolate=sweep", retention(data), f"--output={tmp_path / 'two.json'}"),
     )

@@ -17,12 +17,12 @@ from tests.helpers import (
     contents,
     encoded_picture,
     entry,
-    launch,
     parsed_page,
     write_config,
     write_mapping,
     write_shard,
 )
+from tests.processes import run_ranks
 
 MODEL = ["--model-pretrained", "", "--num-workers", "0", "--device", "cpu", "--precision", "fp32"]
 
@@ -338,7 +338,7 @@ def test_several_processes_make_the_same_index(tmp_path, make_shards, model):
     pattern = make_shards(tmp_path / "shards", products=6, views=2, shards=2)
     make(pattern, tmp_path / "one", model, "--batch-size", "6")
     arguments = [pattern, "--output", tmp_path / "two", *model, "--batch-size", "6"]
-    done = launch(ROOT / "search_clip.py", "index", *arguments)
+    done = run_ranks(ROOT / "search_clip.py", "index", *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("12 pictures of 6 products") == 1
     one, two = index_of(tmp_path / "one"), index_of(tmp_path / "two")

@@ -9,7 +9,8 @@ import torch
 import clipFineTuner
 import openClipManagement as clip
 from clip_finetuning.training import step as training_step
-from tests.helpers import TINY, launch, write_config
+from tests.helpers import TINY, write_config
+from tests.processes import run_ranks
 
 PRODUCTS, VIEWS = 24, 2
 SCALARS = {"logit_scale", "logit_bias"}
@@ -126,7 +127,7 @@ def test_micro_batches_and_checkpointed_gradients_change_nothing(data, tmp_path,
 def test_two_processes_tune_like_one(data, tmp_path):
     changes = {"tune": "image", "learning_rate": 1e-4, "layer_decay": 0.5, "max_steps": 3}
     alone = train(data, tmp_path / "alone", **changes)["state_dict"]
-    finished = launch(clipFineTuner.__file__, *flags(data, tmp_path / "both", **changes))
+    finished = run_ranks(clipFineTuner.__file__, *flags(data, tmp_path / "both", **changes))
     assert finished.returncode == 0, finished.stderr
     together = clip.read_checkpoint(tmp_path / "both" / "final_checkpoint.pt")["state_dict"]
     for name, value in together.items():

@@ -12,7 +12,8 @@ from clip_finetuning.retrieval.names import STANDARD
 from clip_finetuning.retrieval.positives import by_group
 from clip_finetuning.runtime import device as devices
 from clip_finetuning.runtime import distributed
-from tests.helpers import embedded_catalogue, launch
+from tests.helpers import embedded_catalogue
+from tests.processes import run_ranks
 
 
 def numbers(shared=False):
@@ -25,7 +26,7 @@ def numbers(shared=False):
 
 
 def test_processes_that_share_the_ranking_have_the_numbers_of_one_to_the_last_bit(tmp_path):
-    done = launch(__file__, "numbers", tmp_path, processes=2)
+    done = run_ranks(__file__, "numbers", tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0]["results"] == json.loads(json.dumps(numbers())) and found[1]["results"] == {}

@@ -12,6 +12,7 @@ import torch
 import settings
 from clip_finetuning.runtime import console, distributed
 from tests.helpers import launch
+from tests.processes import run_ranks
 
 
 def embeddings_and_loss(rows):
@@ -47,7 +48,7 @@ def test_an_environment_without_an_address_is_refused(monkeypatch):
 
 
 def test_two_processes_get_the_gradients_of_one(tmp_path):
-    run = launch(__file__, "exchange", tmp_path)
+    run = run_ranks(__file__, "exchange", tmp_path)
     assert run.returncode == 0, run.stderr
     expected = embeddings_and_loss(slice(None))
     for rank in range(2):

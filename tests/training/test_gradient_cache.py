@@ -13,7 +13,7 @@ import settings
 from clip_finetuning.runtime import console, distributed
 from clip_finetuning.training.gradient_cache import backward, backward_with_retry
 from clip_finetuning.training.losses import clip_loss
-from tests.helpers import launch
+from tests.processes import run_ranks
 
 N = 12
 PRODUCTS = torch.tensor([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 6, 7])
@@ -305,7 +305,7 @@ TOO_LARGE = {
 
 def test_two_processes_equal_one(tmp_path):
     """Wherever memory ends on one of them: both do the step again, in smaller parts."""
-    finished = launch(__file__, str(tmp_path))
+    finished = run_ranks(__file__, str(tmp_path))
     assert finished.returncode == 0, finished.stderr
     plain = plain_gradients(Towers(dropout=0.0), N)
     taught = plain_gradients(Towers(dropout=0.0), N, teach=Teacher())
