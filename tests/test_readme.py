@@ -111,12 +111,18 @@ def shown_commands():
     return commands
 
 
+def flags_of(path):
+    """The flags of a script, which may have a module for them."""
+    sources = [path, *([ROOT / "clip_finetuning/retrieval/arguments.py"] if path.stem == "evaluate_clip" else [])]
+    return {flag for one in sources for flag in re.findall(r'"(--[a-z0-9-]+)"', one.read_text(encoding="utf-8"))}
+
+
 def test_every_flag_of_a_shown_command_exists():
     flags = {f"--{name.lower().replace('_', '-')}" for name in KNOBS}
     checked = set()
     for page, script, rest in shown_commands():
         path = ROOT / f"{script.removeprefix('/anywhere/')}.py"
-        known = set(re.findall(r'"(--[a-z0-9-]+)"', path.read_text(encoding="utf-8")))
+        known = flags_of(path)
         known |= flags if script in SCRIPTS else set()
         used = set(re.findall(r"(?<=\s)--[a-z0-9-]+", rest))
         assert used <= known, f"{page}: {script}.py {rest}"
@@ -129,7 +135,7 @@ def test_every_flag_of_a_shown_command_exists():
 def test_the_flags_that_the_pages_name_belong_to_some_script():
     """Flags in the text, such as `--crop-margins`, and those of the table of presets."""
     sources = [*ROOT.glob("*.py"), *ROOT.glob("demo/*.py"), *ROOT.glob("benchmarks/*.py")]
-    known = {flag for path in sources for flag in re.findall(r'"(--[a-z0-9-]+)"', path.read_text(encoding="utf-8"))}
+    known = {flag for path in sources for flag in flags_of(path)}
     known |= {f"--{name.lower().replace('_', '-')}" for name in KNOBS} | {"--help"}
     others = {
         "--lr",
