@@ -1,15 +1,11 @@
 """Building a model: what a name, a tag or a file stands for, and what of it is for a file to say.
 
 `create_model` begins with what the user named, `load_model` with a checkpoint. Either way the architecture is agreed on
-first, open_clip builds it with random weights or a tag's, and a file's weights come last. What the user names may be
-fetched from where they point; what a file names is checked by `architecture.py`.
+first (`agreement.py`), open_clip builds it with random weights or a tag's, and a file's weights come last.
 """
 
 import contextlib
-import difflib
 import importlib.util
-import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,14 +15,10 @@ from typing import Any
 import open_clip
 import torch
 
-from clip_finetuning.model import beside, hf_config, hub, lora_file, peft_layout, sources, tokenizer_files
+from clip_finetuning.model import agreement, hub, lora_file, peft_layout, sources, tokenizer_files
 from clip_finetuning.model.architecture import (
     Architecture,
-    check_architecture,
-    check_name,
     check_preprocess,
-    is_architecture,
-    least_parameters,
 )
 from clip_finetuning.model.clip_model import ClipModel, add_logit_bias
 from clip_finetuning.model.image_recipe import assume, plain, with_activation_of, with_image_settings
@@ -59,8 +51,8 @@ def create_model(
                 f"MODEL_PRETRAINED={pretrained} is no file, and {name} brings its own weights; leave MODEL_PRETRAINED empty"
             )
         return with_image_settings(_of_source(name, cache_dir, device, seed), image)
-    named = _named(name, cache_dir)
-    if pretrained and not _is_tag(named.name, pretrained):
+    named = agreement.named(name, cache_dir)
+    if pretrained and not agreement.is_tag(named.name, pretrained):
         if not Path(pretrained).exists():
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(named.name))
             tags = tags or "none, this model has no published weights"
@@ -69,7 +61,7 @@ def create_model(
                 "empty means random weights"
             )
         checkpoint = read_checkpoint(pretrained)
-        architecture = _agreed(pretrained, checkpoint, named, None, cache_dir)
+        architecture = agreement.agreed(pretrained, checkpoint, named, None, cache_dir)
         return _load(pretrained, checkpoint, architecture, cache_dir, device, image)
     architecture = with_activation_of(named, pretrained) if pretrained else named
     clip_model = _build(architecture, pretrained, cache_dir, device, seed)
@@ -94,9 +86,9 @@ def load_model(
     `read_checkpoint(path)` returned, if it was read already; `image` what `image_settings` returned.
     """
     checkpoint = checkpoint or read_checkpoint(path, mapped=True)
-    outlives = sources.is_source(name) and name == checkpoint.get("model_name") and _is_whole(checkpoint)
-    named = None if name is None or outlives else _named(name, cache_dir)
-    architecture = _agreed(path, checkpoint, named, default_name, cache_dir)
+    outlives = sources.is_source(name) and name == checkpoint.get("model_name") and agreement.is_whole(checkpoint)
+    named = None if name is None or outlives else agreement.named(name, cache_dir)
+    architecture = agreement.agreed(path, checkpoint, named, default_name, cache_dir)
     return _load(path, checkpoint, architecture, cache_dir, device, image)
 
 
@@ -133,14 +125,16 @@ def kept_start(
     if kept.get("start") != record:
         return None
     architecture = Architecture(clip_model.name, clip_model.config)
-    start = _load(path, kept, _agreed(path, kept, architecture, None, cache_dir), cache_dir, clip_model.device, image)
+    start = _load(
+        path, kept, agreement.agreed(path, kept, architecture, None, cache_dir), cache_dir, clip_model.device, image
+    )
     named = checkpoint.get("pretrained")
     return replace(start, pretrained=printable(named)) if isinstance(named, str) else start
 
 
 def _begun(architecture, pretrained, named, cache_dir, device, image=None):
     """The model of an architecture with the weights that a checkpoint, or the user as `named`, says it began with."""
-    if pretrained and _is_tag(architecture.name, pretrained) and open_clip.get_model_config(architecture.name):
+    if pretrained and agreement.is_tag(architecture.name, pretrained) and open_clip.get_model_config(architecture.name):
         architecture = with_activation_of(architecture, pretrained)
         return with_image_settings(_build(architecture, pretrained, cache_dir, device), image)
     source = pretrained or architecture.name
@@ -158,7 +152,7 @@ def _begun(architecture, pretrained, named, cache_dir, device, image=None):
             raise ValueError(f"MODEL_PRETRAINED={named} is neither a file nor a tag of {architecture.name}")
         raise ValueError(f"the weights that the checkpoint began with are not there: {printable(pretrained)[:200]}")
     weights = read_checkpoint(pretrained, mapped=True)
-    architecture = _agreed(pretrained, weights, architecture, None, cache_dir)
+    architecture = agreement.agreed(pretrained, weights, architecture, None, cache_dir)
     return _load(pretrained, weights, architecture, cache_dir, device, image)
 
 
@@ -176,8 +170,8 @@ def load_base(
     The weights are those that the checkpoint names, or a file of that name beside it. Raises ValueError if they are not to
     be had, or are others than it was trained on.
     """
-    named = None if name is None else _named(name, cache_dir)
-    architecture = _agreed(path, checkpoint, named, default_name, cache_dir)
+    named = None if name is None else agreement.named(name, cache_dir)
+    architecture = agreement.agreed(path, checkpoint, named, default_name, cache_dir)
     return with_image_settings(_base(path, checkpoint, architecture, cache_dir, device)[0], image)
 
 
@@ -248,7 +242,7 @@ def _with_base(base, saved, path, checkpoint):
 def _found(pretrained, path, architecture):
     """A tag as it is; a file where it was, else beside the one that names it."""
     beside = Path(path).parent / Path(pretrained).name
-    is_elsewhere = pretrained and not _is_tag(architecture.name, pretrained) and not Path(pretrained).exists()
+    is_elsewhere = pretrained and not agreement.is_tag(architecture.name, pretrained) and not Path(pretrained).exists()
     return str(beside) if is_elsewhere and beside.is_file() else pretrained
 
 
@@ -371,135 +365,3 @@ def _known_to_open_clip(architecture: Architecture) -> Iterator[None]:
             del models[name]
         else:
             models[name] = before
-
-
-# --------------------------------------------------------------------------------------- what the user names
-
-
-def _named(name: str, cache_dir: str | None = None) -> Architecture:
-    """The architecture that the user named; ValueError with the nearest names if there is no such model."""
-    if sources.is_source(name):
-        return sources.look_up(name, cache_dir).architecture
-    if name.endswith(".json"):
-        config = _read_config(name)
-        own_name = re.sub(r"[^\w.-]", "-", Path(name).stem)
-        return Architecture(own_name, check_architecture(config, f"MODEL_NAME={name}", own=config))
-    name = name.replace("/", "-")
-    config = open_clip.get_model_config(name)
-    if config is None:
-        near = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3, 0.5)) or "ViT-B-32"
-        raise ValueError(
-            f"MODEL_NAME={name} is no OpenCLIP model; near names: {near}; or give the path of a config JSON"
-        )
-    return Architecture(name, config)
-
-
-def _is_tag(name: str, pretrained: str) -> bool:
-    return pretrained.lower().replace("-", "_") in [t.lower() for t in open_clip.list_pretrained_tags_by_model(name)]
-
-
-def _read_config(path: str) -> dict:
-    """The object of an OpenCLIP config JSON."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"MODEL_NAME={path}: there is no such config file")
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"MODEL_NAME={path} is not valid JSON: {error}") from error
-    if not is_architecture(config):
-        raise ValueError(f"MODEL_NAME={path} is no OpenCLIP config: it needs embed_dim, vision_cfg and text_cfg")
-    return config
-
-
-# ------------------------------------------------------------------------------------------ what a file says
-
-
-def _agreed(path, checkpoint, named: Architecture | None, default_name: str | None, cache_dir) -> Architecture:
-    """The architecture of a checkpoint: its own, unless it contradicts the one that was named; else that, or the default.
-
-    Raises ValueError naming MODEL_NAME.
-    """
-    saved = _saved(path, checkpoint, named, default_name, cache_dir)
-    if saved is None:
-        said = checkpoint.get("said")
-        if said is not None and said.architecture is not None:
-            return _named_or_said(path, named, said)
-        named = named or (_named(default_name, cache_dir) if default_name is not None else None)
-        if named is None:
-            raise ValueError(f"{path} does not say which architecture it holds; set MODEL_NAME")
-        return named
-    if named is not None and saved.config != named.config:
-        if saved.config not in ({**named.config, "quick_gelu": True}, hf_config.with_tanh(named.config)):
-            raise ValueError(
-                f"{path} is a checkpoint of {saved.name}, but MODEL_NAME is {named.name}; set MODEL_NAME={saved.name}, "
-                "or choose a checkpoint of the model you named"
-            )
-        activation = "QuickGELU" if saved.config.get("quick_gelu") else "the approximate GELU"
-        print(f"{path} is a checkpoint of {saved.name}: {named.name} with {activation}, as its weights were trained")
-    return saved
-
-
-def _named_or_said(path, named: Architecture | None, said: beside.Said) -> Architecture:
-    """The architecture that was named, unless the config beside the weights has another; that, if none was."""
-    told = said.architecture
-    assert told is not None
-    if named is None:
-        print(f"{path} holds {told.name}, as {said.where} says")
-        return told
-    if hf_config.essentials(told.config) != hf_config.essentials(named.config):
-        folder = said.where.parent
-        fix = told.name if open_clip.get_model_config(told.name) == told.config else f"local-dir:{folder}"
-        raise ValueError(
-            f"{path} holds {told.name}, as {said.where} says, but MODEL_NAME is {named.name}; set MODEL_NAME={fix}"
-        )
-    return named
-
-
-def _saved(path, checkpoint, named: Architecture | None, default_name: str | None, cache_dir) -> Architecture | None:
-    """The architecture that a checkpoint says it holds, or None; ValueError if it is not for a file to say."""
-    name, config = checkpoint.get("model_name"), checkpoint.get("model_config")
-    if name is None:
-        return None
-    if sources.is_source(name) and not _is_whole(checkpoint):
-        if named is not None and named.name == name:
-            return named
-        if named is None and name == default_name:
-            return _named(name, cache_dir)
-        raise ValueError(
-            f"{path} is a checkpoint of {printable(name)}, which would be fetched; if you trust that, set MODEL_NAME to it"
-        )
-    if not sources.is_source(name):
-        check_name(name, path)
-    if config is None:
-        config = open_clip.get_model_config(name)
-        if config is None:
-            raise ValueError(f"{path} is a checkpoint of {name}, which open_clip does not know; set MODEL_NAME")
-        return Architecture(name, config)
-    own = named.config if named else None
-    if own is None and default_name is not None and default_name.endswith(".json"):
-        own = _read_config(default_name)
-    if tokenizer_files.FIELD in checkpoint and isinstance(config, dict):  # what the config names is not looked up
-        text = config.get("text_cfg")
-        own = {"text_cfg": {"hf_tokenizer_name": text.get("hf_tokenizer_name") if isinstance(text, dict) else None}}
-    config = check_architecture(config, path, own)
-    held = _bytes_held(checkpoint["state_dict"])
-    if least_parameters(config) > held and not lora_file.is_alone(checkpoint):  # its base says the same of itself
-        raise ValueError(
-            f"{path} says that it holds a model of {least_parameters(config):,} parameters, but has {held:,} bytes of them"
-        )
-    return Architecture(name, config)
-
-
-def _is_whole(checkpoint: dict) -> bool:
-    """Whether a checkpoint holds its architecture, and its tokenizer's files if it needs any."""
-    config = checkpoint.get("model_config")
-    text = config.get("text_cfg") if isinstance(config, dict) else None
-    if not isinstance(text, dict):
-        return False
-    return not text.get("hf_tokenizer_name") or tokenizer_files.FIELD in checkpoint
-
-
-def _bytes_held(weights: dict[str, torch.Tensor]) -> int:
-    """The memory of some tensors; what they share counts once, and a repeated number as one."""
-    storages = (tensor.untyped_storage() for tensor in weights.values())
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import openClipManagement as clip
-from clip_finetuning.model import building, sources
+from clip_finetuning.model import agreement, sources
 from clip_finetuning.model.architecture import check_architecture, check_name, check_preprocess, least_parameters
 from tests.helpers import TINY, local_folder, write_config
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_chooses_no_download_and_no_file(tmp_path, weights, monkeyp
     fail = lambda *_, **__: pytest.fail("something was fetched")  # noqa: E731
     for place in (open_clip.factory, sources):
         monkeypatch.setattr(place, "download_pretrained_from_hf", fail)
-    monkeypatch.setattr(building, "_read_config", fail)
+    monkeypatch.setattr(agreement, "_read_config", fail)
     path = checkpoint(tmp_path, weights, config, name=name)
     if config:
         assert clip.load_model(path).name == name  # a name and no more: the checkpoint holds all that is needed
