@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
             outcome = try_rates(pilots, stop, args)
             if outcome == "stopped" or args.dry_run:
                 close_loaders(run)
-                return say_pilots_stopped(stop, args) if outcome == "stopped" else say_chosen(args)
+                if outcome == "stopped":
+                    return training.last_lines.pilots_stopped(stop, args)
+                return training.last_lines.chosen(args)
             run = pilots.start_training(args.settings["LEARNING_RATE"])
             take_folder(run)
             pilots.log_into(run.folder)
@@ -63,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         outcome = fit(run, stop)
         close_loaders(run)
         if outcome == "stopped":
-            return say_stopped(run, stop, args)
-        say_next(run, args)
+            return training.last_lines.stopped(run, stop, args, loading.shard_list.names_url)
+        training.last_lines.over(run, args)
         return 0
 
 
@@ -479,56 +481,6 @@ def save_stopped(run: Run) -> None:
     """Save what a stopped run has done, if it has done anything."""
     if run.progress.step > 0:
         training.state.save(run, run.folder.periodic(run.progress.step), needed=True)
-
-
-def say_stopped(run: Run, stop: StopSignals, args: argparse.Namespace) -> int:
-    """The last lines of a stopped run -> its exit code."""
-    signal, values, known = stop.agreed(), run.plan.settings, args.page.knobs
-    if run.progress.step == 0:  # nothing is saved, so all that was set has to be set again
-        arguments = ["--resume", *flags_that_were_set(args)]
-    else:
-        arguments = training.resumption.flags_to_go_on(
-            values, args.page.values({}), known, run.clip_model.config, loading.shard_list.names_url
-        )
-    print(f"stopped by {signal.name} at step {run.progress.step}; go on with --resume:")
-    print(runtime.next_command.again("clipFineTuner.py", arguments), flush=True)
-    return runtime.signals.exit_code(signal)
-
-
-def say_pilots_stopped(stop: StopSignals, args: argparse.Namespace) -> int:
-    """The last lines of pilots that a signal ended -> its exit code."""
-    signal = stop.agreed()
-    print(f"stopped by {signal.name} while rates are tried; the same command goes on:")
-    rates = ["--try-rates", *map(str, args.try_rates), *(["--dry-run"] if args.dry_run else [])]
-    print(runtime.next_command.again("clipFineTuner.py", [*flags_that_were_set(args), *rates]), flush=True)
-    return runtime.signals.exit_code(signal)
-
-
-def say_chosen(args: argparse.Namespace) -> int:
-    """The last lines of a dry run: the command that trains with the rate that was chosen -> exit code."""
-    print("next, train with it:")
-    print(runtime.next_command.again("clipFineTuner.py", flags_that_were_set(args)), flush=True)
-    return 0
-
-
-def flags_that_were_set(args: argparse.Namespace) -> list[str]:
-    """Every knob that was set for this call, in whatever way, as a flag; but for RESUME."""
-    return training.resumption.flags_of(args.settings, args.given - {"RESUME"}, args.page.knobs)
-
-
-def say_next(run: Run, args: argparse.Namespace) -> None:
-    """The last lines of a run that is over: how to measure what it made."""
-    values, page = run.plan.settings, args.page.values({})
-    best = run.folder.path / training.run_folder.BEST
-    what, path = ("best", best) if best.exists() else ("last", run.folder.path / training.run_folder.FINAL)
-    arguments = [f"--checkpoint={path}"]
-    if values["VALID_DATASET_PATTERN"] != page["VALID_DATASET_PATTERN"]:
-        arguments.append(f"--dataset-path={values['VALID_DATASET_PATTERN']}")
-    if run.retention_loader is not None:
-        arguments.append(f"--retention={values['RETENTION_DATASET_PATTERN']}")
-    arguments += training.resumption.flags_for_model(values, page, args.page.knobs, run.clip_model.config)
-    print(f"next, measure the {what} checkpoint:")
-    print(runtime.next_command.beside("clipFineTuner.py", "evaluate_clip.py", arguments), flush=True)
 
 
 def is_over(run: Run) -> bool:
