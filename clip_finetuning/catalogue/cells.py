@@ -10,7 +10,7 @@ from clip_finetuning.catalogue.encodings import UNREADABLE
 from clip_finetuning.catalogue.markup import without_markup
 from clip_finetuning.catalogue.remarks import Remarks
 from clip_finetuning.catalogue.rows import RowError
-from clip_finetuning.runtime.text import MANY_DIGITS, attribute_text, text_of
+from clip_finetuning.runtime.text import attribute_text, decimal_text, text_of
 
 EXACT = 2**53  # floating-point numbers beyond have lost digits
 ROUNDED = "have a product id beyond 2^53 as a floating-point number: its last digits may be lost, and products merged"
@@ -39,10 +39,8 @@ def text_and_kind(value: object) -> tuple[str, str]:
 def _decimal(value):
     if not value.is_finite():
         return ("", "") if value.is_nan() else ("", "infinity")
-    if abs(value) >= MANY_DIGITS:
-        return "", "a number of more than 100 digits"
-    whole = value == value.to_integral_value()
-    return str(int(value)) if whole else format(value, "f"), ""
+    text = decimal_text(value)
+    return text, "" if text else "a number of more than 100 digits"
 
 
 def _kind(value: Any) -> str:
@@ -119,5 +117,5 @@ class Cells:
 
 
 def _is_scientific(text):
-    mantissa, sign, exponent = text.upper().partition("E+")
+    mantissa, sign, exponent = text.upper().replace(",", ".").partition("E+")
     return bool(sign) and exponent.isdecimal() and "." in mantissa and mantissa.replace(".", "", 1).isdecimal()

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+from clip_finetuning.catalogue.cells import text_and_kind
 from clip_finetuning.runtime.text import text_of
 
 REMEMBERED = 100_000  # products whose first row is kept: those that continue one stand near it
@@ -25,8 +26,8 @@ class Continuation:
         """(the values of a row, whether it continues a product)."""
         if self.product is None:
             return values, False
-        product = text_of(values.get(self.product))
-        alone = not product and _all_blank(values, self.fields)
+        product, kind = text_and_kind(values.get(self.product))
+        alone = not product and not kind and _all_blank(values, self.fields)
         product = product or (self._above if alone else "")
         self._above = product
         first = self._first.get(product)

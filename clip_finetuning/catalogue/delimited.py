@@ -16,7 +16,8 @@ FIRST_LINES = 2_000  # that tell the dialect
 EXTENSION = re.compile(r"\.[a-z0-9]{2,5}(?=$|[?#&;,|\"'\s])", re.IGNORECASE)
 EXCEL_SEPARATOR = re.compile(r"sep=([^\w\"'\0\r\n])[\r\n]*$", re.IGNORECASE)  # a first line that Excel writes and hides
 ESCAPING = re.compile(r"\\[\\\"'\r\n]")
-NULL = "\\N"  # what databases export for a missing value
+# What databases and spreadsheets export for a missing value, where a cell is nothing else.
+NULLS = frozenset(("\\N", "NULL", "N/A", "n/a", "#N/A", "#NULL!", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!"))
 STRAY = "have stray or unusual quotes, and were read so that their cells come out right"
 FEWER = "have fewer cells than the header; those missing are blank"
 ESCAPES = "have backslashes before quotes or backslashes, which are text"
@@ -77,8 +78,8 @@ class _Reader:
                     yield where, problem
                     continue
                 cells = dict(zip_longest(self.names, reading.cells[: len(self.names)], fillvalue=""))
-                if NULL in reading.cells:
-                    cells = {name: "" if cell == NULL else cell for name, cell in cells.items()}
+                if not NULLS.isdisjoint(reading.cells):
+                    cells = {name: "" if cell in NULLS else cell for name, cell in cells.items()}
                 if remark:
                     self.remarks.count(remark, f"{where}: {''.join(line.text for line in taken)}")
                 if any(line.guessed for line in taken):

@@ -111,7 +111,7 @@ def guess(sample: bytes) -> str:
     runs = HIGH.findall(words)
     beyond = sum(map(len, runs))
     if beyond < 1.8 * len(runs) and 2 * _oddness(sample.decode(western, "replace")) < beyond:
-        return western
+        return _neighbour(sample) or western if western == "cp1252" else western
     from charset_normalizer import from_bytes
 
     found = from_bytes(words, cp_isolation=[*EASTERN, *OTHERS]).best()
@@ -119,6 +119,17 @@ def guess(sample: bytes) -> str:
     if found and (shares.get(found.encoding, 0) > 0.6 or (found.encoding in OTHERS and shares[best] < 0.9)):
         return found.encoding
     return best if shares[best] > 0.6 else western
+
+
+def _neighbour(sample):
+    """Turkish's or Hungarian's encoding if the Western letters are theirs at the same bytes, else None.
+
+    Icelandic, which has the letters that Turkish's are taken for, has accents too; Estonian has no u with a circumflex.
+    """
+    letters = set(sample.decode("cp1252", "replace").lower())
+    if letters & set("ðþ") or ("ý" in letters and letters & set("çöü")):
+        return None if letters & set("áíóæ") else "cp1254"
+    return "cp1250" if {"õ", "û"} <= letters and letters & set("öü") else None
 
 
 def _check_name(name):

@@ -30,11 +30,14 @@ HIDDEN = (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"))  # 
 ENTITY = re.compile(
     r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});|&(?:nbsp|amp|quot)(?![A-Za-z0-9;=])"
 )
+WRITTEN_BREAK = re.compile(r"(?:\\r)?\\n|\\r")  # as WooCommerce exports a line break
 ROUNDS = 3  # feeds escape what is escaped
 
 
 def without_markup(text: str) -> str:
     """The text as a browser would show it; the same text if it has no markup."""
+    if "\\" in text:
+        text = WRITTEN_BREAK.sub(" ", text)
     for _ in range(ROUNDS):
         plain = _unescaped(_untagged(text))
         if plain == text:

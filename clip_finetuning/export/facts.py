@@ -124,7 +124,7 @@ def _data(pattern: Any) -> list[str]:
     sizes = _read(folder / "sizes.json")
     if isinstance(manifest.get("samples"), int):
         told.append(
-            f"Their manifest counts {manifest['samples']:,} samples in {len(manifest.get('shards') or []):,} shards."
+            f"Their manifest counts {manifest['samples']:,} samples in {_count(manifest.get('shards')):,} shards."
         )
         skipped = manifest.get("skipped")
         for reason, about in skipped.items() if isinstance(skipped, dict) else ():
@@ -135,6 +135,10 @@ def _data(pattern: Any) -> list[str]:
     else:
         told.append("Neither their manifest nor sizes.json is in reach, so their number is not known here.")
     return told
+
+
+def _count(listed: Any) -> int:
+    return len(listed) if isinstance(listed, list | dict) else 0
 
 
 def _read(path: Path) -> dict[str, Any]:

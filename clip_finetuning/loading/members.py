@@ -7,12 +7,14 @@ and `1.seg.png` beside a `1.jpg` with a text is no sample of its own.
 """
 
 import collections
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from clip_finetuning.loading.sample import is_picture, is_text, split_name
 from clip_finetuning.loading.tar_format import AFTER_END, ShardDamage
 
+NO_SAMPLE = re.compile(r"__MACOSX/|__[^/]*__(?:$|/)")  # what zip and webdataset put beside the samples
 MOST_NAMES = 100  # that are looked at together: what a stream holds back stays bounded
 T = TypeVar("T")
 Run = dict[str, dict[str, T]]  # neighbours: key -> suffix -> value
@@ -50,7 +52,7 @@ def runs(members: Iterable[tuple[str, T]]) -> Iterator[Run[T]]:
     try:
         for name, value in members:
             key, suffix = split_name(name)
-            if key.endswith("/") or not key or name.startswith("__"):  # ._x.jpg, __meta__: not samples
+            if key.endswith("/") or not key or NO_SAMPLE.match(name):  # ._x.jpg, __meta__: not samples
                 continue
             this_root = root_of(key)
             is_full = len(run) >= MOST_NAMES and key not in run

@@ -6,6 +6,7 @@ shards (`.jpg`, `.txt`, `.json`) and others': pictures of any kind; captions in 
 field that says `NaN` or the like, as pandas writes it, is a missing one (`text.text_of`).
 """
 
+import codecs
 import functools
 import hashlib
 import itertools
@@ -37,6 +38,7 @@ NO_NAMED_PRODUCT = "no id in the .json under PRODUCT_KEY, so the product is told
 LANGUAGES_DO_NOT_FIT = "languages that are not those of the captions, one each, which count as none"
 WEIGHTS_DO_NOT_FIT = "caption_weights that are not one number >= 0 for each of its captions, which count as none"
 FURTHER_FILES = "several pictures or texts under its name, of which the first is used"
+NO_UTF8 = "a caption in another encoding than UTF-8, which is read as Windows-1252"
 FURTHER = "__further__"  # in a raw sample: it has such files
 
 
@@ -106,7 +108,8 @@ def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL, needs_caption: b
     if picture is None:
         raise SampleError(NO_PICTURE)
     fields, is_damaged = _fields(raw.get("json"), names.product)
-    captions = _named_captions(fields, names.caption) if names.caption else _captions(raw, fields)
+    texts = {} if names.caption else _text_files(raw)
+    captions = _named_captions(fields, names.caption) if names.caption else _captions(texts, fields)
     if not captions and needs_caption:
         named = NO_NAMED_CAPTION if names.caption else NO_CAPTION
         raise SampleError(DAMAGED_JSON_ALONE if is_damaged else named)
@@ -123,7 +126,9 @@ def parse_sample(raw: Mapping[str, Any], names: Fields = USUAL, needs_caption: b
         subcategory=text_of(fields.get("subcategory")),
         image_name=text_of(fields.get("image_name")),
         attributes=attributes_of(fields, names.attributes),
-        guess=guess or (FURTHER_FILES if raw.get(FURTHER) or sum(map(is_picture, raw)) > 1 else None),
+        guess=guess
+        or (NO_UTF8 if not all(texts.values()) else None)
+        or (FURTHER_FILES if raw.get(FURTHER) or sum(map(is_picture, raw)) > 1 else None),
     )
 
 
@@ -220,14 +225,29 @@ def _fields(data: bytes | None, product: str | None = None) -> tuple[dict[str, A
     return fields, product is None and isinstance(fields.get("product_id"), list | dict | bool)
 
 
-def _captions(raw: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
-    """Every distinct caption, on one line each: text files by number first, then the JSON's."""
+def _captions(texts: Iterable[str], fields: Mapping[str, Any]) -> list[str]:
+    """Every distinct caption, on one line each: those of text files first, then the JSON's."""
+    alternatives = fields.get("captions")
+    return _lines([*texts, *(alternatives if isinstance(alternatives, list) else [])]) or _lines(
+        [fields.get("caption")]
+    )
+
+
+def _text_files(raw: Mapping[str, Any]) -> dict[str, bool]:
+    """{text of a file of a sample: whether it is Unicode}, by number."""
     numbered = [(CAPTION_SUFFIX.fullmatch(suffix), data) for suffix, data in raw.items() if not suffix.startswith("__")]
     files = sorted((int(match[1] or -1), data) for match, data in numbered if match)
-    texts = [data.decode("utf-8", "replace") for _, data in files]
-    alternatives = fields.get("captions")
-    texts += alternatives if isinstance(alternatives, list) else []
-    return _lines(texts) or _lines([fields.get("caption")])
+    return dict(_unicode(data) for _, data in files)
+
+
+def _unicode(data: bytes) -> tuple[str, bool]:
+    """(the text of a file, whether it is in Unicode); what is not comes out as other letters, but never as those of another."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace"), True
+    try:
+        return data.decode("utf-8"), True
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "backslashreplace"), False
 
 
 def _named_captions(fields: Mapping[str, Any], name: str) -> list[str]:

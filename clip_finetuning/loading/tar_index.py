@@ -31,7 +31,7 @@ from clip_finetuning.loading.tar_contents import (
 from clip_finetuning.loading.tar_format import BLOCK
 from clip_finetuning.runtime.accounting import Guessed, Skipped
 
-READING = 1  # how the samples of a tar are found; another way needs another number
+READING = 2  # how the samples of a tar are found; another way needs another number
 LONG_START, LISTED = 5.0, 3  # seconds for an index, from which on it is worth a word; places that are named
 MAX_OPEN_FILES = 256  # a process may have 1,024 on most systems
 CHANGED = "shard changed while it was in use"

@@ -101,7 +101,7 @@ def _columns(e):
     attributes: dict[str, list[str]] = {}
     for product, said in zip(e.image_product, () if e.attributes is None else e.attributes):
         if said:
-            attributes.setdefault(product, list(said.values()))
+            attributes.setdefault(product, [value for value in said.values() if value not in ("true", "false")])
     return columns, attributes
 
 

@@ -132,10 +132,11 @@ def evaluate(
     e = embeddings
     lists, left_out = _without_shared_captions(e, candidates.lists)
     draws, queries, _ = lists[DIRECTIONS[0]].shape
-    smallest = int(min((rows >= 0).sum(2).min() for rows in lists.values())) - 1
-    few = "" if smallest == NEGATIVES else f"{smallest} to "
+    sizes = [(rows >= 0).sum(2) - 1 for rows in lists.values()]
+    smallest, largest = int(min(size.min() for size in sizes)), int(max(size.max() for size in sizes))
+    few = "" if smallest == largest else f"{smallest} to "
     result: dict[str, Any] = {
-        "protocol": f"{queries:,} queries a direction, each against its positive and {few}{NEGATIVES} negatives of the same "
+        "protocol": f"{queries:,} queries a direction, each against its positive and {few}{largest} negatives of the same "
         f"subcategory, other products; {draws} draws averaged; {candidates.topped_up:,} of {2 * draws * queries:,} lists "
         f"topped up with products of the same category, or of any, since fewer than {NEGATIVES} others are known to be of "
         "the subcategory; the same caption is never a negative"
@@ -193,7 +194,11 @@ def _rank_lists(e, direction, rows, alike):
         queries, candidates = e.text_embeddings[e.image_text[rows[:, 0]]], e.image_embeddings[rows]
     else:
         queries, candidates = e.image_embeddings[rows[:, 0]], e.text_embeddings[e.image_text[rows]]
-    candidates = np.where(rows[:, :, None] >= 0, candidates, -np.sign(queries)[:, None] * 1e6)  # no rival at all
+    is_there, zero = rows >= 0, ~queries.any(1)
+    if zero.any():  # all that is there has the score 0 with such a query; what is not there must not
+        queries, candidates = queries.copy(), np.where(zero[:, None, None], np.float32(0), candidates)
+        queries[zero, 0] = 1
+    candidates = np.where(is_there[:, :, None], candidates, -np.sign(queries)[:, None] * 1e6)  # no rival at all
     return ranking.rank_candidates(queries, candidates, alike)
 
 

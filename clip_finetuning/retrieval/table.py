@@ -128,6 +128,10 @@ def _zero_shot(result):
         yield from wrapped(f"  taken for another: {', '.join(told[:CONFUSIONS])}")
     if left_out := result["without_category"]:
         yield from wrapped(f"  left out: {left_out:,} images without a category")
+    if spellings := result.get("other_spellings"):
+        yield from wrapped(
+            f"  {spellings:,} other spellings of categories that differ in case alone, taken for one class"
+        )
     if broken := result["without_embedding"]:
         yield from wrapped(f"  left out, since the name's embedding is not finite: {', '.join(map(_named, broken))}")
 

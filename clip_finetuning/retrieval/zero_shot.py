@@ -11,6 +11,7 @@ from clip_finetuning.model import clip_model as clip
 from clip_finetuning.retrieval import classification
 from clip_finetuning.retrieval.embed import embed_rows
 from clip_finetuning.retrieval.embeddings import Embeddings
+from clip_finetuning.runtime.text import caption_numbers
 
 # A few plain ways to name a product's category; their embeddings are averaged.
 PROMPTS = (
@@ -28,12 +29,14 @@ def classify(
 ) -> dict[str, Any]:
     """What `classification.measure` makes of pictures and the names of their categories, and how these were asked.
 
-    Images without a category are left out (`without_category`), and so are those of a category whose name has no finite
+    Categories that differ in case or blanks alone are one (`other_spellings` counts the further ones). Images without a category are left out (`without_category`), and so are those of a category whose name has no finite
     embedding (`without_embedding`). Raises ValueError if fewer than two categories are left.
     """
     prompts = prompts or PROMPTS
     labelled = np.flatnonzero(embeddings.category != "")
-    names, labels = np.unique(embeddings.category[labelled], return_inverse=True)
+    spelled, labels = np.unique(embeddings.category[labelled], return_inverse=True)
+    number, first = caption_numbers(spelled.tolist())  # the prompts make no difference between Shoes and shoes
+    names, labels = spelled[first], np.array(number, dtype=int)[labels]
     named = embed_names(clip_model, names, precision, prompts) if len(names) else np.empty((0, 1))  # (C, D)
     finite = np.all(np.isfinite(named), axis=1)
     if finite.sum() < 2:
@@ -45,6 +48,7 @@ def classify(
         "prompts": list(prompts),
         "without_category": len(embeddings.category) - len(labelled),
         "without_embedding": names[~finite].tolist(),
+        "other_spellings": len(spelled) - len(names),
         **classification.measure(scores, labels, names[finite].tolist(), embeddings.image_product[used]),
     }
 

@@ -6,6 +6,7 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 
 # Line breaks, control characters and lone surrogates end up as spaces. Joiners stay: emoji are made with them.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
@@ -25,9 +26,18 @@ def text_of(value: object) -> str:
         return _remembered_line(value) if len(value) <= REMEMBERED else _line(value)
     if isinstance(value, bytes):
         return _line(decoded(value))
+    if isinstance(value, Decimal):
+        return decimal_text(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MANY_DIGITS:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def decimal_text(value: Decimal) -> str:
+    """The digits of a decimal number, as JSON and Parquet have them; blank for what is none, or too long."""
+    if not value.is_finite() or abs(value) >= MANY_DIGITS:
+        return ""
+    return str(int(value)) if value == value.to_integral_value() else format(value, "f")
 
 
 def attribute_text(value: object, as_text: Callable[[object], str] = text_of) -> str:
@@ -55,8 +65,13 @@ def hash_of(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
+def one_line(text: str) -> str:
+    """A text on one line; the words that stand for a missing value are words."""
+    return " ".join(UNPRINTABLE.sub(" ", text).split())
+
+
 def _line(text: str) -> str:
-    line = " ".join(UNPRINTABLE.sub(" ", text).split())
+    line = one_line(text)
     return "" if line in MISSING else line
 
 

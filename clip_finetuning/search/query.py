@@ -15,7 +15,7 @@ from clip_finetuning.model.architecture import check_preprocess
 from clip_finetuning.model.building import create_model, load_model
 from clip_finetuning.model.clip_model import ClipModel
 from clip_finetuning.retrieval.embed import embed_rows
-from clip_finetuning.runtime.text import printable, text_of
+from clip_finetuning.runtime.text import one_line, printable
 from clip_finetuning.search import folder as files
 
 CUT = "the query is longer than the model reads: its end takes no part in the search"
@@ -31,14 +31,14 @@ class Encoder:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Queries in words -> (Q, D). Raises ValueError for an empty one."""
-        lines = [text_of(text) for text in texts]
+        lines = [one_line(text) for text in texts]
         if not all(lines):
             raise ValueError("the query is empty: give some words, such as 'red leather ankle boots'")
         return self._encoded(clip.encode_texts, self.clip_model.tokenizer(lines), "text")
 
     def is_cut(self, text: str) -> bool:
         """Whether the model does not see the end of a text: then its tokens are the same without its last letter."""
-        line = re.sub(r"\W+$", "", text_of(text))  # some tokenizers drop what is no letter
+        line = re.sub(r"\W+$", "", one_line(text))  # some tokenizers drop what is no letter
         whole, shorter, least = self.clip_model.tokenizer([line, line[:-1], ""])
         return bool(torch.equal(whole, shorter) and whole[-1] != least[-1])
 

@@ -135,6 +135,24 @@ def test_a_row_with_a_caption_of_its_own_inherits_nothing(shop, capsys, captions
     assert (entries(shop)[1]["category"], "inherit" in out) == ("", False)
 
 
+@pytest.mark.parametrize("other", ["2.0", "3.50", "[7]"])
+def test_an_id_of_any_kind_is_no_blank_one(shop, capsys, other):
+    (shop / "t.jsonl").write_text(
+        f'{{"id": 1, "title": "Red shoe", "p": "0.jpg"}}\n{{"id": {other}, "title": null, "p": "1.jpg"}}\n'
+    )
+    columns = ("--images=photos", "--image-column=p", "--product-column=id", "--caption-column=title")
+    out, skipped = prepare(capsys, *columns)
+    assert skipped == {"blank caption": 1} and [e["product_id"] for e in entries(shop)] == ["1"]
+    assert "taken for a view of the row above" not in out
+
+
+def test_a_decimal_number_names_a_picture(shop, capsys):
+    (shop / "t.jsonl").write_text('{"id": 1.0, "title": "Red shoe"}\n{"id": 2.0, "title": "Hat"}\n')
+    columns = ("--images=photos", "--image-template={id}.jpg", "--product-column=id", "--caption-column=title")
+    prepare(capsys, *columns)
+    assert [(e["image_name"], e["product_id"]) for e in entries(shop)] == [("1.jpg", "1"), ("2.jpg", "2")]
+
+
 def test_without_a_product_nothing_is_inherited(shop, capsys):
     write_records(shop, SHOPIFY)
     _, skipped = prepare(capsys, *CONTINUED, "--caption-column", "Title")

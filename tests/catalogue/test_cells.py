@@ -89,6 +89,11 @@ def test_ids_that_have_lost_digits_are_said(tmp_path):
     assert [remark[:44] for remark in remarks] == ["1 rows have a product id such as 1.23E+17: i"]
 
 
+def test_an_id_of_excel_with_a_decimal_comma_has_lost_digits_too(tmp_path):
+    _, _, remarks = read_table(tmp_path, "t.csv", "id;photo;text\n4,01235E+12;1.jpg;Hat\n15E3;1.jpg;Hat\n")
+    assert [remark[:44] for remark in remarks] == ["1 rows have a product id such as 1.23E+17: i"]
+
+
 def test_categories_and_captions_of_every_type(tmp_path):
     records = [
         {"id": 1, "kind": ["Hats"]},

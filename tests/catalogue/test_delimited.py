@@ -156,6 +156,7 @@ def test_backslashes_that_may_mean_two_things_are_said(tmp_path):
     assert remark_of(read, "backslashes").startswith("100 rows had backslashes that escape")
 
 
-def test_null_of_a_database_is_blank(tmp_path):
-    rows, _, _ = read_table(tmp_path, "t.tsv", table(lambda n: "\\N\tHat\t1.jpg", "id\ttext\tphoto"))
+@pytest.mark.parametrize("null", ["\\N", "NULL", "#N/A", "n/a", "#REF!"])
+def test_null_of_a_database_or_a_spreadsheet_is_blank(tmp_path, null):
+    rows, _, _ = read_table(tmp_path, "t.tsv", table(lambda n: f"{null}\tHat\t1.jpg", "id\ttext\tphoto"))
     assert {row.product_id[:8] for row in rows} == {"caption-"}

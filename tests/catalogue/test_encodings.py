@@ -15,6 +15,10 @@ TEXTS = {
     "ja": ["メンズシャツ 表示ソ", "綿のシャツ"],
     "ko": ["남성 셔츠 블루", "여성 원피스 여름"],
     "ru": ["Мужская рубашка синяя", "Платье женское летнее"],
+    "tr": ["Kapüşonlu kırmızı elbise", "Bağcıklı ayakkabı, şık gömlek"],
+    "hu": ["Gyönyörű bőr cipő", "Hűvös őszi kabát"],
+    "is": ["Þetta er rauður kjóll", "Ýmsar stærðir, þunnur"],
+    "et": ["Kõrge õlg, kümme mütsi", "Öö jalatsid, sõrmus"],
     "el": ["Ανδρικό πουκάμισο μπλε", "Γυναικείο φόρεμα"],
 }
 NAMED = [
@@ -22,7 +26,7 @@ NAMED = [
     *[("es", "mac_roman"), ("pl", "cp1250"), ("zh", "gbk"), ("zh", "gb18030"), ("tw", "big5"), ("ja", "shift_jis")],
     *[("ja", "cp932"), ("ja", "euc_jp"), ("ko", "euc_kr"), ("ko", "cp949"), ("ru", "cp1251"), ("ru", "koi8_r")],
     *[("el", "cp1253"), ("zh", "utf-16-le"), ("zh", "utf-16-be"), ("fr", "utf-16-le"), ("ja", "utf-32-le")],
-    ("ru", "utf-32-be"),
+    *[("ru", "utf-32-be"), ("tr", "cp1254"), ("tr", "iso8859_9"), ("hu", "cp1250"), ("is", "cp1252"), ("et", "cp1252")],
 ]
 
 

@@ -22,6 +22,7 @@ from tests.helpers import read_table
         ("&lt;p&gt;Soft &amp;amp; warm&lt;/p&gt;", "Soft & warm"),
         ("Caf&eacute; &#233; &#xE9; &#146; &quot;x&quot; 5 &times; 5", 'Café é é ’ "x" 5 × 5'),
         ("super&shy;soft", "supersoft"),
+        ("One\\nTwo\\r\\nThree", "One Two Three"),
         ("Soft&nbsp wool &amp more", "Soft wool & more"),
         ('Soft wool <a href="https://x.exa', "Soft wool"),
         ("<h1>Hat</h1><table><tr><td>a</td><td>b</td></tr></table>", "Hat a b"),

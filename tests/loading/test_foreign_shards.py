@@ -93,6 +93,13 @@ KINDS = {
     "pairs, then records": (each(".jpg", ".txt") + each(".json"), 4, {}, {}, 4, {}, {APART: 4}),
     "names twice, apart": (apart(".jpg", ".jpg", ".txt", ".txt"), 8, {}, {}, 0, {NOT_ADJACENT: 8}, {}),
     "names twice, one text": (apart(".jpg", ".jpg", ".txt"), 0, {AMBIGUOUS: 8}, {}, 0, {NOT_ADJACENT: 8}, {}),
+    "names that begin with underscores": (
+        ["__0.jpg", "__0.txt", "__1/a.jpg", "__1/a.txt", "__2_.jpg", "__2_.txt"],
+        3,
+        {},
+        {},
+    ),
+    "what zip and webdataset add": (["__MACOSX/0.jpg", "__meta__", "__x__/a.jpg", *each(".jpg", ".txt")], 4, {}, {}),
     "a picture twice": (each(".jpg") + each(".jpg", ".txt"), 4, {NO_CAPTION: 4}, {}),
 }
 

@@ -7,6 +7,7 @@ import pytest
 from clip_finetuning.loading.sample import (
     NO_CAPTION,
     NO_PICTURE,
+    NO_UTF8,
     SampleError,
     is_text,
     parse_sample,
@@ -25,6 +26,23 @@ def parsed(**files):
 
 def record(**fields):
     return json.dumps(fields)
+
+
+RUSSIAN = ("Шапка", "Платье", "Юбка", "Туфли")
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "gbk", "koi8_r", "latin-1", "cp1254"])
+def test_captions_in_another_encoding_are_told_and_stay_apart(encoding):
+    texts = RUSSIAN if encoding in ("cp1251", "koi8_r", "gbk") else ("café", "cafe", "cafè", "cafë")
+    samples = [parsed(txt=text.encode(encoding)) for text in texts]
+    assert len({sample.product_id for sample in samples}) == len({sample.captions[0] for sample in samples}) == 4
+    assert [sample.guess for sample in samples] == [NO_UTF8 if not text.isascii() else None for text in texts]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8", "utf-8-sig"])
+def test_captions_in_unicode_are_read_as_such(encoding):
+    sample = parsed(txt="Schuhe für Männer".encode(encoding))
+    assert (sample.captions, sample.guess) == (["Schuhe für Männer"], None)
 
 
 def test_our_own_sample():
@@ -56,7 +74,7 @@ def test_pictures_by_suffix(suffix):
         ({"txt": "a", "json": record(captions=["a", "", None, "b", {"c": 1}])}, ["a", "b"]),
         ({"txt": "a", "json": record(captions="a string")}, ["a"]),
         ({"txt": "two\nlines\tand  blanks\r\n"}, ["two lines and blanks"]),
-        ({"txt": b"caf\xe9"}, ["caf\ufffd"]),
+        ({"txt": b"caf\xe9"}, ["café"]),
         ({"txt": "x" * 100_000}, ["x" * 100_000]),
     ],
 )

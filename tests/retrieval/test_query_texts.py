@@ -158,6 +158,12 @@ def test_attributes_make_better_keywords_than_a_caption():
     assert "1 by attributes and category, 1 by leaving out" in note
 
 
+def test_nobody_asks_for_true_or_false():
+    said = np.array([{"waterproof": "true", "on_sale": "false", "colour": "Red"}, {"on_sale": "true"}], dtype=object)
+    found, _ = made_of(["Our new piece.", "Blue shoe"], ["DRESSES", "SHOES"], attributes=said)
+    assert [text for text, _ in found] == ["red dresses", "Blue shoe"]
+
+
 def test_what_the_data_cannot_be_asked_is_left_out_and_said():
     """The rest is measured: nobody embeds a catalogue again for it."""
     embeddings = embedded_catalogue(products=2, views=1, captions=["of the", "..."])

@@ -76,11 +76,19 @@ def test_fewer_products_than_candidates_leave_places_empty():
     embeddings = embedded_catalogue(products=30, views=2, noise=0.1)
     result = protocols.evaluate(embeddings, "sampled101", (1, 5))
     assert result["fewest_negatives"] == 29
-    assert "29 to 100 negatives" in result["protocol"]
+    assert "its positive and 29 negatives" in result["protocol"]
     assert "600 of 600 lists topped up" in result["protocol"] and result["topped_up"] == 2 * 5 * 60
     assert protocols.evaluate(embeddings, "sampled101", (1, 500))["text_to_image"]["chance"]["recall@500"] == 1
     assert result["text_to_image"]["chance"]["recall@5"] == pytest.approx(5 / 30)
     assert recalls(result)[0] > 0.9
+
+
+def test_places_that_are_empty_are_no_rivals_of_a_query_without_an_embedding():
+    embeddings = embedded_catalogue(products=6, views=1)
+    embeddings.image_embeddings[2] = embeddings.text_embeddings[3] = 0
+    result = protocols.evaluate(embeddings, "sampled101", (6, 7))
+    for direction in ("text_to_image", "image_to_text"):
+        assert result[direction]["recall@6"] == 1 and result[direction]["mean_rank"] <= 6
 
 
 def test_the_lists_are_the_same_everywhere():

@@ -62,6 +62,11 @@ def test_what_has_no_category_is_counted(names):
     assert (result["without_category"], result["without_embedding"], result["images"]) == (1, [], 2)
 
 
+def test_spellings_that_the_prompts_make_equal_are_one_class(names):
+    result = zero_shot.classify(None, labelled(["Bags", "SHOES", "bags", "Shoes "], [0, 1, 0, 1]), "fp32")
+    assert (result["top1"], result["classes"], result["other_spellings"]) == (1.0, 2, 2)
+
+
 # ------------------------------------------------------------------------------------------------- prompts
 
 
