@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from clip_finetuning.model import conversion, hf_config
 from clip_finetuning.model.architecture import Architecture, check_architecture
 
-OPEN_CLIP, TRANSFORMERS, PICTURES = "open_clip_config.json", "config.json", "preprocessor_config.json"
+OPEN_CLIP, TRANSFORMERS = "open_clip_config.json", "config.json"
 
 
 class Said(NamedTuple):
@@ -54,16 +54,14 @@ def _open_clip(where: Path, config: dict) -> Said:
 
 
 def _transformers(where: Path, config: dict, folder: Path) -> Said:
-    """config.json, and preprocessor_config.json where there is one."""
+    """config.json, and how pictures are prepared where a file says it."""
     architecture, activation = hf_config.architecture_of(config), hf_config.activation_of(config)
     if architecture is not None:
         text = architecture["text_cfg"]
         if text["vocab_size"] != hf_config.CLIP_TEXT["vocab_size"] and "hf_tokenizer_name" not in text:
             text["hf_tokenizer_name"] = str(folder)
         architecture = _named(_checked(architecture, where), where)
-    pictures = folder / PICTURES
-    preprocess = hf_config.preprocess_of(_read(pictures)) if pictures.is_file() else None
-    return Said(where, architecture, preprocess, activation)
+    return Said(where, architecture, hf_config.recipe_in(folder), activation)
 
 
 def _checked(architecture: dict, where: Path) -> dict:

@@ -1,7 +1,9 @@
 """What transformers' config.json and preprocessor_config.json say, in open_clip's words."""
 
+import json
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -38,6 +40,8 @@ SIGLIP_TEXT = {"vocab_size": 32000, "max_position_embeddings": 64, "hidden_act":
 SIGLIP_SIZES = {768: "base", 1024: "large", 1152: "so400m", 1536: "giantopt"}  # timm's words for widths
 CLIP_EOS, ARGMAX = 49407, 2  # the end of a text is CLIP's largest number; 2 tells transformers to take the largest
 TANH = "gelu_pytorch_tanh"
+# Where a recipe for pictures is written, and under which key.
+PICTURES = {"preprocessor_config.json": None, "processor_config.json": "image_processor"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -106,6 +110,8 @@ def activation_of(config: Config) -> str:
     """The activation of a config.json, of its texts if the towers have two. Raises ValueError for one that open_clip lacks."""
     defaults = CLIP_TEXT if config.get("model_type") == "clip" else SIGLIP_TEXT
     activation = _section(config, "text", defaults)["hidden_act"]
+    if config.get("model_type") == "clip" and _section(config, "vision", CLIP_VISION)["hidden_act"] != activation:
+        raise ValueError("its towers have two activations, which open_clip's models do not")
     if activation not in ("quick_gelu", "gelu", TANH):
         raise ValueError(f"open_clip has no activation {str(activation)[:40]}")
     return activation
@@ -144,6 +150,19 @@ def essentials(config: Config) -> Config:
                 fields["mlp_ratio"] = int(fields["width"] * fields["mlp_ratio"])
             found[section] = {name: value for name, value in fields.items() if name not in other}
     return found
+
+
+def recipe_in(folder: Path) -> Config | None:
+    """What a folder says of how pictures are prepared: preprocessor_config.json, or what transformers 5 writes; None for nothing.
+
+    Raises ValueError, LookupError, TypeError or AttributeError for a file that is none.
+    """
+    for name, key in PICTURES.items():
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            if key is None or key in found:
+                return preprocess_of(found[key] if key else found)
+    return None
 
 
 def preprocess_of(config: Config) -> Config:

@@ -6,12 +6,14 @@ a file holds the model twice, the average of the weights is taken, which is what
 prefixes that everybody knows is said in one line.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
+from clip_finetuning.model.fingerprint import SCALARS
 from clip_finetuning.model.torch_archive import Thing, tensors_of
 from clip_finetuning.runtime.text import printable
 
@@ -21,7 +23,8 @@ USUAL_KEYS = ("state_dict", "model_state_dict", "model")
 TOWERS = ("visual", "vision_model", "image_encoder")  # open_clip's and OpenAI's, transformers', MobileCLIP's own
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # never part of a name
 USUAL_PREFIX = re.compile(r"(module\.)*")  # DistributedDataParallel's
-AVERAGED = {"ema", "teacher", "average", "averaged", "avg", "shadow", "swa", "polyak", "modelema"}
+AVERAGED = {"ema", "teacher", "average", "averages", "averaged", "avg", "shadow", "swa", "polyak", "modelema"}
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # as in emaModel
 NO_MODEL = {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "exp_avg", "rng", "momentum"}
 DEEPEST = 4  # dictionaries in dictionaries
 
@@ -56,7 +59,9 @@ def find(content: Mapping[Any, Any]) -> Found:
     places = [place for keys, weights in tables for place in _models(keys, weights)]
     if places:
         chosen = _choose(places)
-        return Found(chosen.weights, ".".join(chosen.keys), _remark(chosen, places))
+        scalars, told = _scalars_elsewhere(chosen, tables)
+        remark = "; ".join(filter(None, (_remark(chosen, places, [*scalars]), told)))
+        return Found({**chosen.weights, **dict(scalars.values())}, ".".join(chosen.keys), remark)
     usual = [table for table in tables if table[0] in [(key,) for key in USUAL_KEYS]] or tables
     if not usual:
         raise ValueError("holds no weights: no tensors under 'state_dict' or at its top level")
@@ -83,6 +88,10 @@ def _tables(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
 
 def _models(keys: tuple[str, ...], weights: Weights) -> list[_Place]:
     """The models whose weights lie in one dictionary, each by the prefix of its image tower."""
+    shared = os.path.commonprefix(list(weights))  # noqa: RUF071 - by letters: clip_visual.proj
+    stripped = {name.removeprefix(shared): value for name, value in weights.items()}
+    if shared and any(name.split(".")[0] in TOWERS for name in stripped):  # also where it looks like a tower itself
+        return [place._replace(prefix=shared + place.prefix) for place in _models(keys, stripped)]
     prefixes = {prefix for name in weights if (prefix := _prefix(name)) is not None}
     places, left = [], dict(weights)
     for prefix in sorted(prefixes, key=lambda prefix: -len(prefix)):  # a blank one would take them all
@@ -101,7 +110,7 @@ def _prefix(name: str) -> str | None:
 
 
 def _is_averaged(*names: str) -> bool:
-    return any(AVERAGED & set(re.split(r"[^a-z]+", name.lower())) for name in names)
+    return any(AVERAGED & set(re.split(r"[^a-z]+", HUMP.sub("_", name).lower())) for name in names)
 
 
 def _choose(places: list[_Place]) -> _Place:
@@ -121,12 +130,30 @@ def _choose(places: list[_Place]) -> _Place:
 
 
 def _has_a_like(place: _Place, places: list[_Place]) -> bool:
-    shapes = {name: value.shape for name, value in place.weights.items()}
     others = [other for other in places if not other.is_averaged]
-    return not others or any({name: value.shape for name, value in o.weights.items()} == shapes for o in others)
+    return not others or any(_shapes(other) == _shapes(place) for other in others)
 
 
-def _remark(chosen: _Place, places: list[_Place]) -> str:
+def _shapes(place):
+    return {name: value.shape for name, value in place.weights.items() if name not in SCALARS}
+
+
+def _scalars_elsewhere(chosen: _Place, tables: list[tuple[tuple[str, ...], Weights]]):
+    """({where: (name, value)} of the loss's scalars that lie beside the model, as losses of their own keep them; what to say)."""
+    found = {}
+    for scalar in SCALARS:
+        places = [
+            (name if keys == chosen.keys else ".".join([*keys, name]), value)
+            for keys, weights in tables
+            for name, value in weights.items()
+            if name.rpartition(".")[2] == scalar and value.numel() == 1
+        ]
+        if scalar not in chosen.weights and len(places) == 1:
+            found[places[0][0]] = scalar, places[0][1]
+    return found, "; ".join(f"its {name} is {printable(where)[:60]}" for where, (name, _) in found.items())
+
+
+def _remark(chosen: _Place, places: list[_Place], taken: list[str]) -> str:
     """One line on what is not to be expected, "" for nothing."""
     parts = []
     if len(chosen.keys) > 1 or (chosen.keys and chosen.keys[0] not in USUAL_KEYS):
@@ -137,8 +164,7 @@ def _remark(chosen: _Place, places: list[_Place]) -> str:
     if others:
         why = "the average of the weights is taken" if chosen.is_averaged else "this one is taken"
         parts.append(f"{why}, not {', '.join(others)}")
-    if chosen.others:
-        parts.append(
-            f"{len(chosen.others)} tensors of something else are left out ({printable(chosen.others[0])[:60]})"
-        )
+    others = [name for name in chosen.others if name not in taken]
+    if others:
+        parts.append(f"{len(others)} tensors of something else are left out ({printable(others[0])[:60]})")
     return "; ".join(parts)

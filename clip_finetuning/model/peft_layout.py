@@ -23,6 +23,11 @@ from clip_finetuning.runtime.text import printable
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # Up to this version, PEFT adds the pair of nn.MultiheadAttention's output twice whenever it computes (its pull request 3774).
+LEAVE_THE_BASE = (
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # ways to begin the pairs; of the others the base's weights are changed
 TWICE, TWICE_UP_TO = ".base_layer.out_proj", (0, 21, 2)
 KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 BLOCKS = {
@@ -130,6 +135,14 @@ def saved(folder: object, checkpoint: Mapping[str, Any], model: nn.Module) -> Sa
     Ranks and scales may differ between modules: all become pairs of the largest rank, with the scale worked into B.
     """
     config, tensors = checkpoint["peft"]["config"], checkpoint["peft"]["tensors"]
+    begun = config.get("init_lora_weights", True)
+    if not (begun is None or isinstance(begun, bool) or begun in LEAVE_THE_BASE):
+        raise ValueError(
+            printable(
+                f"{folder}: its pairs began as {str(begun)[:40]}, which changes the weights that they add to: save it again with PEFT's "
+                "path_initial_model_for_weight_conversion"
+            )
+        )
     places, found = _places(model), {matrix.name: matrix for matrix in matrices(model)}
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     twice = False

@@ -12,7 +12,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 
 from clip_finetuning.model import hf_config, hub, weight_files
 from clip_finetuning.model.architecture import Architecture, check_architecture
-from clip_finetuning.model.beside import OPEN_CLIP, PICTURES, TRANSFORMERS
+from clip_finetuning.model.beside import OPEN_CLIP, TRANSFORMERS
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 TRANSFORMERS_WEIGHTS = "model.safetensors"
@@ -36,7 +36,10 @@ def look_up(name: str, cache_dir: str | None) -> Source:
     place, _, identifier = name.partition(":")
     config, of_transformers = _config(name, cache_dir)
     if of_transformers:
-        model_cfg = hf_config.architecture_of(config)
+        try:
+            model_cfg = hf_config.architecture_of(config)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"MODEL_NAME={name}: its config.json is not understood ({in_short(error)})") from error
         if model_cfg is None:
             raise ValueError(f"MODEL_NAME={name}: open_clip has no such architecture as its config.json says")
         preprocess = _pictures(name, cache_dir)
@@ -87,15 +90,19 @@ def _config(name: str, cache_dir: str | None) -> tuple[dict[str, Any], bool]:
 
 
 def _pictures(name: str, cache_dir: str | None) -> dict[str, Any]:
-    """What preprocessor_config.json says, {} where there is none."""
+    """How pictures are prepared, {} where no file says it, which one line tells."""
     place, _, identifier = name.partition(":")
+    reason = "there is no preprocessor_config.json"
     try:
-        path = Path(identifier, PICTURES)
+        folder = Path(identifier)
         if place == "hf-hub":
-            path = Path(_fetched(name, [PICTURES], cache_dir, PICTURES))
-        return hf_config.preprocess_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
+            folder = Path(_fetched(name, list(hf_config.PICTURES), cache_dir, "how pictures are prepared")).parent
+        if (recipe := hf_config.recipe_in(folder)) is not None:
+            return recipe
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = in_short(error)
+    print(f"{name} does not say how pictures are prepared, so OpenCLIP's usual way is assumed ({reason})")
+    return {}
 
 
 def _fetched(name: str, files: list[str], cache_dir: str | None, what: str) -> str:

@@ -37,6 +37,7 @@ from clip_finetuning.runtime.atomic_write import atomic_write
 from clip_finetuning.runtime.text import printable
 from clip_finetuning.runtime.version import version
 
+OURS = ("model_config", "preprocess", "version", "open_clip_model")  # what stands beside the name in this suite's files
 START = "start.pt"  # beside the checkpoints of a run that is held to its start, or keeps a share of it
 
 
@@ -123,7 +124,7 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
         raise ValueError(f"checkpoint {path} holds no weights: expected a dictionary, found {type(content).__name__}")
     if isinstance(content.get("lora"), dict) and "state_dict" not in content:  # additions alone
         return {**content, "state_dict": {}}
-    if isinstance(content.get("state_dict"), dict) and isinstance(content.get("model_name"), str):  # this suite's
+    if isinstance(content.get("state_dict"), dict) and isinstance(content.get("model_name"), str) and _is_ours(content):
         checkpoint, weights = content, content["state_dict"]
         weights = {str(key): value for key, value in weights.items() if isinstance(value, torch.Tensor)}
         if not weights:
@@ -139,11 +140,16 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
         content = {}
     is_openai = quick_gelu or conversion.is_openai(found.weights)
     return {
-        **content,
+        **{name: value for name, value in content.items() if name not in (*OURS, "model_name")},
         "state_dict": found.weights,
         "said": beside.look(file, found.weights),
         "is_openai": is_openai,
     }
+
+
+def _is_ours(content):
+    """Whether this suite wrote a file: other trainers have a `model_name` too, of their own words."""
+    return any(name in content for name in OURS)
 
 
 def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLike) -> None:
@@ -153,11 +159,19 @@ def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLik
         add_logit_bias(clip_model)
     if isinstance(checkpoint.get("logit_bias"), torch.Tensor):
         weights["logit_bias"] = checkpoint["logit_bias"]
+    for name, value in weights.items():
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            raise ValueError(
+                printable(f"{path}: {name} is no plain tensor of numbers (sparse, quantised, complex or without data)")
+            )
     expected, told = model.state_dict(), []
     original = weights = conversion.without_buffers(weights, expected)
     if _differences(expected, weights):
         with quiet(), contextlib.suppress(Exception):  # a conversion may fail in any way: then it is no such layout
-            weights, told = conversion.converted(weights, model)
+            whole = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+            weights, told = conversion.converted(
+                whole, model
+            )  # which interpolates, as no half-precision numbers can be
     for name in SCALARS:  # a scalar for some trainers, one element for others
         wanted = getattr(model, name, None)
         if name in weights and isinstance(wanted, torch.Tensor) and weights[name].numel() == wanted.numel():
@@ -168,6 +182,14 @@ def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLik
         raise ValueError(
             f"{path} does not hold the weights of {clip_model.name}: {differences}{look}; set MODEL_NAME to its architecture"
         )
+    for name, value in weights.items():
+        if expected[name].is_floating_point() and not value.is_floating_point():
+            raise ValueError(
+                printable(
+                    f"{path}: {name} is in whole numbers ({value.dtype}), as quantised weights are, without the scale that makes "
+                    "weights of them; save the model in floating point"
+                )
+            )
     if told:
         print(f"{path}: {'; '.join(told)}")
     model.load_state_dict(weights)

@@ -101,7 +101,8 @@ def _columns(e):
     attributes: dict[str, list[str]] = {}
     for product, said in zip(e.image_product, () if e.attributes is None else e.attributes):
         if said:
-            attributes.setdefault(product, [value for value in said.values() if value not in ("true", "false")])
+            words = [str(value) for value in said.values()]
+            attributes.setdefault(product, [word for word in words if word not in ("true", "false")])
     return columns, attributes
 
 

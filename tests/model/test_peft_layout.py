@@ -127,6 +127,7 @@ def test_an_adapter_to_open_clips_own_modules_and_its_packed_attention(base, tmp
 QUERIES = "vision_model.encoder.layers.0.self_attn.q_proj"
 BROKEN = {
     "DoRA": ({f"base_model.model.{QUERIES}.lora_magnitude_vector": torch.ones(32)}, {}, "has no place in this model"),
+    "pairs that began with the base's parts": (pair(QUERIES, 32, 32)[0], {"init_lora_weights": "pissa_niter_4"}, "began as pissa_niter_4"),
     "a layer that is not there": (pair("vision_model.encoder.layers.7.mlp.fc1", 128, 32)[0], {}, "has no place in this model"),
     "another width": (pair(QUERIES, 48, 32)[0], {}, "does not fit its 32 x 32"),
     "half a pair": (dict(list(pair(QUERIES, 32, 32)[0].items())[:1]), {}, "does not fit its 32 x 32"),

@@ -139,6 +139,10 @@ def prefixed(weights, prefix):
     return {f"{prefix}{name}": value for name, value in weights.items()}
 
 
+def without_scale(weights):
+    return {name: value for name, value in weights.items() if name != "logit_scale"}
+
+
 def old(weights):
     """The weights before an average of them: others."""
     return {name: value * 0 for name, value in weights.items()}
@@ -199,9 +203,30 @@ WRAPPED = {
     "a whole module": lambda w, m: m,
     "a whole module under a key": lambda w, m: {"model": m, "args": argparse.Namespace()},
     "sixteen bits": lambda w, m: {"state_dict": {n: v.bfloat16() for n, v in w.items()}},
+    "a prefix as open_clip calls a tower": lambda w, m: prefixed(w, "visual."),
+    "a prefix as MobileCLIP calls a tower": lambda w, m: {"state_dict": prefixed(w, "image_encoder.")},
+    "a prefix as transformers calls a tower": lambda w, m: prefixed(w, "module.vision_model."),
+    "a prefix without a dot": lambda w, m: {"model": prefixed(w, "clip_")},
+    "the scale in a loss": lambda w, m: {
+        "state_dict": {**prefixed(without_scale(w), "model."), "loss.logit_scale": w["logit_scale"]}
+    },
+    "the scale beside the model": lambda w, m: {"model": without_scale(w), "logit_scale": w["logit_scale"]},
+    "an average without the scale": lambda w, m: {
+        "state_dict": {**old(w), "logit_scale": w["logit_scale"]},
+        "ema": without_scale(w),
+    },
+    "an average with a scale of one": lambda w, m: {
+        "model": old(w),
+        "emaModel": {**w, "logit_scale": w["logit_scale"].reshape(1)},
+    },
+    "a name in another trainer's words": lambda w, m: {"model_name": "ViT-B/32", "model": w, "preprocess": "none"},
+    "such a name and a prefix": lambda w, m: {"model_name": "my-clip", "state_dict": prefixed(w, "module.")},
     "MMEngine": lambda w, m: {"meta": {"a": 1}, "state_dict": prefixed(w, "backbone."), "message_hub": Callback()},
 }
-SILENT = ("a bare state dict", "DistributedDataParallel and compile", "sixteen bits", "one tower compiled")
+SILENT = (
+    *("a bare state dict", "DistributedDataParallel and compile", "sixteen bits", "one tower compiled"),
+    *("a name in another trainer's words", "such a name and a prefix"),
+)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -219,9 +244,38 @@ def test_whatever_a_trainer_wraps_weights_in(tmp_path, original, weights, how, m
     assert told.count("\n") <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("hugging_face", [False, True])
+def test_half_precision_weights_of_another_picture_size(tmp_path, weights, capsys, dtype, hugging_face):
+    halves = hf_clip().state_dict() if hugging_face else weights
+    torch.save({name: v.to(dtype) if v.is_floating_point() else v for name, v in halves.items()}, tmp_path / "a.pt")
+    changes = two_layers() if hugging_face else dict(TINY)
+    changes["vision_cfg"] = {**changes["vision_cfg"], "image_size": 48}
+    clip.create_model(write_config(tmp_path, **changes), str(tmp_path / "a.pt"))
+    assert "interpolated from 17 to 37 places" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [
+        (lambda v: (v * 100).to(torch.int8), "is in whole numbers .torch.int8., as quantised weights are"),
+        (lambda v: v.to_sparse(), "is no plain tensor of numbers"),
+        (lambda v: v.to(torch.complex64), "is no plain tensor of numbers"),
+        (lambda v: v.to("meta"), "is no plain tensor of numbers"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused_in_one_line(tmp_path, weights, how, words):
+    torch.save({**weights, "visual.proj": how(weights["visual.proj"])}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=words) as error:
+        clip.create_model(write_config(tmp_path), str(tmp_path / "a.pt"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("the scale in a loss", "its logit_scale is loss.logit_scale$"),
+        ("the scale beside the model", "its logit_scale is logit_scale$"),
         (
             "Lightning",
             "nothing of argparse.Namespace.*; their names are read without 'model.'; 1 tensors .*loss.weight",
