@@ -108,7 +108,7 @@ def create_start(
     if not isinstance(pretrained, str):
         raise ValueError("the checkpoint does not say which weights it began with")
     architecture = Architecture(clip_model.name, clip_model.config)
-    if not named and "path" in checkpoint:
+    if not named and "path" in checkpoint and not sources.is_source(pretrained):
         pretrained = _found(pretrained, checkpoint["path"], architecture)
     return _begun(architecture, pretrained, named, cache_dir, clip_model.device, image)
 

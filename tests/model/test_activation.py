@@ -82,6 +82,40 @@ def test_transformers_config_beside_the_weights_tells(tmp_path, activation, caps
     assert without.name == "hf" and without.model.state_dict().keys() == model.model.state_dict().keys()
 
 
+def test_the_pictures_of_transformers_5_are_told_by_its_processor(tmp_path, capsys):
+    folder = tmp_path / "hf"
+    hf_clip().save_pretrained(folder)
+    pictures = {"image_mean": [0.5] * 3, "image_std": [0.2] * 3, "resample": 2, "size": {"height": 32, "width": 32}}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": pictures | {"do_center_crop": False}}))
+    for name, path in ((write_config(tmp_path, **two_layers()), str(folder)), (f"local-dir:{folder}", "")):
+        recipe = clip.create_model(name, path).preprocess
+        assert (recipe["mean"], recipe["std"], recipe["interpolation"]) == ([0.5] * 3, [0.2] * 3, "bilinear")
+        assert recipe["resize_mode"] == "squash"
+    assert "assumed" not in capsys.readouterr().out
+    (folder / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    clip.create_model(f"local-dir:{folder}")
+    assert "does not say how pictures are prepared, so OpenCLIP's usual way is assumed" in capsys.readouterr().out
+
+
+def test_two_activations_are_not_taken_for_one(tmp_path, capsys):
+    folder = tmp_path / "hf"
+    hf_clip().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "quick_gelu"
+    (folder / "config.json").write_text(json.dumps(config))
+    clip.create_model(write_config(tmp_path, **two_layers()), str(folder))
+    assert "not understood (its towers have two activations" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="open_clip has no such architecture"):
+        clip.create_model(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"model_type": "clip", "vision_config": {"num_attention_heads": 0}}'])
+def test_a_folder_whose_config_is_none_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="its config.json is not understood"):
+        clip.create_model(f"local-dir:{tmp_path}")
+
+
 def test_another_architecture_beside_the_weights_is_refused_by_name(tmp_path):
     hf_clip().save_pretrained(tmp_path / "hf")
     with pytest.raises(
