@@ -166,10 +166,11 @@ def remarks(
                 f"{best:g} is not better than {others[0]:g} beyond chance ({gain:+.4f} [{low:+.4f}, {high:+.4f}]): more "
                 "validation products, or a longer training, would tell them apart"
             )
-    if best in (min(rates), max(rates)):
+    at_guessing = outcome.trouble == NO_BETTER_THAN_GUESSING
+    if best == max(rates) or (best == min(rates) and not at_guessing):
         what, word = ("highest", "higher") if best == max(rates) else ("lowest", "lower")
         found.append(f"{best:g} is the {what} of the rates: a {word} one may be better still")
-    if outcome.trouble == NO_BETTER_THAN_GUESSING:
+    if at_guessing:
         found.append(f"the loss of {best:g} is no better than that of guessing after {outcome.step} steps")
     return found
 
