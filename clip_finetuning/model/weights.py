@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 
 from clip_finetuning.model import (
@@ -148,8 +149,11 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
 
 
 def _is_ours(content):
-    """Whether this suite wrote a file: other trainers have a `model_name` too, of their own words."""
-    return any(name in content for name in OURS)
+    """Whether a file is as this suite writes it: other trainers have a `model_name` too, of their own words and with prefixes."""
+    is_known = content["model_name"] in open_clip.list_models()
+    return any(name in content for name in OURS) or (
+        is_known and any(str(name).startswith("visual.") for name in content["state_dict"])
+    )
 
 
 def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLike) -> None:

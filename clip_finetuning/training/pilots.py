@@ -21,6 +21,7 @@ from clip_finetuning.model.weights import write
 from clip_finetuning.runtime import distributed
 from clip_finetuning.runtime.atomic_write import remove_leftovers
 from clip_finetuning.runtime.console import warn
+from clip_finetuning.runtime.version import version
 from clip_finetuning.training import halving, pilot_record, state, summary
 from clip_finetuning.training.first_loss import guessing_loss
 from clip_finetuning.training.halving import Outcome
@@ -36,8 +37,9 @@ class StateFolder(CheckpointFolder):
         return path.name != BEST and super().save(path, clip_model, needed, **fields)
 
     def _write(self, path, clip_model, *, alone=False, **fields):
-        # Its name tells the file from those of other trainers, whose weights are searched for.
-        write(path, {"model_name": clip_model.name, "state_dict": clip_model.model.state_dict(), **fields})
+        # Name and version tell the file from those of other trainers, whose weights are searched for.
+        own = {"model_name": clip_model.name, "version": version(), "state_dict": clip_model.model.state_dict()}
+        write(path, {**own, **fields})
 
 
 class Pilots:
