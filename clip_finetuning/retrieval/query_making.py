@@ -99,10 +99,10 @@ def _columns(e):
     for product, category, subcategory in zip(e.image_product, e.category, e.subcategory):
         columns[product] = columns.get(product) or subcategory or category
     attributes: dict[str, list[str]] = {}
-    for product, said in zip(e.image_product, () if e.attributes is None else e.attributes):
-        if said:
-            words = [str(value) for value in said.values()]
-            attributes.setdefault(product, [word for word in words if word not in ("true", "false")])
+    listed: list[dict[str, str]] = [] if e.attributes is None else e.attributes.tolist()
+    for product, said in zip(e.image_product, listed):
+        if said:  # nobody asks for true or false
+            attributes.setdefault(product, [value for value in said.values() if value not in ("true", "false")])
     return columns, attributes
 
 
