@@ -52,6 +52,30 @@ def places(processes):
     ]
 
 
+def exit_codes(processes, seconds):
+    """Start processes and wait for each -> their exit codes; None for one that does not end, which is killed."""
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(seconds)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def take_over(stdout, stderr):
+    """In a process of CONTEXT, before anything else: print into these files, as a process of its own would compute and fork."""
+    import torch
+
+    for descriptor, console in enumerate((stdout, stderr), start=1):
+        with open(console, "a") as file:
+            os.dup2(file.fileno(), descriptor)
+    torch.set_num_threads(1)
+    if os.name == "posix":  # a process of a forkserver would start its workers by another one, which outlives a kill
+        multiprocessing.set_start_method("fork", force=True)
+
+
 def _run(script, arguments, cwd, environments, timeout):
     with tempfile.TemporaryDirectory() as folder:
         consoles = [os.path.join(folder, name) for name in ("stdout", "stderr")]
@@ -60,13 +84,7 @@ def _run(script, arguments, cwd, environments, timeout):
             CONTEXT.Process(target=_script, args=(command, str(cwd or os.getcwd()), environment, consoles))
             for environment in environments
         ]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(timeout)
-        codes = [child.exitcode for child in children]
-        for child in children:
-            child.kill()
+        codes = exit_codes(children, timeout)
         stdout, stderr = (Path(console).read_text(encoding="utf-8", errors="replace") for console in consoles)
     assert None not in codes, f"{command} did not end in {timeout} seconds\n{stdout}\n{stderr}"
     return Done(next(filter(None, codes), 0), stdout, stderr)
@@ -74,19 +92,12 @@ def _run(script, arguments, cwd, environments, timeout):
 
 def _script(command, folder, environment, consoles):
     """Be `python script arguments`."""
-    import torch
-
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    for descriptor, console in enumerate(consoles, start=1):
-        with open(console, "a") as file:
-            os.dup2(file.fileno(), descriptor)
+    take_over(*consoles)
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]  # they have read another environment
-    torch.set_num_threads(1)
-    if os.name == "posix":  # a process of a forkserver would start its workers by another one, which outlives a kill
-        multiprocessing.set_start_method("fork", force=True)
     sys.argv = command
     sys.path.insert(0, os.path.dirname(command[0]))
     runpy.run_path(command[0], run_name="__main__")

@@ -5,7 +5,6 @@ import errno
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import shlex
 import signal
@@ -30,7 +29,7 @@ from clip_finetuning.runtime import signals
 from clip_finetuning.training import losses, run_folder, state
 from clip_finetuning.training import step as training_step
 from tests.helpers import catalogue_sample, write_config, write_shard
-from tests.processes import CONTEXT, places
+from tests.processes import CONTEXT, exit_codes, places, take_over
 
 PRODUCTS, VIEWS, BATCH = 24, 2, 8  # 6 batches an epoch
 
@@ -92,12 +91,7 @@ def assert_same_weights(run, other, tolerance=0.0):
 def _child(arguments, console, group=False):
     if group:
         os.setpgid(0, 0)
-    with open(console, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    if os.name == "posix":  # a process of a forkserver would start its workers by another one, which outlives a kill
-        multiprocessing.set_start_method("fork", force=True)
+    take_over(console, console)
     commands.run(lambda: clipFineTuner.main(arguments), settings)
 
 
@@ -1089,15 +1083,7 @@ def _rank(arguments, place, console):
 def train_on_two_ranks(arguments, consoles, seconds=120, target=_rank):
     """A trainer for each of two command lines, as torchrun would start them -> exit codes; None for one that waits."""
     started = zip(arguments, places(2), map(str, consoles))
-    ranks = [CONTEXT.Process(target=target, args=one) for one in started]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(seconds)
-    codes = [rank.exitcode for rank in ranks]
-    for rank in ranks:
-        rank.kill()
-    return codes
+    return exit_codes([CONTEXT.Process(target=target, args=one) for one in started], seconds)
 
 
 def test_two_processes_train_like_one(data, tmp_path, finished):

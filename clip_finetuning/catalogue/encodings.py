@@ -111,7 +111,7 @@ def guess(sample: bytes) -> str:
     runs = HIGH.findall(words)
     beyond = sum(map(len, runs))
     if beyond < 1.8 * len(runs) and 2 * _oddness(sample.decode(western, "replace")) < beyond:
-        return _neighbour(sample) or western if western == "cp1252" else western
+        return (_neighbour(sample) if western == "cp1252" else None) or western
     from charset_normalizer import from_bytes
 
     found = from_bytes(words, cp_isolation=[*EASTERN, *OTHERS]).best()

@@ -22,12 +22,9 @@ from clip_finetuning.runtime.text import printable
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+# Ways to begin the pairs that leave the base's weights as they are; the others that have a name change them.
+LEAVE_THE_BASE = ("gaussian", "orthogonal", "eva")
 # Up to this version, PEFT adds the pair of nn.MultiheadAttention's output twice whenever it computes (its pull request 3774).
-LEAVE_THE_BASE = (
-    "gaussian",
-    "orthogonal",
-    "eva",
-)  # ways to begin the pairs; of the others the base's weights are changed
 TWICE, TWICE_UP_TO = ".base_layer.out_proj", (0, 21, 2)
 KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 BLOCKS = {

@@ -150,10 +150,10 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = False) -> dict:
 
 def _is_ours(content):
     """Whether a file is as this suite writes it: other trainers have a `model_name` too, of their own words and with prefixes."""
-    is_known = content["model_name"] in open_clip.list_models()
-    return any(name in content for name in OURS) or (
-        is_known and any(str(name).startswith("visual.") for name in content["state_dict"])
-    )
+    if any(name in content for name in OURS):
+        return True
+    is_plain = any(str(name).startswith("visual.") for name in content["state_dict"])
+    return is_plain and content["model_name"] in open_clip.list_models()
 
 
 def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLike) -> None:
@@ -172,10 +172,9 @@ def load_weights(clip_model: ClipModel, checkpoint: dict, path: str | os.PathLik
     original = weights = conversion.without_buffers(weights, expected)
     if _differences(expected, weights):
         with quiet(), contextlib.suppress(Exception):  # a conversion may fail in any way: then it is no such layout
+            # In single precision, since half-precision numbers cannot be interpolated.
             whole = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-            weights, told = conversion.converted(
-                whole, model
-            )  # which interpolates, as no half-precision numbers can be
+            weights, told = conversion.converted(whole, model)
     for name in SCALARS:  # a scalar for some trainers, one element for others
         wanted = getattr(model, name, None)
         if name in weights and isinstance(wanted, torch.Tensor) and weights[name].numel() == wanted.numel():
